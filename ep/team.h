@@ -1,0 +1,24 @@
+/* A team is what ep knows of a group: its sizes, where its ranks live, and the scratch its plans share. Steps of one team
+ * run one after the other on its lanes, so all its plans share the same scratch regions; each region is allocated by the
+ * first plan that needs it and never moves. Loop thread; see node.h. */
+#ifndef EPD_EP_TEAM_H
+#define EPD_EP_TEAM_H
+
+#include "ep/node.h"
+#include "proto/message.h"
+
+struct team;
+
+/* Checks the configuration (errors name the field, what was given and what is allowed). device_idx[world_size]. */
+EPD_MUST_CHECK enum epd_status team_create(struct node *node, const struct message_group_config *config,
+                                           uint32_t world_size, const uint32_t *device_idx, struct team **team,
+                                           struct epd_error *error);
+/* All plans must be gone. Scratch is freed on the lanes. */
+void team_destroy(struct team *team);
+
+int64_t team_capacity_rows(const struct team *team);
+uint32_t team_n_local_experts(const struct team *team);
+/* Owned bytes of one rank now: scratch, routing and saved contexts of its plans. */
+uint64_t team_heap_bytes(const struct team *team, uint32_t rank);
+
+#endif
