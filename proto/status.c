@@ -1,0 +1,50 @@
+#include "proto/status.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+const char *status_name(enum epd_status status)
+{
+    switch (status) {
+#define STATUS_NAME(id, number, text)                                                                        \
+    case id:                                                                                                 \
+        return #id;
+        EPD_STATUS_TABLE(STATUS_NAME)
+#undef STATUS_NAME
+    }
+    return "EPD_?";
+}
+
+const char *status_text(enum epd_status status)
+{
+    switch (status) {
+#define STATUS_TEXT(id, number, text)                                                                        \
+    case id:                                                                                                 \
+        return text;
+        EPD_STATUS_TABLE(STATUS_TEXT)
+#undef STATUS_TEXT
+    }
+    return "unknown status";
+}
+
+int status_known(uint32_t number)
+{
+    switch (number) {
+#define STATUS_NUMBER(id, number, text) case number:
+        EPD_STATUS_TABLE(STATUS_NUMBER)
+#undef STATUS_NUMBER
+        return 1;
+    }
+    return 0;
+}
+
+enum epd_status error_set(struct epd_error *error, enum epd_status status, const char *format, ...)
+{
+    va_list arguments;
+
+    error->status = status;
+    va_start(arguments, format);
+    vsnprintf(error->text, sizeof error->text, format, arguments);
+    va_end(arguments);
+    return status;
+}
