@@ -44,11 +44,12 @@ struct routing {
 
 /* Stage 1, route_count: reads topk_idx, checks it (range 0..E-1 or -1, no expert twice in a token), writes
  * routing.expert and writes this rank's row of counts into counts[r] of every rank r.
- * A bad value is recorded (token, got, allowed), becomes -1, and the kernel goes on.
+ * A bad value is recorded (token, got = the value, allowed = E - 1; expert = -1 when out of range, the expert when it is
+ * repeated), becomes -1, and the kernel goes on; of a repeated expert the first occurrence stays.
  * Stage 2, route_layout (after a barrier): from counts computes m_splits, offsets, needed_rows, dropped_rows of this
- * rank as a receiver and routing.row of this rank as a sender. An over-capacity rank is recorded as
- * EPD_CAPACITY_OVERFLOW (got = needed rows, allowed = capacity); rows past the capacity get row -1; slabs are cut:
- * m_splits[l] = clamp(C - offsets[l], 0, m), offsets are clamped to C. */
+ * rank as a receiver and routing.row of this rank as a sender. An over-capacity rank (needed_rows > C) is recorded as
+ * EPD_CAPACITY_OVERFLOW (got = needed rows, allowed = capacity) unless a token is recorded already; rows past the
+ * capacity get row -1; slabs are cut: m_splits[l] = clamp(C - offsets[l], 0, m), offsets are clamped to C. */
 struct route_args {
     struct exchange_shape shape;
     struct tensor topk_idx; /* [T, K] i32 or i64 */
@@ -108,7 +109,9 @@ struct row_groups {
     uint32_t n_groups;
     const int64_t *m_splits; /* [L] */
     const int64_t *offsets;  /* [L + 1] or NULL */
-    int64_t max_rows;        /* rows of the buffers; splits that would pass it are clamped and recorded */
+    int64_t max_rows;        /* rows of the buffers; splits that would pass it are clamped and recorded: the first such
+                              * group, got = its negative split or offset or else its end, allowed = max_rows; the rank
+                              * of the record stays as the caller preset it */
 };
 
 /* act[m, F] = f(gate) * up (enum epd_activation); rows of groups only. */
