@@ -1,4 +1,4 @@
-/* Datagram <-> struct message. The only file that knows protobuf. Every size, count and enum of a peer is checked here;
+/* Datagram <-> struct message. The codec files are the only ones that know protobuf. Every size, count and enum of a peer is checked here;
  * what passes is safe to use without another look at ranges that depend on nothing but the message itself.
  * Stateless; any thread with its own arena. */
 #ifndef EPD_PROTO_CODEC_H
@@ -22,7 +22,8 @@ enum codec_side {
 EPD_MUST_CHECK enum epd_status codec_decode(enum codec_side side, const void *datagram, size_t bytes,
                                             struct arena *arena, struct message *message, struct epd_error *error);
 
-/* Encodes into the caller's buffer of at least EPD_MAX_DATAGRAM_BYTES. EPD_PROTOCOL if the message does not fit. */
+/* Encodes into the caller's buffer of at least EPD_MAX_DATAGRAM_BYTES. What a peer would refuse is refused here already:
+ * EPD_INVALID_ARGUMENT with the same text. EPD_PROTOCOL if the message does not fit. */
 EPD_MUST_CHECK enum epd_status codec_encode(const struct message *message, void *datagram, size_t *bytes,
                                             struct epd_error *error);
 

@@ -20,7 +20,7 @@ enum message_kind {
     MESSAGE_PLAN_DESTROY,
     MESSAGE_LAUNCH, /* no reply: the plan's done flag and the status ring answer */
     MESSAGE_STATS,
-    /* person -> control socket, answered by MESSAGE_REPLY_CONTROL */
+    /* person -> control socket, answered by MESSAGE_REPLY_DOCUMENT; drain and evict by MESSAGE_REPLY_OK */
     MESSAGE_CONTROL,
     /* daemon -> client */
     MESSAGE_REPLY_ERROR,
@@ -110,8 +110,8 @@ struct message_buffer_register {
     uint64_t group_id;
     enum epd_memory_kind kind;
     uint64_t offset, bytes; /* the range inside the allocation that becomes the buffer */
-    uint8_t ipc_handle[EPD_IPC_HANDLE_BYTES];
-    uint8_t device_uuid[EPD_UUID_BYTES]; /* where CUDA memory lives */
+    uint8_t ipc_handle[EPD_IPC_HANDLE_BYTES]; /* of CUDA_IPC only */
+    uint8_t device_uuid[EPD_UUID_BYTES];      /* where CUDA memory lives; may be zero for a memfd */
 };
 
 struct message_reply_buffer {
@@ -159,7 +159,7 @@ struct message_launch {
     uint64_t seq;      /* n-th launch of this rank in its group, from 1, local ones included */
     uint32_t n_tokens; /* rows of x in this step, at most the plan's T */
     uint64_t shape_hash;
-    uint32_t n_repeats; /* armed launches in one message: 1 normally */
+    uint32_t n_repeats; /* armed launches in one message: 1 normally; seq counts on from the first */
 };
 
 enum control_verb {
@@ -191,7 +191,8 @@ struct message_closed {
     char reason[EPD_ERROR_TEXT_BYTES];
 };
 
-/* One message. request_id is 0 for LAUNCH and CLOSED. wants_fd / fd rules are per kind, see above. */
+/* One message. request_id is 0 for LAUNCH and CLOSED, and in a REPLY_ERROR about a request whose id could not be read.
+ * Which kinds carry an fd is said above; the codec does not see fds. */
 struct message {
     enum message_kind kind;
     uint64_t request_id;

@@ -28,14 +28,15 @@ struct page_plan {
     uint8_t reserved[40];
 };
 
-/* One failed launch. Written before `write_idx` is advanced past it. */
+/* One failed launch. Its place is taken by adding 1 to `write_idx`, so that several lanes may report; `stamp` says that
+ * it is whole. Reports precede the step's `done`, so a client that has seen `done` finds the step's entry whole. */
 struct page_entry {
     uint64_t plan_id;
     uint64_t seq;
     uint32_t status; /* enum epd_status */
     uint32_t phase;  /* enum epd_phase */
     int32_t rank;    /* the rank that is to blame, -1 if none */
-    uint32_t reserved;
+    _Atomic uint32_t stamp; /* of page_report: low half of the entry's index + 1 once it is whole, 0 while it is written */
     char text[224];
 };
 
@@ -60,10 +61,10 @@ EPD_MUST_CHECK enum epd_status page_create(struct page **page, int *fd, struct e
 EPD_MUST_CHECK enum epd_status page_open(int fd, uint64_t bytes, struct page **page, struct epd_error *error);
 void page_close(struct page *page);
 
-/* Daemon: appends one failure. */
+/* Daemon, any thread: appends one failure; `stamp` of *entry is ignored. */
 void page_report(struct page *page, const struct page_entry *entry);
 /* Client: takes the newest entry for the plan that was written after *seen_idx and moves *seen_idx to the end of the ring.
- * 0 if there is none (also when it was overwritten). */
+ * Keep one seen_idx per plan: entries of other plans are passed over. 0 if there is none (also when it was overwritten). */
 int page_take(struct page *page, uint64_t plan_id, uint64_t *seen_idx, struct page_entry *entry);
 
 /* Shared futex words. flag_set stores 1 and wakes; flag_wait waits until the word is 1 and clears it: spins briefly,

@@ -46,5 +46,9 @@ enum epd_status error_set(struct epd_error *error, enum epd_status status, const
     va_start(arguments, format);
     vsnprintf(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
+    /* A library's own text may bring line ends; on the wire and in the log an error is one line. */
+    for (char *c = error->text; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = ' ';
     return status;
 }
