@@ -147,6 +147,21 @@ struct activation_bwd_args {
     struct kernel_error *error;
 };
 
+/* Gradient of a bias that was added to the rows of each group before they were weighted:
+ * dbias_l[n] (+)= sum over rows m of group l of row_weights[m] * dy[m, n] (weights NULL: 1), one rounding. A group without
+ * rows gives zeros, or nothing when accumulating. moe_backward makes db2 with it, whose rows lie unweighted in the slots. */
+struct bias_grad_args {
+    struct row_groups groups;
+    enum epd_dtype dtype;       /* of dy */
+    enum epd_dtype dtype_dbias; /* f32, bf16 or f16 */
+    uint32_t n;
+    const void *dy;           /* [M, N] */
+    const float *row_weights; /* [M] or NULL */
+    void *dbias;              /* [L, N] */
+    int accumulate;
+    struct kernel_error *error;
+};
+
 /* Grouped GEMM, all row-major, fp32 accumulation. m_l = m_splits[l]; w_l is parts[l] if parts is given, else
  * base + l * N * K elements.
  *   TN  Y[m_l, N]  = X[m_l, K] W_l[N, K]^T (+ bias_l[N])          a = X,  b = W,  c = Y

@@ -24,6 +24,7 @@ EPD_MUST_CHECK enum epd_status host_gather_scalars(const struct gather_scalars_a
 EPD_MUST_CHECK enum epd_status host_weight_grad(const struct weight_grad_args *args);
 EPD_MUST_CHECK enum epd_status host_activation(const struct activation_args *args);
 EPD_MUST_CHECK enum epd_status host_activation_bwd(const struct activation_bwd_args *args);
+EPD_MUST_CHECK enum epd_status host_bias_grad(const struct bias_grad_args *args);
 EPD_MUST_CHECK enum epd_status host_gemm(const struct gemm_args *args, struct host_scratch *scratch);
 
 #endif
