@@ -187,14 +187,16 @@ enum epd_status wire_read_plan_reply(const Epd__V1__Datagram *datagram, struct a
                                      struct message *message, struct epd_error *error)
 {
     const Epd__V1__PlanReply *from = datagram->plan_reply;
+    struct message_reply_plan *to = &message->reply_plan;
 
     (void)arena;
     (void)error;
-    message->reply_plan = (struct message_reply_plan){.plan_id = from->plan_id,
-                                                      .plan_key = from->plan_key,
-                                                      .flag_idx = from->flag_idx,
-                                                      .shape_hash = from->shape_hash,
-                                                      .saved_bytes = from->saved_bytes};
+    memset(to, 0, sizeof *to);
+    to->plan_id = from->plan_id;
+    to->plan_key = from->plan_key;
+    to->flag_idx = from->flag_idx;
+    to->shape_hash = from->shape_hash;
+    to->saved_bytes = from->saved_bytes;
     return EPD_OK;
 }
 

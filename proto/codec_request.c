@@ -225,14 +225,16 @@ enum epd_status wire_read_launch(const Epd__V1__Datagram *datagram, struct arena
                                  struct message *message, struct epd_error *error)
 {
     const Epd__V1__Launch *from = datagram->launch;
+    struct message_launch *to = &message->launch;
 
     (void)arena;
     (void)error;
-    message->launch = (struct message_launch){.plan_id = from->plan_id,
-                                              .seq = from->seq,
-                                              .n_tokens = from->n_tokens,
-                                              .shape_hash = from->shape_hash,
-                                              .n_repeats = from->n_repeats};
+    memset(to, 0, sizeof *to);
+    to->plan_id = from->plan_id;
+    to->seq = from->seq;
+    to->n_tokens = from->n_tokens;
+    to->shape_hash = from->shape_hash;
+    to->n_repeats = from->n_repeats;
     return EPD_OK;
 }
 
