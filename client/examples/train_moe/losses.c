@@ -1,0 +1,51 @@
+#include "losses.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum epd_status losses_write(const char *path, const double *losses, const double *reference,
+                             uint32_t n_steps)
+{
+    FILE *file = fopen(path, "w");
+    if (!file) {
+        fprintf(stderr, "epd-train-moe: %s: %s\n", path, strerror(errno));
+        return EPD_SYSTEM;
+    }
+    for (uint32_t step = 0; step < n_steps; step++) {
+        fprintf(file, "%u %.9f", step + 1, losses[step]);
+        if (reference)
+            fprintf(file, " %.9f", reference[step]);
+        fputc('\n', file);
+    }
+    if (fclose(file) == 0)
+        return EPD_OK;
+    fprintf(stderr, "epd-train-moe: %s: %s\n", path, strerror(errno));
+    return EPD_SYSTEM;
+}
+
+void losses_print_summary(const char *who, const double *losses, uint32_t n_steps)
+{
+    printf("%s: first loss %.4f, last loss %.4f (an even guess over 256 bytes: %.4f)\n", who, losses[0],
+           losses[n_steps - 1], log(VOCABULARY));
+}
+
+int losses_agree(const double *losses, const double *reference, uint32_t n_steps, double tolerance)
+{
+    double worst = 0;
+    uint32_t worst_step = 0;
+    for (uint32_t step = 0; step < n_steps; step++) {
+        double difference = fabs(losses[step] - reference[step]) / fabs(reference[step]);
+        if (!isfinite(difference))
+            difference = INFINITY;
+        if (difference > worst) {
+            worst = difference;
+            worst_step = step;
+        }
+    }
+    const int agree = worst <= tolerance;
+    printf("agreement: largest relative difference of a step's loss %.1e (step %u), allowed %.1e: %s\n",
+           worst, worst_step + 1, tolerance, agree ? "the runs agree" : "THE RUNS DISAGREE");
+    return agree;
+}

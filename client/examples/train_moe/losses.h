@@ -1,0 +1,16 @@
+/* What is said about the losses at the end: the list on disk, first and last, and whether two runs agree. */
+#ifndef TRAIN_MOE_LOSSES_H
+#define TRAIN_MOE_LOSSES_H
+
+#include "client/epd.h"
+#include "settings.h"
+
+/* Writes one line per step: step, loss, and the reference's loss if there is one (reference may be NULL). */
+enum epd_status losses_write(const char *path, const double *losses, const double *reference,
+                             uint32_t n_steps);
+void losses_print_summary(const char *who, const double *losses, uint32_t n_steps);
+/* Prints the largest relative difference and where it is; returns 1 if it is within the tolerance and all are
+ * finite. */
+int losses_agree(const double *losses, const double *reference, uint32_t n_steps, double tolerance);
+
+#endif
