@@ -1,7 +1,8 @@
 /* Column sums of weighted rows, summed in double in the order of the rows: one rounding, whatever their
  * number. */
+#include "kernels/host/bias_grad.h"
+
 #include "kernels/host/dtype.h"
-#include "kernels/host/groups.h"
 #include "kernels/host/host.h"
 
 #define BIAS_BLOCK 256
@@ -38,16 +39,20 @@ static void bias_block(const struct bias_grad_args *args, const struct group_row
     dtype_store(dbias, buffer, args->dtype_dbias, n);
 }
 
+void bias_grad_group(const struct bias_grad_args *args, const struct group_rows *rows)
+{
+    if (rows->n_rows == 0 && args->accumulate)
+        return;
+    for (size_t column = 0; column < args->n; column += BIAS_BLOCK)
+        bias_block(args, rows, column);
+}
+
 enum epd_status host_bias_grad(const struct bias_grad_args *args)
 {
     struct group_cursor cursor;
     struct group_rows rows;
     group_cursor_init(&cursor, &args->groups, args->error);
-    while (group_cursor_next(&cursor, &rows)) {
-        if (rows.n_rows == 0 && args->accumulate)
-            continue;
-        for (size_t column = 0; column < args->n; column += BIAS_BLOCK)
-            bias_block(args, &rows, column);
-    }
+    while (group_cursor_next(&cursor, &rows))
+        bias_grad_group(args, &rows);
     return EPD_OK;
 }

@@ -12,8 +12,8 @@
 #include <cblas.h>
 #include <string.h>
 
+#include "kernels/host/bias_grad.h"
 #include "kernels/host/dtype.h"
-#include "kernels/host/groups.h"
 #include "kernels/host/scratch.h"
 
 /* Blocks of a conversion: rows of the activations, and rows (N) of the weights or of dW. A converted element
@@ -162,43 +162,27 @@ static void nt_block(const struct gemm_work *work, const struct group_rows *rows
 /* Adds what c holds to the tile: the sum is rounded once, when the tile is stored. */
 static void add_old_values(const struct gemm_work *work, const void *c, size_t idx, size_t n_values)
 {
-    float old[256];
+    float old[N_BLOCK];
     enum epd_dtype dtype = work->args->shape.dtype_c;
-    for (size_t i = 0; i < n_values; i += 256) {
-        size_t n = min_size(n_values - i, 256);
+    for (size_t i = 0; i < n_values; i += N_BLOCK) {
+        size_t n = min_size(n_values - i, N_BLOCK);
         dtype_load(old, element_at(c, idx + i, dtype), dtype, n);
         for (size_t j = 0; j < n; j++)
             work->tile[i + j] += old[j];
     }
 }
 
-/* Column sums of dY in double: one rounding, whatever the number of rows. */
-static void nt_dbias(const struct gemm_work *work, const struct group_rows *rows)
+static void nt_dbias(const struct gemm_args *args, const struct group_rows *rows)
 {
-    const struct gemm_args *args = work->args;
-    size_t n_total = args->shape.n;
-    enum epd_dtype dtype = args->shape.dtype_bias;
-    void *dbias = (void *)element_at(args->dbias, rows->group_idx * n_total, dtype);
-    for (size_t n0 = 0; n0 < n_total; n0 += N_BLOCK) {
-        size_t n = min_size(n_total - n0, N_BLOCK);
-        double sums[N_BLOCK] = {0};
-        float buffer[N_BLOCK];
-        for (int64_t row = 0; row < rows->n_rows; row++) {
-            size_t at = (size_t)(rows->first_row + row) * n_total + n0;
-            const float *dy =
-                dtype_view(element_at(args->a, at, args->shape.dtype), args->shape.dtype, n, buffer);
-            for (size_t i = 0; i < n; i++)
-                sums[i] += dy[i];
-        }
-        if (args->shape.accumulate) {
-            dtype_load(buffer, element_at(dbias, n0, dtype), dtype, n);
-            for (size_t i = 0; i < n; i++)
-                sums[i] += buffer[i];
-        }
-        for (size_t i = 0; i < n; i++)
-            buffer[i] = (float)sums[i];
-        dtype_store((void *)element_at(dbias, n0, dtype), buffer, dtype, n);
-    }
+    struct bias_grad_args bias_args = {
+        .dtype = args->shape.dtype,
+        .dtype_dbias = args->shape.dtype_bias,
+        .n = args->shape.n,
+        .dy = args->a,
+        .dbias = args->dbias,
+        .accumulate = args->shape.accumulate,
+    };
+    bias_grad_group(&bias_args, rows);
 }
 
 static void nt_group(const struct gemm_work *work, const struct group_rows *rows)
@@ -211,7 +195,7 @@ static void nt_group(const struct gemm_work *work, const struct group_rows *rows
     if (rows->n_rows == 0 && args->shape.accumulate)
         return;
     if (args->dbias)
-        nt_dbias(work, rows);
+        nt_dbias(args, rows);
     if (rows->n_rows == 0) {
         memset(c, 0, n_total * k * dtype_bytes(dtype_c));
         return;
