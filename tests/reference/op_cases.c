@@ -1,6 +1,7 @@
 #include "tests/reference/op_cases.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,6 +58,15 @@ const struct op_case op_cases[] = {
 };
 /* clang-format on */
 const size_t n_op_cases = sizeof(op_cases) / sizeof(op_cases[0]);
+
+const struct op_case *op_case_named(const char *name)
+{
+    for (size_t i = 0; i < n_op_cases; i++)
+        if (!strcmp(op_cases[i].name, name))
+            return &op_cases[i];
+    fprintf(stderr, "no op case is named \"%s\"\n", name);
+    abort();
+}
 
 static uint32_t tokens_of_rank(const struct op_case *op_case, uint32_t rank)
 {

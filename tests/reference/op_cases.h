@@ -49,6 +49,8 @@ struct op_case {
 
 extern const struct op_case op_cases[];
 extern const size_t n_op_cases;
+/* The case of that name; ends the test program if there is none. */
+const struct op_case *op_case_named(const char *name);
 
 /* Inputs of one case, owned; typed as a caller would give them. Elements of x, weights and dout are uniform
  * in [-1, 1), of w1 and w2 so scaled that pre-activations and outputs are of size 1. */

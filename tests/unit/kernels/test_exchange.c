@@ -69,7 +69,7 @@ static void check_tokens(const struct world *world, enum epd_dtype dtype, size_t
 START_TEST(dispatch_orders_rows_by_expert_then_rank_then_token)
 {
     struct world world;
-    world_init(&world, &op_cases[4]); /* four ranks, alignment 1 */
+    world_init(&world, op_case_named("uniform f32")); /* four ranks, no padding */
     void *recv_x[REFERENCE_MAX_RANKS];
     world_route(&world);
     world_slot_buffers(&world, EPD_F32, world.op_case->hidden, recv_x);

@@ -70,7 +70,7 @@ END_TEST
 START_TEST(counts_of_all_ranks_agree_and_are_complete)
 {
     struct world world;
-    world_init(&world, &op_cases[22]);
+    world_init(&world, op_case_named("zipf"));
     world_route(&world);
     size_t n = (size_t)world.op_case->world_size * world.op_case->n_experts;
     int64_t total = 0, routed = 0;
@@ -85,18 +85,10 @@ START_TEST(counts_of_all_ranks_agree_and_are_complete)
 }
 END_TEST
 
-static const struct op_case *case_named(const char *name)
-{
-    for (size_t c = 0; c < n_op_cases; c++)
-        if (!strcmp(op_cases[c].name, name))
-            return &op_cases[c];
-    ck_abort_msg("no case \"%s\"", name);
-}
-
 START_TEST(short_capacity_leaves_out_exactly_one_row)
 {
     struct world world;
-    world_init(&world, case_named("overflow drop"));
+    world_init(&world, op_case_named("overflow drop"));
     world_route(&world);
     int64_t dropped = 0, without_row = 0;
     for (uint32_t r = 0; r < world.op_case->world_size; r++) {
@@ -138,7 +130,7 @@ static void check_bad_values(const struct op_case *op_case, const size_t *slots,
 
 START_TEST(experts_out_of_range_become_minus_one_and_the_smallest_token_is_recorded)
 {
-    const struct op_case *wide = case_named("uniform f32"), *narrow = case_named("uniform bf16");
+    const struct op_case *wide = op_case_named("uniform f32"), *narrow = op_case_named("uniform bf16");
     size_t slots[] = {200, 41, 40, 7};
     int64_t values[] = {-2, 16, INT32_MAX, INT32_MIN};
     int64_t wide_values[] = {INT64_MAX, INT64_C(1) << 32, -2, INT64_MIN};
@@ -153,16 +145,16 @@ START_TEST(an_expert_named_twice_by_a_token_counts_once)
 {
     size_t slots[] = {32, 33, 36};
     int64_t values[] = {3, 3, 99};
-    check_bad_values(case_named("uniform f32"), slots, values, 3);
+    check_bad_values(op_case_named("uniform f32"), slots, values, 3);
     size_t top8_slots[] = {8, 9, 15, 14};
     int64_t top8_values[] = {-1, 4, 4, 4};
-    check_bad_values(case_named("top-8"), top8_slots, top8_values, 4);
+    check_bad_values(op_case_named("top-8"), top8_slots, top8_values, 4);
 }
 END_TEST
 
 START_TEST(a_bad_token_is_reported_rather_than_an_overflow)
 {
-    const struct op_case *op_case = case_named("overflow all to one");
+    const struct op_case *op_case = op_case_named("overflow all to one");
     struct world world;
     world_init(&world, op_case);
     world.inputs.topk_idx[0][8] = 1000;
@@ -179,7 +171,7 @@ END_TEST
 START_TEST(a_capacity_of_no_rows_drops_everything)
 {
     struct world world;
-    world_init(&world, case_named("uniform f32"));
+    world_init(&world, op_case_named("uniform f32"));
     world.inputs.shape.capacity_rows = 0;
     world_route(&world);
     for (uint32_t r = 0; r < world.op_case->world_size; r++) {
