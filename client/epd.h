@@ -225,8 +225,19 @@ struct epd_open_options {
  * Errors: EPD_DISCONNECTED (no daemon within the timeout; the text has the path), EPD_VERSION_MISMATCH, EPD_QUOTA,
  * EPD_PERMISSION, EPD_DRAINING. */
 EPD_API enum epd_status epd_open(const struct epd_open_options *options, struct epd_client **client);
-/* Ends the session and everything made from it. Launches in flight end with an error on the other ranks. NULL is legal. */
+/* Ends the session and everything made from it. Launches in flight end with an error on the other ranks. NULL is legal. In a
+ * forked child it does nothing: the session is the parent's. */
 EPD_API_VOID void epd_close(struct epd_client *client);
+
+/* Connects again after the connection was lost, waiting for the daemon as epd_open does (timeout_ms 0: 10000); EPD_OK at once
+ * while it is not lost.
+ *
+ * When a connection is lost nothing hangs: every launch in flight and every call that waits ends with one of EPD_RESTARTED (the
+ * daemon's worker ended without a notice; its supervisor starts another), EPD_DISCONNECTED (nobody is there any more), or the
+ * status with which the daemon closed the session: EPD_EVICTED, EPD_DRAINING, EPD_QUOTA... From then on every call on the client's
+ * groups, buffers and plans returns the same, except those that end them. epd_reconnect does not bring them back: join, allocate
+ * and create again. What an allocated buffer held last stays readable until it is released. */
+EPD_API enum epd_status epd_reconnect(struct epd_client *client, uint32_t timeout_ms);
 
 struct epd_device {
     uint8_t uuid[16];
@@ -305,7 +316,7 @@ EPD_API enum epd_status epd_buffer_register_cuda(struct epd_group *group, void *
 /* The first byte in this process; on CUDA a device pointer. */
 EPD_API_VOID void *epd_buffer_data(const struct epd_buffer *buffer);
 EPD_API_VOID uint64_t epd_buffer_bytes(const struct epd_buffer *buffer);
-/* EPD_IN_USE while a plan is bound to it. NULL is legal. */
+/* Unmaps it here too. EPD_IN_USE while a plan is bound to it. EPD_OK also when the connection is lost. NULL is legal. */
 EPD_API enum epd_status epd_buffer_release(struct epd_buffer *buffer);
 
 /* ---- plans ------------------------------------------------------------------------------------------------------------- */
@@ -355,20 +366,24 @@ struct epd_plan_options {
  * EPD_TIMEOUT, EPD_PEER_LOST, EPD_QUOTA, EPD_NO_MEMORY, EPD_UNSUPPORTED. */
 EPD_API enum epd_status epd_plan_create(struct epd_group *group, const struct epd_plan_options *options,
                                         struct epd_plan **plan);
-/* Waits for launches in flight, then destroys. NULL is legal. */
+/* Waits for launches in flight, then destroys. A plan that others have as context goes when the last of them does. NULL is
+ * legal. */
 EPD_API_VOID void epd_plan_destroy(struct epd_plan *plan);
 
-/* Number of tokens of this rank in the following launches, 0..T; T at creation. */
+/* Number of tokens of this rank in the following launches, 0..T; T at creation. T is the rows of X, TOPK_IDX, OUT, DOUT or DX,
+ * whichever comes first among the plan's tensors; 0 if it has none of them. EPD_INVALID_ARGUMENT if it is more. */
 EPD_API enum epd_status epd_plan_set_tokens(struct epd_plan *plan, uint32_t n_tokens);
 
 /* Launches: one datagram, no round trip. Launches of one group run in the order of the calls.
  * CUDA: stream is a cudaStream_t; work of the stream before the call is seen by the op, work after it waits for the op. Further
  * launches need not be waited for. Host: stream must be NULL; results are there after epd_plan_wait; EPD_BUSY if the plan's
  * last launch was not waited for.
- * Errors of the call itself: EPD_DISCONNECTED, EPD_RESTARTED, EPD_EVICTED, EPD_BUSY. Errors of the step come from epd_plan_wait. */
+ * Errors of the call itself: EPD_DISCONNECTED, EPD_RESTARTED, EPD_EVICTED, EPD_BUSY, and EPD_TIMEOUT if the daemon reads nothing
+ * for 20 s; after them nothing is in flight. Errors of the step come from epd_plan_wait. */
 EPD_API enum epd_status epd_plan_launch(struct epd_plan *plan, void *stream);
 /* Waits until every launch of the plan so far has ended; returns the first failure among them since the last wait (details:
- * epd_plan_failure). timeout_ms 0: no limit of its own (the daemon's deadlines end every step); EPD_TIMEOUT if it passes. */
+ * epd_plan_failure). timeout_ms 0: no limit of its own (the daemon's deadlines end every step); EPD_TIMEOUT if it passes, and the
+ * launch is still in flight. One thread at a time: EPD_BUSY to another. */
 EPD_API enum epd_status epd_plan_wait(struct epd_plan *plan, uint32_t timeout_ms);
 
 /* CUDA backend: records the launch's flag operations into the graph that the stream is capturing; nothing is sent. */

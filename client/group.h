@@ -1,0 +1,31 @@
+/* struct epd_group: this rank's membership, and the list of what was made in it. Lists are guarded by
+ * client->lock. */
+#ifndef EPD_CLIENT_GROUP_H
+#define EPD_CLIENT_GROUP_H
+
+#include "client/client.h"
+
+struct epd_group {
+    struct epd_client *client;     /* borrowed: ends its groups before itself */
+    struct connection *connection; /* the one it was joined over; one reference */
+    const struct stream_ops *ops;
+    struct message_group_join join; /* as it was asked for */
+    struct message_reply_group reply;
+    uint64_t last_seq; /* of launches; guarded by the connection */
+    TAILQ_HEAD(, epd_buffer) buffers;
+    TAILQ_HEAD(, epd_plan) plans;
+    TAILQ_ENTRY(epd_group) link;
+};
+
+/* Begins a public call on something made in a group, which must still have its connection. */
+EPD_MUST_CHECK enum epd_status group_enter(const struct epd_group *group, const char *what,
+                                           struct epd_error **error);
+/* connection_call over the group's connection. */
+EPD_MUST_CHECK enum epd_status group_call(struct epd_group *group, struct message *request, int fd,
+                                          enum message_kind want, uint32_t timeout_ms,
+                                          struct inbox_item *reply, struct epd_error *error);
+/* Frees the group and what is left in it without telling the daemon: after the connection was stopped or the
+ * group left. */
+void group_free(struct epd_group *group);
+
+#endif

@@ -1,0 +1,40 @@
+/* struct epd_plan: an op bound to buffers, and its place in the session page. Ended by epd_plan_destroy or
+ * with its group.
+ *
+ * Threads: launch and wait may run on different threads; one thread waits at a time. On the host backend a
+ * plan is idle or in flight: idle -> in flight at launch; in flight -> idle when its wait has seen the end;
+ * launches in flight return EPD_BUSY. */
+#ifndef EPD_CLIENT_PLAN_H
+#define EPD_CLIENT_PLAN_H
+
+#include <stdatomic.h>
+
+#include "client/buffer.h"
+
+struct epd_plan {
+    struct epd_group *group; /* borrowed: ends its plans before itself */
+    struct message_plan_create
+        create;                  /* as it was asked for; bindings owned, their ids of the current daemon */
+    struct epd_buffer **buffers; /* [create.n_bindings], borrowed: a buffer outlives the plans bound to it */
+    struct epd_plan *context;    /* NULL or one reference */
+    atomic_uint references;      /* the caller's and one per plan that has it as context */
+    struct message_reply_plan reply;
+    uint32_t max_tokens;     /* T */
+    atomic_uint n_tokens;    /* of the next launch */
+    struct page_plan *flags; /* in the connection's page */
+
+    atomic_uint in_flight;                /* host: 0 or 1 */
+    atomic_uint waiting;                  /* a thread is in epd_plan_wait */
+    uint64_t ended_before, failed_before; /* page counters when the launch in flight began */
+    uint64_t last_seq;                    /* of the plan's last launch */
+    atomic_ullong launches, failed_launches;
+    uint64_t seen_idx;          /* of page_take; the waiting thread's */
+    pthread_mutex_t lock;       /* guards failure */
+    struct epd_failure failure; /* status EPD_OK: none yet */
+    TAILQ_ENTRY(epd_plan) link;
+};
+
+/* Frees without telling the daemon. */
+void plan_free(struct epd_plan *plan);
+
+#endif
