@@ -1,0 +1,315 @@
+/* Routing by one block, out of the way of the tokens: it is hidden behind their first piece on the link.
+ *
+ * 32 tokens make a word; a warp takes a run of consecutive words. For each word it keeps a bit per (expert,
+ * token) in shared memory: a bit that is already set is an expert named twice, and the bits below a token's
+ * own count its predecessors. So the position of (t, k) among the rows of its expert is rows of earlier warps
+ * + rows of earlier words of this warp + bits below and the layout is the same in every run, with no sort and
+ * no atomic order. */
+#ifndef EPD_KERNELS_CUDA_ROUTE_CUH
+#define EPD_KERNELS_CUDA_ROUTE_CUH
+
+#include "kernels/cuda/exchange.cuh"
+
+/* Arrays of the block in shared memory; [n_warps, E] and [n_warps, 32 K]. */
+struct route_memory {
+    uint32_t n_warps;
+    int32_t *rows;     /* rows of an expert in the words of a warp; after the scan, of all warps before */
+    uint32_t *bits;    /* all zero between words */
+    int32_t *tile_row; /* rows and ranks of the 32 tokens of a word */
+    int32_t *tile_rank;
+    int32_t *first_row; /* [E] row of the first of this rank's rows at the expert's rank */
+};
+
+static __host__ __device__ inline size_t route_warp_bytes(uint32_t n_experts, uint32_t top_k)
+{
+    return ((size_t)n_experts * 2 + (size_t)top_k * 64) * 4;
+}
+
+/* Warps the shared memory has room for; 0: not even one. */
+static __host__ __device__ inline uint32_t route_warps(uint32_t n_experts, uint32_t top_k,
+                                                       size_t shared_bytes, uint32_t max_warps)
+{
+    size_t fixed = (size_t)n_experts * 4;
+    if (fixed >= shared_bytes)
+        return 0;
+    size_t fit = (shared_bytes - fixed) / route_warp_bytes(n_experts, top_k);
+    return fit < max_warps ? (uint32_t)fit : max_warps;
+}
+
+static __device__ route_memory route_partition(const struct exchange_shape &shape, void *shared,
+                                               size_t shared_bytes)
+{
+    route_memory m;
+    size_t n_experts = shape.n_experts, tile = (size_t)shape.top_k * 32;
+    m.n_warps = route_warps(shape.n_experts, shape.top_k, shared_bytes, blockDim.x / 32);
+    m.first_row = static_cast<int32_t *>(shared);
+    m.rows = m.first_row + n_experts;
+    m.bits = reinterpret_cast<uint32_t *>(m.rows + m.n_warps * n_experts);
+    m.tile_row = reinterpret_cast<int32_t *>(m.bits + m.n_warps * n_experts);
+    m.tile_rank = m.tile_row + m.n_warps * tile;
+    return m;
+}
+
+struct word_range {
+    uint32_t begin, end;
+};
+
+static __device__ __forceinline__ word_range words_of_warp(const struct exchange_shape &shape,
+                                                           uint32_t n_warps, uint32_t warp)
+{
+    uint32_t n_words = (shape.n_tokens + 31) / 32, each = (n_words + n_warps - 1) / n_warps;
+    word_range range = {warp * each, (warp + 1) * each};
+    range.begin = range.begin < n_words ? range.begin : n_words;
+    range.end = range.end < n_words ? range.end : n_words;
+    return range;
+}
+
+static __device__ __forceinline__ int64_t topk_value(const struct tensor &topk_idx, size_t i)
+{
+    return topk_idx.dtype == EPD_I64 ? static_cast<const int64_t *>(topk_idx.data)[i]
+                                     : (int64_t) static_cast<const int32_t *>(topk_idx.data)[i];
+}
+
+/* The expert if it is one and was not named before in this token, else -1; *bad if it is neither that nor -1.
+ */
+static __device__ __forceinline__ int32_t expert_mark(int64_t value, uint32_t n_experts, uint32_t *bits,
+                                                      uint32_t lane, bool *bad)
+{
+    *bad = false;
+    if (value == -1)
+        return -1;
+    *bad = value < 0 || value >= n_experts;
+    if (*bad)
+        return -1;
+    *bad = (atomicOr(&bits[value], 1u << lane) >> lane) & 1;
+    return *bad ? -1 : (int32_t)value;
+}
+
+/* Adds the bits of a word to `rows` and clears them. Whole warp. */
+static __device__ __forceinline__ void word_close(uint32_t n_experts, int32_t *rows, uint32_t *bits,
+                                                  uint32_t lane)
+{
+    __syncwarp();
+    for (uint32_t e = lane; e < n_experts; e += 32) {
+        uint32_t set = bits[e];
+        if (set) {
+            rows[e] += __popc(set);
+            bits[e] = 0;
+        }
+    }
+    __syncwarp();
+}
+
+/* Checks topk_idx into routing.expert (or reads it back, if `again`) and counts m.rows. first_bad: smallest t
+ * * K + k that was refused. Whole block. */
+static __device__ void route_count(const struct cuda_dispatch_args &a, const route_memory &m, bool again,
+                                   uint32_t *first_bad)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (threadIdx.x == 0)
+        *first_bad = UINT32_MAX;
+    for (uint32_t i = threadIdx.x; i < m.n_warps * shape.n_experts; i += blockDim.x) {
+        m.rows[i] = 0;
+        m.bits[i] = 0;
+    }
+    __syncthreads();
+    if (warp < m.n_warps) {
+        int32_t *rows = m.rows + warp * shape.n_experts;
+        uint32_t *bits = m.bits + warp * shape.n_experts;
+        word_range words = words_of_warp(shape, m.n_warps, warp);
+        for (uint32_t word = words.begin; word < words.end; word++) {
+            uint32_t token = word * 32 + lane;
+            for (uint32_t k = 0; k < shape.top_k && token < shape.n_tokens; k++) {
+                uint32_t i = token * shape.top_k + k;
+                bool bad;
+                int64_t value = again ? (int64_t)a.routing.base.expert[i] : topk_value(a.topk_idx, i);
+                int32_t expert = expert_mark(value, shape.n_experts, bits, lane, &bad);
+                if (bad)
+                    atomicMin(first_bad, i);
+                if (!again)
+                    a.routing.base.expert[i] = expert;
+            }
+            word_close(shape.n_experts, rows, bits, lane);
+        }
+    }
+    __syncthreads();
+}
+
+/* m.rows becomes the rows of earlier warps; the sums go to row `rank` of counts at every rank if `send`.
+ * Whole block. */
+static __device__ void route_scan(const struct cuda_dispatch_args &a, const route_memory &m, bool send)
+{
+    const struct cuda_exchange &x = a.exchange;
+    uint32_t n_experts = x.shape.n_experts;
+    for (uint32_t e = threadIdx.x; e < n_experts; e += blockDim.x) {
+        int32_t sum = 0;
+        for (uint32_t warp = 0; warp < m.n_warps; warp++) {
+            int32_t rows = m.rows[warp * n_experts + e];
+            m.rows[warp * n_experts + e] = sum;
+            sum += rows;
+        }
+        for (uint32_t rank = 0; send && rank < x.shape.world_size; rank++)
+            reinterpret_cast<int32_t *>(workspace_of(x, rank) +
+                                        x.layout.counts)[x.shape.rank * n_experts + e] = sum;
+    }
+    if (send && threadIdx.x < x.shape.world_size)
+        reinterpret_cast<int32_t *>(workspace_of(x, threadIdx.x) + x.layout.tokens)[x.shape.rank] =
+            (int32_t)x.shape.n_tokens;
+}
+
+/* By the rule of the host kernels: a record that names a token goes before one that names none. One thread.
+ */
+static __device__ void route_record_bad(const struct cuda_dispatch_args &a, uint32_t first_bad)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    int32_t token = (int32_t)(first_bad / shape.top_k);
+    if (first_bad == UINT32_MAX || (a.error->status != 0 && a.error->token >= 0 && a.error->token <= token))
+        return;
+    int64_t got = topk_value(a.topk_idx, first_bad);
+    a.error->status = EPD_BAD_ROUTING;
+    a.error->rank = shape.rank;
+    a.error->expert = got >= 0 && got < shape.n_experts ? (int32_t)got : -1;
+    a.error->token = token;
+    a.error->got = got;
+    a.error->allowed = (int64_t)shape.n_experts - 1;
+}
+
+static __device__ void route_record_overflow(const struct cuda_dispatch_args &a, int64_t needed)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    if (needed <= shape.capacity_rows || a.error->status != 0)
+        return;
+    a.error->status = EPD_CAPACITY_OVERFLOW;
+    a.error->rank = shape.rank;
+    a.error->expert = -1;
+    a.error->token = -1;
+    a.error->got = needed;
+    a.error->allowed = shape.capacity_rows;
+}
+
+static __device__ __forceinline__ int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* The slabs of one receiving rank: first_row of this rank's rows in each, and, if the rank is this one, the
+ * layout itself. One warp. */
+static __device__ void route_slabs(const struct cuda_dispatch_args &a, const route_memory &m, uint32_t rank)
+{
+    const struct cuda_exchange &x = a.exchange;
+    const struct exchange_shape &shape = x.shape;
+    const struct routing &routing = a.routing.base;
+    const int32_t *counts = reinterpret_cast<int32_t *>(workspace_of(x, shape.rank) + x.layout.counts);
+    uint32_t lane = threadIdx.x % 32;
+    int64_t mask = (int64_t)shape.alignment - 1, capacity = shape.capacity_rows, next = 0, dropped = 0;
+    for (uint32_t l0 = 0; l0 < shape.n_local_experts; l0 += 32) {
+        uint32_t l = l0 + lane, expert = rank * shape.n_local_experts + l;
+        int64_t rows = 0, before = 0;
+        for (uint32_t from = 0; from < shape.world_size && l < shape.n_local_experts; from++) {
+            int32_t n = counts[from * shape.n_experts + expert];
+            rows += n;
+            before += from < shape.rank ? n : 0;
+        }
+        int64_t padded = (rows + mask) & ~mask, end = padded;
+        for (int step = 1; step < 32; step <<= 1) {
+            int64_t other = __shfl_up_sync(FULL_WARP, (long long)end, step);
+            end += lane >= step ? other : 0;
+        }
+        int64_t slab = next + end - padded;
+        if (l < shape.n_local_experts) {
+            m.first_row[expert] = (int32_t)smaller(slab + before, INT32_MAX);
+            if (rank == shape.rank) {
+                int64_t first = smaller(slab, capacity), kept = smaller(rows, capacity - first);
+                routing.offsets[l] = first;
+                routing.m_splits[l] = kept;
+                dropped += rows - kept;
+            }
+        }
+        next += __shfl_sync(FULL_WARP, (long long)end, 31);
+    }
+    dropped = warp_sum(dropped);
+    if (rank != shape.rank || lane != 0)
+        return;
+    routing.offsets[shape.n_local_experts] = smaller(next, capacity);
+    *routing.needed_rows = next;
+    *routing.dropped_rows = dropped;
+    route_record_overflow(a, next);
+}
+
+/* Rows of the 32 tokens of a word into the tile. m.rows and m.bits as after the scan. One warp. */
+static __device__ void word_place(const struct cuda_dispatch_args &a, const route_memory &m, uint32_t warp,
+                                  uint32_t word)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    uint32_t lane = threadIdx.x % 32, token = word * 32 + lane, earlier = (1u << lane) - 1;
+    uint32_t *bits = m.bits + warp * shape.n_experts;
+    int32_t *rows = m.rows + warp * shape.n_experts;
+    const int32_t *experts = a.routing.base.expert + (size_t)token * shape.top_k;
+    for (uint32_t k = 0; k < shape.top_k && token < shape.n_tokens; k++)
+        if (experts[k] >= 0)
+            atomicOr(&bits[experts[k]], 1u << lane);
+    __syncwarp();
+    for (uint32_t k = 0; k < shape.top_k && token < shape.n_tokens; k++) {
+        int32_t expert = experts[k], row = -1, rank = -1;
+        if (expert >= 0) {
+            int64_t at = (int64_t)m.first_row[expert] + rows[expert] + __popc(bits[expert] & earlier);
+            rank = expert / (int32_t)shape.n_local_experts;
+            row = at < shape.capacity_rows ? (int32_t)at : -1;
+        }
+        uint32_t i = (warp * 32 + lane) * shape.top_k + k;
+        m.tile_row[i] = row;
+        m.tile_rank[i] = rank;
+    }
+    word_close(shape.n_experts, rows, bits, lane);
+}
+
+/* The tile to routing.row, and to every rank what it needs of it. One warp. */
+static __device__ void word_send(const struct cuda_dispatch_args &a, const route_memory &m, uint32_t warp,
+                                 uint32_t word)
+{
+    const struct cuda_exchange &x = a.exchange;
+    const struct exchange_shape &shape = x.shape;
+    uint32_t lane = threadIdx.x % 32, tile = warp * 32 * shape.top_k, first = word * 32 * shape.top_k;
+    uint32_t n_tokens = shape.n_tokens - word * 32, n = (n_tokens < 32 ? n_tokens : 32) * shape.top_k;
+    const float *weights = static_cast<const float *>(a.topk_weights.data);
+    for (uint32_t i = lane; i < n; i += 32)
+        a.routing.base.row[first + i] = m.tile_row[tile + i];
+    for (uint32_t step = 0; step < shape.world_size; step++) {
+        uint32_t to = (shape.rank + step) % shape.world_size;
+        int32_t *rows = slot_rows_at(x, to, shape.rank) + first;
+        float *slot_weights = slot_weights_at(x, to, shape.rank) + first;
+        for (uint32_t i = lane; i < n; i += 32) {
+            rows[i] = m.tile_rank[tile + i] == (int32_t)to ? m.tile_row[tile + i] : -1;
+            slot_weights[i] = weights ? weights[first + i] : 1.0f;
+        }
+    }
+    __syncwarp();
+}
+
+/* Stage 2: from the counts of all ranks the layout of this one, and the rows of its tokens, sent to their
+ * ranks. Whole block. */
+static __device__ void route_layout(const struct cuda_dispatch_args &a, const route_memory &m)
+{
+    const struct cuda_exchange &x = a.exchange;
+    const struct exchange_shape &shape = x.shape;
+    uint32_t warp = threadIdx.x / 32;
+    const int32_t *counts = reinterpret_cast<int32_t *>(workspace_of(x, shape.rank) + x.layout.counts);
+    const int32_t *tokens = reinterpret_cast<int32_t *>(workspace_of(x, shape.rank) + x.layout.tokens);
+    for (uint32_t rank = warp; rank < shape.world_size; rank += blockDim.x / 32)
+        route_slabs(a, m, rank);
+    for (uint32_t i = threadIdx.x; i < shape.world_size * shape.n_experts; i += blockDim.x)
+        a.routing.base.counts[i] = counts[i];
+    if (threadIdx.x < shape.world_size)
+        a.routing.slot_tokens[threadIdx.x] = (int32_t)smaller(tokens[threadIdx.x], shape.max_tokens);
+    __syncthreads();
+    if (warp >= m.n_warps)
+        return;
+    word_range words = words_of_warp(shape, m.n_warps, warp);
+    for (uint32_t word = words.begin; word < words.end; word++) {
+        word_place(a, m, warp, word);
+        word_send(a, m, warp, word);
+    }
+}
+
+#endif

@@ -1,0 +1,46 @@
+/* Sizes of a workspace: one place, so that ranks and kernels agree. */
+#include "kernels/cuda/cuda.h"
+
+static size_t rounded_up(size_t value, size_t unit)
+{
+    return (value + unit - 1) / unit * unit;
+}
+
+/* The offset of the next array, each on a cache line of its own. */
+static size_t placed(size_t *end, size_t bytes)
+{
+    size_t at = *end;
+    *end = rounded_up(at + bytes, 256);
+    return at;
+}
+
+uint32_t cuda_row_pieces(size_t row_bytes)
+{
+    size_t pieces = (row_bytes + CUDA_PIECE_BYTES - 1) / CUDA_PIECE_BYTES;
+    size_t piece_bytes = rounded_up((row_bytes + pieces - 1) / pieces, 128);
+    return (uint32_t)((row_bytes + piece_bytes - 1) / piece_bytes);
+}
+
+void cuda_workspace_layout(const struct exchange_shape *shape, size_t row_bytes,
+                           struct cuda_workspace *layout)
+{
+    size_t n_ranks = shape->world_size, n_tokens = shape->max_tokens;
+    size_t slots = rounded_up(n_tokens * shape->top_k, 32);
+    size_t arrivals = rounded_up(n_tokens * cuda_row_pieces(row_bytes), 32);
+    size_t end = 0;
+    *layout = (struct cuda_workspace){
+        .slot_stride = slots,
+        .arrival_stride = arrivals,
+        .stage_row_bytes = rounded_up(row_bytes, 128),
+    };
+    layout->state = placed(&end, 256);
+    layout->signals = placed(&end, 4 * EPD_MAX_RANKS * sizeof(uint32_t));
+    layout->tokens = placed(&end, n_ranks * sizeof(int32_t));
+    layout->counts = placed(&end, n_ranks * shape->n_experts * sizeof(int32_t));
+    layout->slot_row = placed(&end, n_ranks * slots * sizeof(int32_t));
+    layout->slot_weight = placed(&end, n_ranks * slots * sizeof(float));
+    layout->scalars = placed(&end, slots * sizeof(float));
+    layout->arrivals = placed(&end, n_ranks * arrivals * sizeof(uint32_t));
+    layout->stage = placed(&end, (n_ranks - 1) * n_tokens * layout->stage_row_bytes);
+    layout->bytes = end;
+}

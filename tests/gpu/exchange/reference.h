@@ -1,0 +1,36 @@
+/* What the exchange must give, computed on the CPU in the plainest way, with the roundings that
+ * kernels/cuda/cuda.h promises: results are compared bit by bit. */
+#ifndef EPD_TESTS_GPU_EXCHANGE_REFERENCE_H
+#define EPD_TESTS_GPU_EXCHANGE_REFERENCE_H
+
+#include "tests/gpu/exchange/cluster.h"
+
+struct rank_input {
+    int64_t *topk_idx;   /* [max_tokens, K] */
+    float *topk_weights; /* [max_tokens, K] */
+    void *x, *dout;      /* [max_tokens, H] */
+    void *y;             /* [C, H] */
+};
+
+struct rank_expected {
+    int32_t *expert, *row; /* [max_tokens, K] */
+    int32_t *counts;       /* [R, E] */
+    int32_t *source;       /* [C] */
+    int64_t *m_splits, *offsets;
+    int64_t needed_rows, dropped_rows;
+    struct kernel_error error;
+};
+
+float element_get(const void *data, size_t i, enum epd_dtype dtype);
+void element_set(void *data, size_t i, enum epd_dtype dtype, float value);
+
+/* Fills expected[0 .. R). */
+void reference_route(const struct problem *problem, const struct rank_input *input,
+                     struct rank_expected *expected);
+void reference_free(const struct problem *problem, struct rank_expected *expected);
+/* One element row: out[token] of rank; weights NULL: all 1. */
+void reference_combine_row(const struct problem *problem, const struct rank_input *input,
+                           const struct rank_expected *expected, uint32_t rank, uint32_t token, int weighted,
+                           void *out);
+
+#endif
