@@ -26,7 +26,7 @@ struct tolerance tolerance_chain(enum epd_dtype dtype, const double *want, size_
     double squares = 0;
     for (size_t i = 0; i < n; i++)
         squares += want[i] * want[i];
-    double fraction = dtype == EPD_BF16 ? 3.2e-2 : dtype == EPD_F16 ? 4e-3 : 1e-5;
+    double fraction = dtype == EPD_BF16 ? 0x1p-4 : dtype == EPD_F16 ? 0x1p-7 : 1e-5;
     struct tolerance tolerance = tolerance_of(dtype);
     tolerance.atol += n ? fraction * sqrt(squares / (double)n) : 0.0;
     return tolerance;
