@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "client/epd.h"
+#include <epd.h>
 
 struct adam {
     size_t n;

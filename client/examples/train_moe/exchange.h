@@ -9,8 +9,8 @@
 
 #include <stddef.h>
 
-#include "client/epd.h"
 #include "settings.h"
+#include <epd.h>
 
 struct exchange_shared;
 

@@ -11,17 +11,16 @@
 
 extern char **environ;
 
-/* The launcher's own arguments and three more pairs, and the closing NULL. */
-#define N_RANK_ARGUMENTS 6
+/* What a rank is told beyond the launcher's own arguments. */
+#define N_RANK_ARGUMENTS 3
 
 static enum epd_status start_rank(int argc, char **argv, int rank, int exchange_fd, pid_t *pid)
 {
-    char rank_text[16], fd_text[16], launcher_text[16];
-    snprintf(rank_text, sizeof(rank_text), "%d", rank);
-    snprintf(fd_text, sizeof(fd_text), "%d", exchange_fd);
-    snprintf(launcher_text, sizeof(launcher_text), "%d", (int)getpid());
-    char *more[N_RANK_ARGUMENTS] = {"--rank", rank_text,        "--exchange-fd",
-                                    fd_text,  "--launcher-pid", launcher_text};
+    char rank_option[32], fd_option[32], launcher_option[32];
+    snprintf(rank_option, sizeof(rank_option), "--rank=%d", rank);
+    snprintf(fd_option, sizeof(fd_option), "--exchange-fd=%d", exchange_fd);
+    snprintf(launcher_option, sizeof(launcher_option), "--launcher-pid=%d", (int)getpid());
+    char *more[N_RANK_ARGUMENTS] = {rank_option, fd_option, launcher_option};
     char **arguments = calloc((size_t)argc + N_RANK_ARGUMENTS + 1, sizeof(char *));
     if (!arguments)
         return EPD_NO_MEMORY;

@@ -2,8 +2,8 @@
 #ifndef TRAIN_MOE_LOSSES_H
 #define TRAIN_MOE_LOSSES_H
 
-#include "client/epd.h"
 #include "settings.h"
+#include <epd.h>
 
 /* Writes one line per step: step, loss, and the reference's loss if there is one (reference may be NULL). */
 enum epd_status losses_write(const char *path, const double *losses, const double *reference,

@@ -1,7 +1,9 @@
 /* epd-train-moe: a byte-level Mixture-of-Experts language model trained by several processes through one epd
  * daemon, and the same training without it, to compare. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "launcher.h"
@@ -74,8 +76,10 @@ int main(int argc, char **argv)
     case SETTINGS_RUN:
         break;
     }
-    if (settings.rank >= 0)
+    if (settings.rank >= 0) {
+        (void)prctl(PR_SET_PDEATHSIG, SIGTERM); /* a rank does not outlive its launcher */
         return rank_run(&settings) == EPD_OK ? 0 : EXIT_FAILED;
+    }
     if (settings.reference_only)
         return run_reference_only(&settings);
     return run_launcher(&settings, argc, argv);

@@ -3,8 +3,8 @@
 #ifndef TRAIN_MOE_REFERENCE_H
 #define TRAIN_MOE_REFERENCE_H
 
-#include "client/epd.h"
 #include "settings.h"
+#include <epd.h>
 
 /* Writes losses[n_steps], the mean over all tokens of each step. Prints progress if asked to. */
 enum epd_status reference_run(const struct settings *settings, int print_progress, double *losses);

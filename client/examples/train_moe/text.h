@@ -4,8 +4,8 @@
 
 #include <stddef.h>
 
-#include "client/epd.h"
 #include "settings.h"
+#include <epd.h>
 
 struct text {
     unsigned char *bytes; /* owned */

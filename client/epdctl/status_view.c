@@ -1,0 +1,106 @@
+#include "client/epdctl/status_view.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "client/epdctl/field.h"
+#include "client/epdctl/quantity.h"
+#include "client/epdctl/table.h"
+
+static void print_count(FILE *out, const json_t *document, const char *key)
+{
+    const double count = field_number(document, key);
+    if (!isnan(count))
+        fprintf(out, ", %.0f %.*s%s", count, (int)strlen(key) - 1, key, count == 1 ? "" : "s");
+}
+
+void status_view_headline(const json_t *document, FILE *out)
+{
+    char text[QUANTITY_BYTES];
+    fprintf(out, "epd %s", field_text(document, "version", "-"));
+    if (field_text(document, "backend", NULL))
+        fprintf(out, " on %s", field_text(document, "backend", NULL));
+    if (!isnan(field_number(document, "uptime_ms")))
+        fprintf(out, ", up %s", quantity_age(text, field_number(document, "uptime_ms")));
+    print_count(out, document, "sessions");
+    print_count(out, document, "groups");
+    print_count(out, document, "plans");
+    if (field_true(document, "draining"))
+        fprintf(out, ", DRAINING: no new work is taken");
+    fputc('\n', out);
+}
+
+/* What the supervisor answers while no worker runs. */
+static void print_no_worker(const json_t *status, FILE *out)
+{
+    char text[QUANTITY_BYTES];
+    fprintf(out, "epd %s: no worker is running (%s)\n", field_text(status, "version", "-"),
+            field_text(status, "worker", "-"));
+    fprintf(out, "  last exit      %s\n", field_text(status, "last_exit", "-"));
+    fprintf(out, "  failures       %s in a row\n", quantity_count(text, field_number(status, "failures")));
+    fprintf(out, "  next start in  %s\n",
+            quantity_duration(text, field_number(status, "restart_in_ms") * 1e6));
+}
+
+static void print_line(FILE *out, const json_t *object, const char *label, const char *key)
+{
+    char text[512];
+    fprintf(out, "  %-22s %s\n", label, field_print(object, key, text, sizeof(text)));
+}
+
+static void print_limits(const json_t *status, FILE *out)
+{
+    const char *name;
+    json_t *hits;
+    json_object_foreach(field_object(status, "limits_hit"), name, hits)
+    {
+        if (json_number_value(hits) > 0)
+            fprintf(out, "  limit %s refused something %.0f times; raise it or ask who needs so much\n", name,
+                    json_number_value(hits));
+    }
+}
+
+static void print_config(const json_t *status, FILE *out)
+{
+    struct table table;
+    table_init(&table, "section,key,value,default,reload");
+    size_t idx;
+    json_t *entry;
+    json_array_foreach(field_array(status, "config"), idx, entry)
+    {
+        char text[512];
+        static const char *const keys[] = {"section", "key", "value", "default", "reloadable"};
+        for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
+            table_add(&table, field_print(entry, keys[i], text, sizeof(text)));
+    }
+    fputc('\n', out);
+    table_print(&table, out);
+    table_fini(&table);
+}
+
+void status_view(const json_t *status, int verbose, FILE *out)
+{
+    if (field_text(status, "worker", NULL)) {
+        print_no_worker(status, out);
+        return;
+    }
+    status_view_headline(status, out);
+    const json_t *sockets = field_object(status, "sockets");
+    print_line(out, status, "host", "host");
+    print_line(out, status, "worker pid", "pid");
+    print_line(out, status, "supervisor pid", "supervisor_pid");
+    print_line(out, status, "boot id", "boot_id");
+    print_line(out, status, "epoch", "epoch");
+    print_line(out, status, "worker restarts", "generation");
+    if (*field_text(status, "last_exit", ""))
+        print_line(out, status, "last worker's exit", "last_exit");
+    print_line(out, sockets, "socket of ranks", "rank");
+    print_line(out, sockets, "control socket", "control");
+    print_line(out, status, "configuration file", "config_file");
+    print_line(out, status, "MPS", "mps");
+    print_line(out, status, "buffers", "buffers");
+    print_line(out, status, "launches in flight", "launches_in_flight");
+    print_limits(status, out);
+    if (verbose)
+        print_config(status, out);
+}
