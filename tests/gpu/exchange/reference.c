@@ -3,37 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-static uint16_t bf16_of(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if (value != value)
-        return 0x7fff;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float element_get(const void *data, size_t i, enum epd_dtype dtype)
-{
-    if (dtype == EPD_F32)
-        return ((const float *)data)[i];
-    if (dtype == EPD_F16)
-        return (float)((const _Float16 *)data)[i];
-    uint32_t bits = (uint32_t)((const uint16_t *)data)[i] << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-void element_set(void *data, size_t i, enum epd_dtype dtype, float value)
-{
-    if (dtype == EPD_F32)
-        ((float *)data)[i] = value;
-    else if (dtype == EPD_F16)
-        ((_Float16 *)data)[i] = (_Float16)value;
-    else
-        ((uint16_t *)data)[i] = bf16_of(value);
-}
-
 static void check_token(const struct problem *p, const struct rank_input *input,
                         struct rank_expected *expected, uint32_t rank, uint32_t token)
 {

@@ -3,6 +3,8 @@
 #ifndef EPD_TESTS_GPU_EXCHANGE_REFERENCE_H
 #define EPD_TESTS_GPU_EXCHANGE_REFERENCE_H
 
+#include <string.h>
+
 #include "tests/gpu/exchange/cluster.h"
 
 struct rank_input {
@@ -21,8 +23,36 @@ struct rank_expected {
     struct kernel_error error;
 };
 
-float element_get(const void *data, size_t i, enum epd_dtype dtype);
-void element_set(void *data, size_t i, enum epd_dtype dtype, float value);
+static inline uint16_t bf16_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (value != value)
+        return 0x7fff;
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline float element_get(const void *data, size_t i, enum epd_dtype dtype)
+{
+    if (dtype == EPD_F32)
+        return ((const float *)data)[i];
+    if (dtype == EPD_F16)
+        return (float)((const _Float16 *)data)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)data)[i] << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline void element_set(void *data, size_t i, enum epd_dtype dtype, float value)
+{
+    if (dtype == EPD_F32)
+        ((float *)data)[i] = value;
+    else if (dtype == EPD_F16)
+        ((_Float16 *)data)[i] = (_Float16)value;
+    else
+        ((uint16_t *)data)[i] = bf16_of(value);
+}
 
 /* Fills expected[0 .. R). */
 void reference_route(const struct problem *problem, const struct rank_input *input,
