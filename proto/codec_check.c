@@ -102,8 +102,7 @@ static enum epd_status check_experts(uint32_t n_experts, uint32_t world_size, st
     return EPD_OK;
 }
 
-/* The widest row that a group keeps per slot is hidden or the 2 * ffn pre-activations, at most 4 bytes each.
- */
+/* The widest row kept per slot is hidden or the 2 * ffn pre-activations, at most 4 bytes each. */
 static enum epd_status check_capacity(const struct message_group_config *config, struct epd_error *error)
 {
     uint64_t columns = config->hidden > 2u * config->ffn ? config->hidden : 2u * config->ffn;

@@ -2,10 +2,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -104,6 +106,38 @@ START_TEST(a_page_that_could_shrink_or_is_short_is_refused)
     expect_refused(open("/dev/null", O_RDWR | O_CLOEXEC), bytes, EPD_PROTOCOL, "not a memfd");
     expect_refused(make_memfd(bytes, MFD_CLOEXEC | MFD_ALLOW_SEALING, seals), bytes, EPD_VERSION_MISMATCH,
                    "magic 0x0 version 0");
+}
+END_TEST
+
+/* Sets one limit of this process (each test is its own) so that page_create fails, and expects no fd left
+ * open. */
+static void expect_not_created(int resource, rlim_t limit, enum epd_status want, const char *text)
+{
+    struct page *page = (struct page *)1;
+    struct epd_error error = {0};
+    struct rlimit was, now;
+    int fd = -77, next = dup(0);
+
+    close(next);
+    ck_assert_int_eq(getrlimit(resource, &was), 0);
+    now = (struct rlimit){.rlim_cur = limit, .rlim_max = was.rlim_max};
+    ck_assert_int_eq(setrlimit(resource, &now), 0);
+    enum epd_status status = page_create(&page, &fd, &error);
+    ck_assert_int_eq(setrlimit(resource, &was), 0);
+    ck_assert_int_eq(status, want);
+    ck_assert_msg(strstr(error.text, text) != NULL, "%s", error.text);
+    ck_assert_ptr_eq(page, (struct page *)1);
+    ck_assert_int_eq(fd, -77);
+    int after = dup(0);
+    ck_assert_int_eq(after, next);
+    close(after);
+}
+
+START_TEST(a_page_that_cannot_be_made_leaves_nothing_open)
+{
+    signal(SIGXFSZ, SIG_IGN);
+    expect_not_created(RLIMIT_NOFILE, 0, EPD_SYSTEM, "memfd_create");
+    expect_not_created(RLIMIT_FSIZE, 4096, EPD_NO_MEMORY, "bytes");
 }
 END_TEST
 
@@ -320,6 +354,7 @@ int main(void)
 
     tcase_add_test(tcase, a_page_is_zero_and_cannot_change_its_size);
     tcase_add_test(tcase, a_page_that_could_shrink_or_is_short_is_refused);
+    tcase_add_test(tcase, a_page_that_cannot_be_made_leaves_nothing_open);
     tcase_add_test(tcase, a_client_takes_the_newest_failure_of_its_plan);
     tcase_add_test(tcase, an_overwritten_failure_is_gone);
     tcase_add_test(tcase, a_client_that_writes_nonsense_into_the_page_hurts_only_itself);
