@@ -35,7 +35,7 @@ static enum epd_status page_map(int fd, struct page **page, struct epd_error *er
 
 enum epd_status page_create(struct page **page, int *fd, struct epd_error *error)
 {
-    struct page *created;
+    struct page *created = NULL;
     int memory_fd = memfd_create("epd-session-page", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
     if (memory_fd < 0)
@@ -86,7 +86,7 @@ static enum epd_status page_check_file(int fd, uint64_t bytes, struct epd_error 
 
 enum epd_status page_open(int fd, uint64_t bytes, struct page **page, struct epd_error *error)
 {
-    struct page *opened;
+    struct page *opened = NULL;
 
     if (page_check_file(fd, bytes, error) || page_map(fd, &opened, error))
         return error->status;
