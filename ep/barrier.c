@@ -1,0 +1,45 @@
+#include "ep/barrier.h"
+
+#include "ep/futex.h"
+
+/* Looks before sleeping: some 5 us, about what a sleep and wake-up costs. */
+#define BARRIER_SPINS 100
+
+void barrier_init(struct barrier *barrier, uint32_t n_lanes)
+{
+    barrier->n_lanes = n_lanes;
+    atomic_store(&barrier->n_arrived, 0);
+    atomic_store(&barrier->generation, 0);
+    atomic_store(&barrier->aborted, 0);
+}
+
+static void barrier_release(struct barrier *barrier)
+{
+    atomic_fetch_add(&barrier->generation, 1);
+    futex_wake_all(&barrier->generation);
+}
+
+int barrier_wait(struct barrier *barrier)
+{
+    if (barrier->n_lanes == 1)
+        return !atomic_load(&barrier->aborted);
+    uint32_t generation = atomic_load(&barrier->generation);
+    if (atomic_load(&barrier->aborted))
+        return 0;
+    if (atomic_fetch_add(&barrier->n_arrived, 1) + 1 == barrier->n_lanes) {
+        atomic_store(&barrier->n_arrived, 0);
+        barrier_release(barrier);
+        return !atomic_load(&barrier->aborted);
+    }
+    for (int i = 0; i < BARRIER_SPINS && atomic_load(&barrier->generation) == generation; i++)
+        futex_relax();
+    while (atomic_load(&barrier->generation) == generation)
+        futex_wait(&barrier->generation, generation, NULL);
+    return !atomic_load(&barrier->aborted);
+}
+
+void barrier_abort(struct barrier *barrier)
+{
+    atomic_store(&barrier->aborted, 1);
+    barrier_release(barrier);
+}

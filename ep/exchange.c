@@ -1,0 +1,190 @@
+/* Phases that move rows between ranks. */
+#include "ep/phase.h"
+
+static struct exchange_shape shape_of(const struct rank_run *run)
+{
+    const struct problem *problem = &run->plan->team->problem;
+    return (struct exchange_shape){
+        .world_size = problem->world_size,
+        .rank = run->plan->rank,
+        .n_experts = problem->n_experts,
+        .n_local_experts = problem->n_local_experts,
+        .top_k = problem->top_k,
+        .hidden = problem->hidden,
+        .max_tokens = problem->max_tokens,
+        .alignment = problem->alignment,
+        .capacity_rows = problem->capacity_rows,
+        .n_tokens = run->n_tokens,
+    };
+}
+
+/* The step's rows of a [T, ...] tensor that the plan, or one of its contexts, has bound; data NULL if none
+ * has. */
+static struct tensor token_tensor(const struct rank_run *run, enum epd_role role)
+{
+    const struct plan *owner = plan_owner(run->plan, role);
+    if (!owner)
+        return (struct tensor){.data = NULL};
+    struct tensor tensor = owner->bindings.tensors[role];
+    tensor.shape[0] = run->n_tokens;
+    return tensor;
+}
+
+/* The same, of this plan alone: the weights of an exchange are not taken from its context. */
+static struct tensor own_tensor(const struct rank_run *run, enum epd_role role)
+{
+    return plan_has(run->plan, role) ? token_tensor(run, role) : (struct tensor){.data = NULL};
+}
+
+static uint32_t n_ranks(const struct rank_run *run)
+{
+    return run->plan->team->problem.world_size;
+}
+
+static struct route_args route_args_of(const struct rank_run *run, enum plan_record record)
+{
+    struct route_args args = {
+        .shape = shape_of(run),
+        .topk_idx = token_tensor(run, EPD_ROLE_TOPK_IDX),
+        .routing = run->plan->routing.routing,
+        .error = &run->plan->records[record],
+    };
+    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
+        args.counts[rank] = run->peers[rank]->routing.routing.counts;
+    return args;
+}
+
+enum epd_status exchange_route_count(const struct rank_run *run, struct epd_error *error)
+{
+    struct plan *plan = run->plan;
+    /* From here on the arrays are of this step, and what the last one kept is gone. */
+    plan->routing.valid = 0;
+    plan->routing.stepped = 1;
+    plan->routing.n_tokens = run->n_tokens;
+    plan->generation++;
+    plan->context_kept = 0;
+    struct route_args args = route_args_of(run, PLAN_RECORD_ROUTE);
+    return run->backend->route_count(run->queue, &args, error);
+}
+
+enum epd_status exchange_route_layout(const struct rank_run *run, struct epd_error *error)
+{
+    struct route_args args = route_args_of(run, PLAN_RECORD_LAYOUT);
+    return run->backend->route_layout(run->queue, &args, error);
+}
+
+/* dispatch, moe_forward; and moe_backward that recomputes: its slots have been described by the forward
+ * already. */
+enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *error)
+{
+    struct plan *plan = run->plan, *router = plan_router(plan);
+    if (plan != router && router->saved != EPD_SAVED_RECOMPUTE)
+        return EPD_OK;
+    struct dispatch_args args = {
+        .shape = shape_of(run),
+        .routing = router->routing.routing,
+        .x = token_tensor(run, EPD_ROLE_X),
+        .topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS),
+    };
+    for (uint32_t rank = 0; rank < n_ranks(run); rank++) {
+        struct plan *peer = run->peers[rank];
+        args.recv_x[rank] = peer->work.recv_x;
+        if (plan != router)
+            continue;
+        args.recv_source[rank] = peer->routing.routing.source;
+        args.recv_weights[rank] =
+            plan->op == EPD_OP_DISPATCH ? plan_data(peer, EPD_ROLE_RECV_WEIGHTS) : peer->routing.recv_weights;
+    }
+    return run->backend->dispatch_push(run->queue, &args, error);
+}
+
+enum epd_status exchange_give_splits(const struct rank_run *run, struct epd_error *error)
+{
+    const struct plan *plan = run->plan;
+    const struct routing *routing = &plan->routing.routing;
+    uint64_t n_local = plan->team->problem.n_local_experts;
+    if (plan_has(plan, EPD_ROLE_M_SPLITS) &&
+        run->backend->copy(run->queue, plan_data(plan, EPD_ROLE_M_SPLITS), routing->m_splits,
+                           n_local * sizeof(int64_t), error))
+        return error->status;
+    if (plan_has(plan, EPD_ROLE_OFFSETS) &&
+        run->backend->copy(run->queue, plan_data(plan, EPD_ROLE_OFFSETS), routing->offsets,
+                           (n_local + 1) * sizeof(int64_t), error))
+        return error->status;
+    return EPD_OK;
+}
+
+/* combine_bwd: d_weights. The barrier behind it lets DY lie where Y lies. */
+enum epd_status exchange_weight_grad(const struct rank_run *run, struct epd_error *error)
+{
+    if (!plan_has(run->plan, EPD_ROLE_D_WEIGHTS))
+        return EPD_OK;
+    struct weight_grad_args args = {
+        .shape = shape_of(run),
+        .routing = plan_router(run->plan)->routing.routing,
+        .dout = token_tensor(run, EPD_ROLE_DOUT),
+        .out = plan_data(run->plan, EPD_ROLE_D_WEIGHTS),
+    };
+    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
+        args.y[rank] = run->peers[rank]->work.y;
+    return run->backend->weight_grad(run->queue, &args, error);
+}
+
+/* combine_bwd: w * dout into the slots; moe_backward: dout as it is, the experts weight it where it is
+ * cheaper. */
+enum epd_status exchange_push_dout(const struct rank_run *run, struct epd_error *error)
+{
+    struct dispatch_args args = {
+        .shape = shape_of(run),
+        .routing = plan_router(run->plan)->routing.routing,
+        .x = token_tensor(run, EPD_ROLE_DOUT),
+    };
+    if (run->plan->op == EPD_OP_COMBINE_BWD) {
+        args.topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS);
+        args.scaled = 1;
+    }
+    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
+        args.recv_x[rank] = run->peers[rank]->work.dout;
+    return run->backend->dispatch_push(run->queue, &args, error);
+}
+
+static enum epd_status combine_into(const struct rank_run *run, enum epd_role out, struct tensor weights,
+                                    struct epd_error *error)
+{
+    struct combine_args args = {
+        .shape = shape_of(run),
+        .routing = plan_router(run->plan)->routing.routing,
+        .topk_weights = weights,
+        .out = token_tensor(run, out),
+    };
+    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
+        args.y[rank] = run->peers[rank]->work.y;
+    return run->backend->combine(run->queue, &args, error);
+}
+
+enum epd_status exchange_combine_out(const struct rank_run *run, struct epd_error *error)
+{
+    return combine_into(run, EPD_ROLE_OUT, own_tensor(run, EPD_ROLE_TOPK_WEIGHTS), error);
+}
+
+enum epd_status exchange_combine_dx(const struct rank_run *run, struct epd_error *error)
+{
+    if (!plan_has(run->plan, EPD_ROLE_DX))
+        return EPD_OK;
+    return combine_into(run, EPD_ROLE_DX, (struct tensor){.data = NULL}, error);
+}
+
+/* dispatch_bwd, moe_backward: one number per slot back to its token. */
+enum epd_status exchange_gather_weights(const struct rank_run *run, struct epd_error *error)
+{
+    if (!plan_has(run->plan, EPD_ROLE_D_WEIGHTS))
+        return EPD_OK;
+    struct gather_scalars_args args = {
+        .shape = shape_of(run),
+        .routing = plan_router(run->plan)->routing.routing,
+        .out = plan_data(run->plan, EPD_ROLE_D_WEIGHTS),
+    };
+    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
+        args.value[rank] = run->peers[rank]->work.row_scalars;
+    return run->backend->gather_scalars(run->queue, &args, error);
+}

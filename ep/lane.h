@@ -1,0 +1,50 @@
+/* The thread that submits work to one device, and the two rings between it and the loop thread.
+ *
+ * A job is run on the lane thread, then polled there until it has ended, then completed on the loop thread.
+ * Jobs run in the order they were given, one at a time; a job that needs polling does not hold up the next
+ * one's run, but jobs end in order. What guarantees that lanes never wait for each other in opposite orders
+ * is said in node.h. */
+#ifndef EPD_EP_LANE_H
+#define EPD_EP_LANE_H
+
+#include "ep/backend.h"
+#include "ep/heap.h"
+
+struct lane;
+
+/* Embedded in what it works on. */
+struct lane_job {
+    void (*run)(struct lane_job *job, struct lane *lane); /* lane thread */
+    int (*poll)(struct lane_job *job, struct lane *lane); /* lane thread: 1 = ended; NULL: ended with run */
+    void (*complete)(struct lane_job *job);               /* loop thread; may free the job */
+    struct lane_job *next;                                /* of the lane */
+};
+
+/* Starts the thread and opens the device on it. notify runs on the lane thread. */
+EPD_MUST_CHECK enum epd_status lane_start(const struct backend *backend, const struct node_config *config,
+                                          uint32_t device_idx, struct lane **lane, struct epd_error *error);
+/* All jobs have been completed. */
+void lane_stop(struct lane *lane);
+
+/* Loop thread from here on. */
+int lane_has_room(const struct lane *lane);
+/* The lane has room. */
+void lane_submit(struct lane *lane, struct lane_job *job);
+/* Never refused: waits on the loop's side while the ring is full, and later jobs wait behind it. */
+void lane_post(struct lane *lane, struct lane_job *job);
+/* Completes ended jobs; returns how many. */
+uint32_t lane_poll(struct lane *lane);
+/* Sleeps until a job may have ended; returns at once if none is out. */
+void lane_wait(struct lane *lane);
+/* Jobs given and not yet completed. */
+uint32_t lane_n_jobs(const struct lane *lane);
+void lane_info(const struct lane *lane, struct device_info *info);
+
+/* Lane thread: what jobs work with. */
+const struct backend *lane_backend(const struct lane *lane);
+struct backend_device *lane_device(struct lane *lane);
+struct heap *lane_heap(struct lane *lane);
+/* Counts an import (bytes newly mapped, +1) or its end (bytes unmapped, -1) for lane_info. */
+void lane_count_import(struct lane *lane, int64_t bytes, int imports);
+
+#endif

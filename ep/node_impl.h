@@ -1,0 +1,14 @@
+/* Inside of a node, for the files of ep. */
+#ifndef EPD_EP_NODE_IMPL_H
+#define EPD_EP_NODE_IMPL_H
+
+#include "ep/lane.h"
+
+struct node {
+    const struct backend *backend;
+    uint32_t n_devices;
+    struct lane *lanes[EPD_MAX_DEVICES]; /* owned */
+    uint64_t n_sets;                     /* plan sets ever joined: their identities */
+};
+
+#endif

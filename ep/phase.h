@@ -1,0 +1,60 @@
+/* The phases that ops are made of, and the rows of phases that are the ops. A phase is run by each lane for
+ * each of its local ranks; where a row says so, all lanes of the team meet before it. Written once over
+ * backend.h; lane thread. */
+#ifndef EPD_EP_PHASE_H
+#define EPD_EP_PHASE_H
+
+#include "ep/plan_impl.h"
+
+/* One rank's part of a step. */
+struct rank_run {
+    const struct backend *backend;
+    struct backend_queue *queue;
+    struct plan *plan;
+    struct plan *const *peers; /* the plans of all ranks, in rank order; of a local op: its own at [0] */
+    uint32_t n_tokens;
+};
+
+struct phase {
+    enum epd_phase phase;
+    int after_barrier; /* reads what other ranks wrote in the phases before, or writes what they read there */
+    enum epd_status (*run)(const struct rank_run *run, struct epd_error *error);
+};
+
+struct pipeline {
+    const struct phase *phases;
+    uint32_t n_phases;
+};
+
+/* moe.c */
+const struct pipeline *moe_pipeline(enum epd_op op);
+/* Whether the step may run at all: the context that it uses must be there. */
+EPD_MUST_CHECK enum epd_status moe_check_step(const struct rank_run *run, struct epd_error *error);
+/* The step went well on every rank: what it leaves may be used. */
+void moe_finish_step(const struct rank_run *run);
+
+/* exchange.c */
+enum epd_status exchange_route_count(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_route_layout(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_give_splits(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_weight_grad(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_push_dout(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_combine_out(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_combine_dx(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_gather_weights(const struct rank_run *run, struct epd_error *error);
+
+/* expert.c */
+enum epd_status expert_take_splits(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_grouped_gemm(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_activation_alone(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_activation_bwd_alone(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_fc1(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_activation(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_fc2(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_d_act(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_activation_bwd(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_dx(const struct rank_run *run, struct epd_error *error);
+enum epd_status expert_wgrad(const struct rank_run *run, struct epd_error *error);
+
+#endif

@@ -1,0 +1,233 @@
+#include "ep/plan_impl.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ep/memory_impl.h"
+#include "ep/plan_check.h"
+
+static struct plan *plan_of_job(struct lane_job *job)
+{
+    return (struct plan *)((char *)job - offsetof(struct plan, job));
+}
+
+/* Host side only; what the lane made has been undone. */
+static void plan_free(struct plan *plan)
+{
+    struct plan *context = plan->context;
+    binding_fini(&plan->bindings);
+    plan->team->n_plans--;
+    free(plan);
+    if (context)
+        plan_let_go(context);
+}
+
+/* Lane thread. */
+static void plan_run_create(struct lane_job *job, struct lane *lane)
+{
+    struct plan *plan = plan_of_job(job);
+    (void)lane;
+    plan->create_error.status = EPD_OK;
+    (void)!prepare_plan(plan, &plan->create_error);
+}
+
+static void plan_complete_create(struct lane_job *job)
+{
+    struct plan *plan = plan_of_job(job);
+    struct epd_error error = plan->create_error;
+    plan_callback callback = plan->callback;
+    void *arg = plan->callback_arg;
+    if (error.status) {
+        plan_free(plan);
+        plan = NULL;
+    }
+    callback(arg, plan, &error);
+}
+
+/* Lane thread. */
+static void plan_run_end(struct lane_job *job, struct lane *lane)
+{
+    (void)lane;
+    prepare_undo(plan_of_job(job));
+}
+
+static void plan_complete_end(struct lane_job *job)
+{
+    struct plan *plan = plan_of_job(job);
+    void (*gone)(void *) = plan->gone;
+    void *arg = plan->gone_arg;
+    plan_free(plan);
+    if (gone)
+        gone(arg);
+}
+
+static struct plan *plan_init(struct team *team, const struct plan_request *request)
+{
+    struct plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return NULL;
+    plan->team = team;
+    plan->lane = team->lanes[team->ranks[request->rank].lane_idx].lane;
+    plan->rank = request->rank;
+    plan->op = request->op;
+    plan->layout = request->layout;
+    plan->activation = request->activation;
+    plan->saved = request->saved;
+    plan->accumulate = request->accumulate != 0;
+    plan->delay_wgrad = request->delay_wgrad != 0;
+    plan->context = request->context;
+    plan->flag = (struct backend_flag){.page = request->page, .idx = request->flag_idx};
+    plan->public_id = request->public_id;
+    plan->control.fd = plan->kept.block.fd = -1;
+    /* The same function forward and backward, whether or not the backward plan names it. */
+    if (plan->op == EPD_OP_MOE_BACKWARD)
+        plan->activation = plan->context->activation;
+    return plan;
+}
+
+enum epd_status plan_create(struct team *team, const struct plan_request *request, plan_callback callback,
+                            void *arg, struct epd_error *error)
+{
+    if (plan_check_request(team, request, error))
+        return error->status;
+    struct plan *plan = plan_init(team, request);
+    if (!plan)
+        return error_set(error, EPD_NO_MEMORY, "%s plan: %zu bytes", op_name(request->op), sizeof *plan);
+    struct binding_context context = {
+        .problem = &team->problem,
+        .backend = team->node->backend,
+        .device_idx = team->ranks[request->rank].device_idx,
+    };
+    if (binding_check(&context, request, &plan->bindings, error))
+        goto free_plan;
+    if (plan_check_bound(plan, request, error))
+        goto fini_bindings;
+    int64_t max_tokens = plan->bindings.dims[DIM_TOKENS];
+    plan->max_tokens = max_tokens < 0 ? UINT32_MAX : (uint32_t)max_tokens;
+    plan_check_fill_key(plan);
+    plan->callback = callback;
+    plan->callback_arg = arg;
+    if (plan->context)
+        plan->context->n_users++;
+    team->n_plans++;
+    plan->job = (struct lane_job){.run = plan_run_create, .complete = plan_complete_create};
+    lane_post(plan->lane, &plan->job);
+    return EPD_OK;
+
+fini_bindings:
+    binding_fini(&plan->bindings);
+free_plan:
+    free(plan);
+    return error->status;
+}
+
+static void plan_unlink(struct plan_link *link)
+{
+    struct plan **place = &link->set->plans[link->plan_idx];
+    struct plan_link **from = &(*place)->first_link;
+    while (*from != link)
+        from = &(*from)->next;
+    *from = link->next;
+    *place = NULL;
+}
+
+/* Nobody uses the plan any more. */
+static void plan_end(struct plan *plan)
+{
+    while (plan->first_link)
+        plan_unlink(plan->first_link);
+    plan->job = (struct lane_job){.run = plan_run_end, .complete = plan_complete_end};
+    lane_post(plan->lane, &plan->job);
+}
+
+void plan_let_go(struct plan *plan)
+{
+    assert(plan->n_users > 0);
+    if (--plan->n_users == 0 && plan->dead)
+        plan_end(plan);
+}
+
+void plan_destroy(struct plan *plan, void (*gone)(void *arg), void *arg)
+{
+    assert(!plan->dead);
+    plan->dead = 1;
+    plan->gone = gone;
+    plan->gone_arg = arg;
+    if (plan->n_users == 0)
+        plan_end(plan);
+}
+
+uint64_t plan_shape_hash(const struct plan *plan)
+{
+    return plan->shape_hash;
+}
+
+uint64_t plan_saved_bytes(const struct plan *plan)
+{
+    return plan->saved_bytes;
+}
+
+enum epd_op plan_op(const struct plan *plan)
+{
+    return plan->op;
+}
+
+enum epd_status plan_join(struct plan *const *plans, uint32_t n_plans, struct plan_set **set,
+                          struct epd_error *error)
+{
+    if (plan_check_join(plans, n_plans, error))
+        return error->status;
+    struct plan_set *joined = calloc(1, sizeof *joined);
+    if (!joined)
+        return error_set(error, EPD_NO_MEMORY, "plan set: %zu bytes", sizeof *joined);
+    joined->plans = calloc(n_plans, sizeof *joined->plans);
+    joined->links = calloc(n_plans, sizeof *joined->links);
+    if (!joined->plans || !joined->links) {
+        plan_set_free(joined);
+        return error_set(error, EPD_NO_MEMORY, "plan set: %u plans", n_plans);
+    }
+    joined->team = plans[0]->team;
+    joined->id = ++joined->team->node->n_sets;
+    joined->op = plans[0]->op;
+    joined->n_plans = n_plans;
+    for (uint32_t i = 0; i < n_plans; i++) {
+        joined->plans[i] = plans[i];
+        joined->links[i] = (struct plan_link){.set = joined, .plan_idx = i, .next = plans[i]->first_link};
+        plans[i]->first_link = &joined->links[i];
+        plans[i]->set_id = joined->id;
+    }
+    *set = joined;
+    return EPD_OK;
+}
+
+void plan_set_destroy(struct plan_set *set)
+{
+    assert(!set->destroyed);
+    set->destroyed = 1;
+    if (set->n_steps)
+        return; /* the last step frees it */
+    for (uint32_t i = 0; i < set->n_plans; i++)
+        if (set->plans[i])
+            plan_unlink(&set->links[i]);
+    plan_set_free(set);
+}
+
+void plan_fail(struct plan *plan, uint64_t seq, const struct epd_error *error, enum epd_phase phase,
+               int32_t rank)
+{
+    struct page_entry entry = {
+        .plan_id = plan->public_id,
+        .seq = seq,
+        .status = error->status,
+        .phase = phase,
+        .rank = rank,
+    };
+    struct page_plan *words = &plan->flag.page->plans[plan->flag.idx];
+    snprintf(entry.text, sizeof entry.text, "%.*s", (int)sizeof entry.text - 1, error->text);
+    page_report(plan->flag.page, &entry);
+    atomic_fetch_add(&words->failed, 1);
+    atomic_fetch_add(&words->completed, 1);
+    plan->team->node->backend->flag_release(&plan->flag);
+}

@@ -1,0 +1,22 @@
+/* The memory of a routing context: what one dispatch leaves for its combine and its backward. Carved out of
+ * the control block of the plan that routes; written by kernels only. */
+#ifndef EPD_EP_ROUTING_H
+#define EPD_EP_ROUTING_H
+
+#include "ep/layout.h"
+#include "ep/problem.h"
+
+struct routing_context {
+    struct routing routing;
+    float *recv_weights; /* [C]; NULL unless asked for */
+    /* Lane thread of the rank. */
+    int valid;         /* the latest step of the plan that routes went well */
+    int stepped;       /* it has run at all */
+    uint32_t n_tokens; /* of that step */
+};
+
+/* Takes the arrays from the layout (pointers are NULL while it measures). */
+void routing_carve(struct routing_context *context, const struct problem *problem, int with_weights,
+                   struct layout *layout);
+
+#endif

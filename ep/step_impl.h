@@ -1,0 +1,58 @@
+/* Inside of a step, for step.c (loop thread: submit, complete) and step_lane.c (lane threads: run, decide,
+ * finish). */
+#ifndef EPD_EP_STEP_IMPL_H
+#define EPD_EP_STEP_IMPL_H
+
+#include "ep/barrier.h"
+#include "ep/phase.h"
+#include "ep/step.h"
+
+/* One rank's part while it runs. Written by the rank's lane, read by all lanes after the last barrier. */
+struct step_rank {
+    struct epd_error error; /* of the host side: launch refused, no memory; EPD_OK otherwise */
+    enum epd_phase phase;   /* where it was met */
+    struct kernel_error records[PLAN_RECORD_COUNT];
+};
+
+/* One lane's part. */
+struct step_lane {
+    struct lane_job job;
+    struct step *step;
+    struct team_lane *team_lane;
+    uint32_t n_ranks;
+    const uint32_t *ranks; /* positions in the set, rising; borrowed */
+    uint64_t ticket;       /* of all its work */
+    uint32_t n_barriers;
+};
+
+struct step {
+    struct plan_set *set;
+    struct step *next_free;
+    struct team *team;
+    enum epd_op op;
+    uint32_t n_ranks;    /* plans of the set */
+    struct plan **plans; /* [n_ranks], as they were when the step was submitted */
+    uint32_t *n_tokens;
+    uint64_t *seqs;
+    uint32_t zero; /* a local op's list of positions */
+
+    struct barrier phases, last;
+    struct step_rank *ranks;
+    struct step_rank_result *results;
+    int32_t *counts;      /* [R, E] of the routing used, copied by the lane of position 0; NULL: none used */
+    int64_t *splits;      /* [G] of a local op; NULL otherwise */
+    int64_t *expert_rows; /* [E] */
+    struct problem_traffic *traffic; /* [R] */
+
+    uint32_t n_lanes;
+    uint32_t n_lanes_left; /* loop thread */
+    step_callback callback;
+    void *callback_arg;
+    struct step_lane lanes[EPD_MAX_DEVICES];
+};
+
+/* step_lane.c */
+void step_lane_run(struct lane_job *job, struct lane *lane);
+int step_lane_poll(struct lane_job *job, struct lane *lane);
+
+#endif

@@ -1,0 +1,152 @@
+#include "ep/team_impl.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+static struct team_lane *team_find_lane(struct team *team, struct lane *lane)
+{
+    for (uint32_t i = 0; i < team->n_lanes; i++)
+        if (team->lanes[i].lane == lane)
+            return &team->lanes[i];
+    struct team_lane *added = &team->lanes[team->n_lanes++];
+    added->lane = lane;
+    added->team = team;
+    return added;
+}
+
+static enum epd_status team_place_ranks(struct team *team, const uint32_t *device_idx,
+                                        struct epd_error *error)
+{
+    for (uint32_t rank = 0; rank < team->problem.world_size; rank++) {
+        if (device_idx[rank] >= team->node->n_devices)
+            return error_set(error, EPD_INVALID_DEVICE, "group rank %u: device %u, want 0..%u", rank,
+                             device_idx[rank], team->node->n_devices - 1);
+        struct team_lane *lane = team_find_lane(team, team->node->lanes[device_idx[rank]]);
+        lane->ranks[lane->n_ranks++] = rank;
+        team->ranks[rank].device_idx = device_idx[rank];
+        team->ranks[rank].lane_idx = (uint32_t)(lane - team->lanes);
+    }
+    return EPD_OK;
+}
+
+enum epd_status team_create(struct node *node, const struct message_group_config *config, uint32_t world_size,
+                            const uint32_t *device_idx, struct team **team, struct epd_error *error)
+{
+    struct problem problem;
+    if (problem_init(&problem, config, world_size, error))
+        return error->status;
+    struct team *created = calloc(1, sizeof *created);
+    if (!created)
+        return error_set(error, EPD_NO_MEMORY, "group: %zu bytes", sizeof *created);
+    created->node = node;
+    created->problem = problem;
+    created->ranks = calloc(world_size, sizeof *created->ranks);
+    if (!created->ranks) {
+        error_set(error, EPD_NO_MEMORY, "group: %u ranks", world_size);
+        goto free_team;
+    }
+    if (team_place_ranks(created, device_idx, error))
+        goto free_ranks;
+    *team = created;
+    return EPD_OK;
+
+free_ranks:
+    free(created->ranks);
+free_team:
+    free(created);
+    return error->status;
+}
+
+static struct team_lane *team_lane_of_job(struct lane_job *job)
+{
+    return (struct team_lane *)((char *)job - offsetof(struct team_lane, end_job));
+}
+
+/* Lane thread. */
+static void team_run_end(struct lane_job *job, struct lane *lane)
+{
+    struct team_lane *ending = team_lane_of_job(job);
+    for (uint32_t i = 0; i < ending->n_ranks; i++)
+        scratch_fini(&ending->team->ranks[ending->ranks[i]].scratch, lane_heap(lane));
+    if (ending->queue)
+        lane_backend(lane)->queue_destroy(ending->queue);
+}
+
+static void team_complete_end(struct lane_job *job)
+{
+    struct team *team = team_lane_of_job(job)->team;
+    if (--team->n_lanes_left)
+        return;
+    free(team->ranks);
+    free(team);
+}
+
+void team_destroy(struct team *team)
+{
+    assert(team->n_plans == 0);
+    team->n_lanes_left = team->n_lanes;
+    for (uint32_t i = 0; i < team->n_lanes; i++) {
+        struct team_lane *lane = &team->lanes[i];
+        lane->end_job = (struct lane_job){.run = team_run_end, .complete = team_complete_end};
+        lane_post(lane->lane, &lane->end_job);
+    }
+}
+
+int64_t team_capacity_rows(const struct team *team)
+{
+    return team->problem.capacity_rows;
+}
+
+uint32_t team_n_local_experts(const struct team *team)
+{
+    return team->problem.n_local_experts;
+}
+
+uint64_t team_heap_bytes(const struct team *team, uint32_t rank)
+{
+    assert(rank < team->problem.world_size);
+    return atomic_load(&team->ranks[rank].heap_bytes);
+}
+
+static struct lane *rank_lane(struct team *team, uint32_t rank)
+{
+    return team->lanes[team->ranks[rank].lane_idx].lane;
+}
+
+enum epd_status team_alloc(struct team *team, uint32_t rank, uint64_t bytes, struct backend_block *block,
+                           struct epd_error *error)
+{
+    if (heap_alloc(lane_heap(rank_lane(team, rank)), bytes, 0, block, error))
+        return error->status;
+    atomic_fetch_add(&team->ranks[rank].heap_bytes, block->bytes);
+    return EPD_OK;
+}
+
+void team_free(struct team *team, uint32_t rank, struct backend_block *block)
+{
+    if (block->data)
+        atomic_fetch_sub(&team->ranks[rank].heap_bytes, block->bytes);
+    heap_free(lane_heap(rank_lane(team, rank)), block);
+}
+
+enum epd_status team_scratch(struct team *team, uint32_t rank, enum scratch_region region, void **data,
+                             struct epd_error *error)
+{
+    struct team_rank *place = &team->ranks[rank];
+    uint64_t added_bytes;
+    if (scratch_acquire(&place->scratch, lane_heap(rank_lane(team, rank)), &team->problem, region, data,
+                        &added_bytes, error))
+        return error->status;
+    atomic_fetch_add(&place->heap_bytes, added_bytes);
+    return EPD_OK;
+}
+
+enum epd_status team_queue(struct team *team, uint32_t rank, struct backend_queue **queue,
+                           struct epd_error *error)
+{
+    struct team_lane *lane = &team->lanes[team->ranks[rank].lane_idx];
+    if (!lane->queue && lane_backend(lane->lane)->queue_create(lane_device(lane->lane), &lane->queue, error))
+        return error->status;
+    *queue = lane->queue;
+    return EPD_OK;
+}

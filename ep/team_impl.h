@@ -1,0 +1,48 @@
+/* Inside of a team, for the files of ep. */
+#ifndef EPD_EP_TEAM_IMPL_H
+#define EPD_EP_TEAM_IMPL_H
+
+#include "ep/node_impl.h"
+#include "ep/problem.h"
+#include "ep/scratch.h"
+#include "ep/team.h"
+
+/* The part of a team that one lane runs. */
+struct team_lane {
+    struct lane *lane;           /* borrowed from the node */
+    struct backend_queue *queue; /* made on the lane by the first plan; NULL before */
+    struct team *team;
+    uint32_t n_ranks;
+    uint32_t ranks[EPD_MAX_WORLD_SIZE]; /* rising */
+    struct lane_job end_job;
+};
+
+struct team_rank {
+    uint32_t device_idx;
+    uint32_t lane_idx;      /* in team->lanes */
+    struct scratch scratch; /* lane thread */
+    _Atomic uint64_t heap_bytes;
+};
+
+struct team {
+    struct node *node; /* borrowed, outlives the team */
+    struct problem problem;
+    uint32_t n_lanes;
+    struct team_lane lanes[EPD_MAX_DEVICES];
+    struct team_rank *ranks; /* [world_size], owned */
+    /* Loop thread. */
+    uint32_t n_plans;
+    uint32_t n_lanes_left; /* while it ends */
+};
+
+/* Owned memory of a rank, counted for team_heap_bytes. Lane thread of the rank. */
+EPD_MUST_CHECK enum epd_status team_alloc(struct team *team, uint32_t rank, uint64_t bytes,
+                                          struct backend_block *block, struct epd_error *error);
+void team_free(struct team *team, uint32_t rank, struct backend_block *block);
+EPD_MUST_CHECK enum epd_status team_scratch(struct team *team, uint32_t rank, enum scratch_region region,
+                                            void **data, struct epd_error *error);
+/* The queue of the rank's lane, made if it is not there. */
+EPD_MUST_CHECK enum epd_status team_queue(struct team *team, uint32_t rank, struct backend_queue **queue,
+                                          struct epd_error *error);
+
+#endif
