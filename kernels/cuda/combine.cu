@@ -10,8 +10,8 @@
 #include "kernels/cuda/exchange.cuh"
 
 #ifndef COMBINE_WARPS
-#define COMBINE_WARPS 16
-#define COMBINE_BATCH 4
+#define COMBINE_WARPS 20
+#define COMBINE_BATCH 3
 #endif
 static constexpr uint32_t WARPS = COMBINE_WARPS, THREADS = WARPS * 32;
 static constexpr uint32_t SHARED_BYTES = WARPS * CUDA_PIECE_BYTES;

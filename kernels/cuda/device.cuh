@@ -198,7 +198,10 @@ static __device__ __forceinline__ uint32_t load_acquire(const uint32_t *flag)
 }
 
 /* Waits for flag == value, or >= value (counting round) unless exact. False if the abort word was set
- * meanwhile; it is looked at seldom because it may live in host memory. */
+ * meanwhile. Hundreds of warps may wait at once: after a few looks they look seldom, so that they do not slow
+ * down those who work, and at the abort word very seldom (it may live in host memory). */
+static constexpr uint32_t EAGER_LOOKS = 4, LOOK_NANOSECONDS = 100, LOOKS_PER_ABORT = 128;
+
 static __device__ __forceinline__ bool wait_flag(const uint32_t *flag, uint32_t value, bool exact,
                                                  const uint32_t *abort_word)
 {
@@ -208,7 +211,9 @@ static __device__ __forceinline__ bool wait_flag(const uint32_t *flag, uint32_t 
             load_acquire(flag);
             return true;
         }
-        if (n % 64 == 0 && load_relaxed(abort_word) != 0)
+        if (n > EAGER_LOOKS)
+            __nanosleep(LOOK_NANOSECONDS);
+        if (n % LOOKS_PER_ABORT == 0 && load_relaxed(abort_word) != 0)
             return false;
     }
 }

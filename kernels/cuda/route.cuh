@@ -70,19 +70,45 @@ static __device__ __forceinline__ int64_t topk_value(const struct tensor &topk_i
                                      : (int64_t) static_cast<const int32_t *>(topk_idx.data)[i];
 }
 
-/* The expert if it is one and was not named before in this token, else -1; *bad if it is neither that nor -1.
- */
-static __device__ __forceinline__ int32_t expert_mark(int64_t value, uint32_t n_experts, uint32_t *bits,
-                                                      uint32_t lane, bool *bad)
+/* One value of topk_idx as an int32: -1 stays, what is no expert becomes NO_EXPERT. */
+static constexpr int32_t NO_EXPERT = INT32_MIN;
+
+static __device__ __forceinline__ int32_t topk_expert(const struct tensor &topk_idx, size_t i,
+                                                      uint32_t n_experts)
 {
-    *bad = false;
-    if (value == -1)
-        return -1;
-    *bad = value < 0 || value >= n_experts;
-    if (*bad)
-        return -1;
-    *bad = (atomicOr(&bits[value], 1u << lane) >> lane) & 1;
-    return *bad ? -1 : (int32_t)value;
+    int64_t value = topk_value(topk_idx, i);
+    return value == -1 ? -1 : value >= 0 && value < n_experts ? (int32_t)value : NO_EXPERT;
+}
+
+/* Experts of the 32 tokens of a word into the tile, all loads in flight at once: latency is what routing
+ * costs. From topk_idx, or, if `again`, from routing.expert. One warp. */
+static constexpr uint32_t LOADS = 8;
+
+static __device__ __forceinline__ void word_load(const struct cuda_dispatch_args &a, bool again,
+                                                 int32_t *tile, uint32_t first, uint32_t n)
+{
+    for (uint32_t i0 = threadIdx.x % 32; i0 < n; i0 += 32 * LOADS) {
+        int32_t experts[LOADS];
+#pragma unroll
+        for (uint32_t b = 0; b < LOADS; b++) {
+            uint32_t i = i0 + 32 * b;
+            if (i < n)
+                experts[b] = again ? a.routing.base.expert[first + i]
+                                   : topk_expert(a.topk_idx, first + i, a.exchange.shape.n_experts);
+        }
+#pragma unroll
+        for (uint32_t b = 0; b < LOADS; b++)
+            if (i0 + 32 * b < n)
+                tile[i0 + 32 * b] = experts[b];
+    }
+    __syncwarp();
+}
+
+/* (token, k) of a word: how many there are. */
+static __device__ __forceinline__ uint32_t word_slots(const struct exchange_shape &shape, uint32_t word)
+{
+    uint32_t n_tokens = shape.n_tokens - word * 32;
+    return (n_tokens < 32 ? n_tokens : 32) * shape.top_k;
 }
 
 /* Adds the bits of a word to `rows` and clears them. Whole warp. */
@@ -100,6 +126,25 @@ static __device__ __forceinline__ void word_close(uint32_t n_experts, int32_t *r
     __syncwarp();
 }
 
+/* Marks the experts of one token (lane) in `bits`; one that is named again, or is none, becomes -1 in the
+ * tile. */
+static __device__ __forceinline__ void token_mark(const struct exchange_shape &shape, int32_t *tile,
+                                                  uint32_t *bits, uint32_t first, uint32_t *first_bad)
+{
+    uint32_t lane = threadIdx.x % 32;
+    for (uint32_t k = 0; k < shape.top_k; k++) {
+        uint32_t i = lane * shape.top_k + k;
+        int32_t expert = tile[i];
+        bool bad = expert == NO_EXPERT;
+        if (expert >= 0)
+            bad = (atomicOr(&bits[expert], 1u << lane) >> lane) & 1;
+        if (!bad)
+            continue;
+        tile[i] = -1;
+        atomicMin(first_bad, first + i);
+    }
+}
+
 /* Checks topk_idx into routing.expert (or reads it back, if `again`) and counts m.rows. first_bad: smallest t
  * * K + k that was refused. Whole block. */
 static __device__ void route_count(const struct cuda_dispatch_args &a, const route_memory &m, bool again,
@@ -115,22 +160,18 @@ static __device__ void route_count(const struct cuda_dispatch_args &a, const rou
     }
     __syncthreads();
     if (warp < m.n_warps) {
-        int32_t *rows = m.rows + warp * shape.n_experts;
         uint32_t *bits = m.bits + warp * shape.n_experts;
+        int32_t *tile = m.tile_row + warp * 32 * shape.top_k;
         word_range words = words_of_warp(shape, m.n_warps, warp);
         for (uint32_t word = words.begin; word < words.end; word++) {
-            uint32_t token = word * 32 + lane;
-            for (uint32_t k = 0; k < shape.top_k && token < shape.n_tokens; k++) {
-                uint32_t i = token * shape.top_k + k;
-                bool bad;
-                int64_t value = again ? (int64_t)a.routing.base.expert[i] : topk_value(a.topk_idx, i);
-                int32_t expert = expert_mark(value, shape.n_experts, bits, lane, &bad);
-                if (bad)
-                    atomicMin(first_bad, i);
-                if (!again)
-                    a.routing.base.expert[i] = expert;
-            }
-            word_close(shape.n_experts, rows, bits, lane);
+            uint32_t first = word * 32 * shape.top_k, n = word_slots(shape, word);
+            word_load(a, again, tile, first, n);
+            if (lane * shape.top_k < n)
+                token_mark(shape, tile, bits, first, first_bad);
+            word_close(shape.n_experts, m.rows + warp * shape.n_experts, bits, lane);
+            for (uint32_t i = lane; i < n && !again; i += 32)
+                a.routing.base.expert[first + i] = tile[i];
+            __syncwarp();
         }
     }
     __syncthreads();
@@ -237,29 +278,30 @@ static __device__ void route_slabs(const struct cuda_dispatch_args &a, const rou
     route_record_overflow(a, next);
 }
 
-/* Rows of the 32 tokens of a word into the tile. m.rows and m.bits as after the scan. One warp. */
+/* Rows and ranks of the 32 tokens of a word into the tiles. m.rows and m.bits as after the scan. One warp. */
 static __device__ void word_place(const struct cuda_dispatch_args &a, const route_memory &m, uint32_t warp,
                                   uint32_t word)
 {
     const struct exchange_shape &shape = a.exchange.shape;
-    uint32_t lane = threadIdx.x % 32, token = word * 32 + lane, earlier = (1u << lane) - 1;
+    uint32_t lane = threadIdx.x % 32, earlier = (1u << lane) - 1, n = word_slots(shape, word);
     uint32_t *bits = m.bits + warp * shape.n_experts;
     int32_t *rows = m.rows + warp * shape.n_experts;
-    const int32_t *experts = a.routing.base.expert + (size_t)token * shape.top_k;
-    for (uint32_t k = 0; k < shape.top_k && token < shape.n_tokens; k++)
-        if (experts[k] >= 0)
-            atomicOr(&bits[experts[k]], 1u << lane);
+    int32_t *tile_row = m.tile_row + warp * 32 * shape.top_k,
+            *tile_rank = m.tile_rank + warp * 32 * shape.top_k;
+    word_load(a, true, tile_row, word * 32 * shape.top_k, n);
+    for (uint32_t i = lane * shape.top_k, end = i + shape.top_k; i < end && i < n; i++)
+        if (tile_row[i] >= 0)
+            atomicOr(&bits[tile_row[i]], 1u << lane);
     __syncwarp();
-    for (uint32_t k = 0; k < shape.top_k && token < shape.n_tokens; k++) {
-        int32_t expert = experts[k], row = -1, rank = -1;
+    for (uint32_t i = lane * shape.top_k, end = i + shape.top_k; i < end && i < n; i++) {
+        int32_t expert = tile_row[i], row = -1, rank = -1;
         if (expert >= 0) {
             int64_t at = (int64_t)m.first_row[expert] + rows[expert] + __popc(bits[expert] & earlier);
             rank = expert / (int32_t)shape.n_local_experts;
             row = at < shape.capacity_rows ? (int32_t)at : -1;
         }
-        uint32_t i = (warp * 32 + lane) * shape.top_k + k;
-        m.tile_row[i] = row;
-        m.tile_rank[i] = rank;
+        tile_row[i] = row;
+        tile_rank[i] = rank;
     }
     word_close(shape.n_experts, rows, bits, lane);
 }
@@ -270,18 +312,29 @@ static __device__ void word_send(const struct cuda_dispatch_args &a, const route
 {
     const struct cuda_exchange &x = a.exchange;
     const struct exchange_shape &shape = x.shape;
-    uint32_t lane = threadIdx.x % 32, tile = warp * 32 * shape.top_k, first = word * 32 * shape.top_k;
-    uint32_t n_tokens = shape.n_tokens - word * 32, n = (n_tokens < 32 ? n_tokens : 32) * shape.top_k;
-    const float *weights = static_cast<const float *>(a.topk_weights.data);
-    for (uint32_t i = lane; i < n; i += 32)
-        a.routing.base.row[first + i] = m.tile_row[tile + i];
-    for (uint32_t step = 0; step < shape.world_size; step++) {
-        uint32_t to = (shape.rank + step) % shape.world_size;
-        int32_t *rows = slot_rows_at(x, to, shape.rank) + first;
-        float *slot_weights = slot_weights_at(x, to, shape.rank) + first;
-        for (uint32_t i = lane; i < n; i += 32) {
-            rows[i] = m.tile_rank[tile + i] == (int32_t)to ? m.tile_row[tile + i] : -1;
-            slot_weights[i] = weights ? weights[first + i] : 1.0f;
+    const int32_t *tile_row = m.tile_row + warp * 32 * shape.top_k,
+                  *tile_rank = m.tile_rank + warp * 32 * shape.top_k;
+    uint32_t first = word * 32 * shape.top_k, n = word_slots(shape, word);
+    const float *given = static_cast<const float *>(a.topk_weights.data);
+    for (uint32_t i0 = threadIdx.x % 32; i0 < n; i0 += 32 * LOADS) {
+        float weights[LOADS];
+#pragma unroll
+        for (uint32_t b = 0; b < LOADS; b++)
+            weights[b] = given && i0 + 32 * b < n ? given[first + i0 + 32 * b] : 1.0f;
+        for (uint32_t step = 0; step < shape.world_size; step++) {
+            uint32_t to = (shape.rank + step) % shape.world_size;
+            int32_t *rows = slot_rows_at(x, to, shape.rank) + first;
+            float *slot_weights = slot_weights_at(x, to, shape.rank) + first;
+#pragma unroll
+            for (uint32_t b = 0; b < LOADS; b++) {
+                uint32_t i = i0 + 32 * b;
+                if (i >= n)
+                    break;
+                rows[i] = tile_rank[i] == (int32_t)to ? tile_row[i] : -1;
+                slot_weights[i] = weights[b];
+                if (step == 0)
+                    a.routing.base.row[first + i] = tile_row[i];
+            }
         }
     }
     __syncwarp();

@@ -3,7 +3,7 @@
  * latency. */
 #include "kernels/cuda/exchange.cuh"
 
-static constexpr uint32_t THREADS = 256, MAX_BLOCKS = 8;
+static constexpr uint32_t THREADS = 1024;
 
 static __device__ __forceinline__ float *scalars_of(const struct cuda_exchange &x, uint32_t rank)
 {
@@ -80,10 +80,8 @@ enum epd_status cuda_gather_scalars_launch(const struct cuda_gather_scalars_args
     enum epd_status status = exchange_check(&args->exchange, "gather_scalars", error);
     if (status != EPD_OK)
         return status;
-    uint32_t blocks = blocks_of(&args->exchange);
     void *arguments[] = {const_cast<struct cuda_gather_scalars_args *>(args)};
     return cuda_check(cudaLaunchKernel(reinterpret_cast<const void *>(scalars_kernel),
-                                       dim3(blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS), dim3(THREADS),
-                                       arguments, 0, stream),
+                                       dim3(blocks_of(&args->exchange)), dim3(THREADS), arguments, 0, stream),
                       "gather_scalars", error);
 }
