@@ -253,10 +253,10 @@ enum epd_status epd_buffer_release(struct epd_buffer *buffer)
     }
     if (client_enter(buffer->group->client, "buffer", &error))
         return error->status;
-    unsigned n_plans = atomic_load(&buffer->n_plans);
-    if (n_plans > 0)
-        return error_set(error, EPD_IN_USE, "buffer of %llu bytes: %u plans are bound to it",
-                         (unsigned long long)buffer->bytes, n_plans);
+    unsigned n_bindings = atomic_load(&buffer->n_bindings);
+    if (n_bindings > 0)
+        return error_set(error, EPD_IN_USE, "buffer of %llu bytes: %u tensors of plans are bound to it",
+                         (unsigned long long)buffer->bytes, n_bindings);
     struct message request = {.kind = MESSAGE_BUFFER_RELEASE, .buffer_release = {.id = buffer->buffer_id}};
     enum epd_status status =
         group_call(buffer->group, &request, -1, MESSAGE_REPLY_OK, CLIENT_REPLY_TIMEOUT_MS, &reply, error);

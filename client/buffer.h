@@ -16,7 +16,7 @@ struct epd_buffer {
     void *mapping; /* owned: what to unmap; NULL if the memory is the client's own mapping */
     uint64_t mapping_bytes;
     int fd;              /* owned duplicate of a registered memfd, to register it again; else -1 */
-    atomic_uint n_plans; /* bound to it */
+    atomic_uint n_bindings; /* tensors of plans that lie in it */
     TAILQ_ENTRY(epd_buffer) link;
 };
 

@@ -297,14 +297,18 @@ static void explain_hang_up(struct connection *connection, struct epd_error *los
 /* Handles one datagram. EPD_OK, or what the connection is lost by. */
 static enum epd_status watch_once(struct connection *connection, struct epd_error *loss)
 {
-    enum inbox_result result = inbox_receive(&connection->inbox, loss);
-
-    if (result == INBOX_MESSAGE) {
+    switch (inbox_receive(&connection->inbox, loss)) {
+    case INBOX_MESSAGE:
         deliver_reply(connection, &connection->inbox.item);
         return EPD_OK;
-    }
-    if (result == INBOX_HUNG_UP)
+    case INBOX_NOTHING:
+        return EPD_OK;
+    case INBOX_HUNG_UP:
         explain_hang_up(connection, loss);
+        break;
+    case INBOX_FAILED:
+        break;
+    }
     return loss->status;
 }
 

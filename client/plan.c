@@ -57,7 +57,7 @@ static enum epd_status plan_bind(struct epd_plan *plan, const struct epd_plan_op
         if (binding_of_tensor(plan, i, tensor, &plan->create.bindings[i], error))
             return error->status;
         plan->buffers[i] = tensor->buffer;
-        atomic_fetch_add(&tensor->buffer->n_plans, 1);
+        atomic_fetch_add(&tensor->buffer->n_bindings, 1);
         plan->create.n_bindings = i + 1;
     }
     return EPD_OK;
@@ -129,7 +129,7 @@ static enum epd_status plan_request(struct epd_plan *plan, struct epd_error *err
 void plan_free(struct epd_plan *plan)
 {
     for (uint32_t i = 0; i < plan->create.n_bindings; i++)
-        atomic_fetch_sub(&plan->buffers[i]->n_plans, 1);
+        atomic_fetch_sub(&plan->buffers[i]->n_bindings, 1);
     free(plan->buffers);
     free(plan->create.bindings);
     pthread_mutex_destroy(&plan->lock);

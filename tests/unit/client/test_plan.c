@@ -1,0 +1,483 @@
+/* Groups, buffers and plans against a daemon that the test plays: what is asked, what a launch sends, how
+ * launches end. */
+#include <check.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "client/buffer.h"
+#include "tests/unit/client/fake_daemon.h"
+
+static struct fake fake;
+static int n_fds;
+static struct epd_client *client;
+static struct epd_group *group;
+
+static void setup(void)
+{
+    n_fds = count_fds();
+    fake_open(&fake);
+}
+
+static void start(void (*script)(struct fake *daemon))
+{
+    fake_start(&fake, script);
+    client = open_client(&fake);
+    group = join_group(client);
+}
+
+static void teardown(void)
+{
+    epd_close(client);
+    fake_stop(&fake);
+    ck_assert_int_eq(count_fds(), n_fds);
+}
+
+static void script_must(int condition)
+{
+    if (!condition)
+        abort();
+}
+
+/* ---- groups ---- */
+
+static void script_group(struct fake *daemon)
+{
+    fake_session(daemon);
+    const struct message_group_join *join = &daemon->last.group_join;
+    script_must(strcmp(join->name, "g") == 0 && join->world_size == 1 && join->rank == 0 &&
+                !join->has_device);
+    script_must(join->config.alignment == 1 && join->config.overflow == EPD_OVERFLOW_ERROR);
+    script_must(join->config.n_experts == 4 && join->config.dtype == EPD_F32 &&
+                join->config.capacity_rows == 0);
+    fake_expect(daemon, MESSAGE_GROUP_LEAVE);
+    script_must(daemon->last.group_leave.id == 100);
+    fake_answer_ok(daemon);
+}
+
+START_TEST(join_fills_in_the_defaults_and_leave_tells_the_daemon)
+{
+    struct epd_group_info info = {.size = sizeof info};
+
+    start(script_group);
+    ck_assert_int_eq(epd_group_info(group, &info), EPD_OK);
+    ck_assert_uint_eq(info.n_local_experts, 4);
+    ck_assert_int_eq(info.capacity_rows, 64);
+    ck_assert_uint_eq(info.device_uuid[0], 9);
+    epd_group_leave(group);
+}
+END_TEST
+
+static void script_session_only(struct fake *daemon)
+{
+    fake_session(daemon);
+    script_must(fake_peer_closed(daemon));
+}
+
+START_TEST(join_refuses_what_the_wire_would_refuse_before_it_asks)
+{
+    struct epd_group_options options = {.size = sizeof options, .name = "h", .world_size = 3, .n_experts = 4};
+    struct epd_group *other;
+
+    start(script_session_only);
+    ck_assert_int_eq(epd_group_join(client, &options, &other), EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(epd_error_text(), "n_experts"));
+    options.name = NULL;
+    ck_assert_int_eq(epd_group_join(client, &options, &other), EPD_INVALID_ARGUMENT);
+    ck_assert_str_eq(epd_error_text(), "epd_group_options name: NULL");
+    options.size = 0;
+    ck_assert_int_eq(epd_group_join(client, &options, &other), EPD_INVALID_ARGUMENT);
+}
+END_TEST
+
+/* ---- buffers ---- */
+
+static void script_buffers(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_BUFFER_ALLOC);
+    script_must(daemon->last.buffer_alloc.group_id == 100 && daemon->last.buffer_alloc.bytes == 5000);
+    fake_answer_buffer(daemon);
+    fake_expect(daemon, MESSAGE_BUFFER_RELEASE);
+    script_must(daemon->last.buffer_release.id == 101);
+    fake_answer_ok(daemon);
+    fake_expect(daemon, MESSAGE_BUFFER_REGISTER);
+    script_must(daemon->last.buffer_register.kind == EPD_MEMORY_MEMFD && daemon->last_fd >= 0);
+    script_must(daemon->last.buffer_register.offset == 4100 && daemon->last.buffer_register.bytes == 100);
+    script_must(pwrite(daemon->last_fd, "daemon", 7, 4100) == 7);
+    fake_answer_buffer(daemon);
+    fake_expect(daemon, MESSAGE_BUFFER_RELEASE);
+    fake_answer_error(daemon, EPD_IN_USE, "busy here");
+    script_must(fake_peer_closed(daemon));
+}
+
+static int sealed_memfd(off_t bytes, int seals)
+{
+    int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(ftruncate(fd, bytes), 0);
+    ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, seals), 0);
+    return fd;
+}
+
+START_TEST(buffers_are_the_daemons_or_the_clients_memory)
+{
+    struct epd_buffer *buffer;
+    int fd = sealed_memfd(8192, F_SEAL_SHRINK);
+
+    start(script_buffers);
+    ck_assert_int_eq(epd_buffer_alloc(group, 5000, &buffer), EPD_OK);
+    ck_assert_uint_eq(epd_buffer_bytes(buffer), 5000);
+    memset(epd_buffer_data(buffer), 1, 5000);
+    ck_assert_int_eq(epd_buffer_release(buffer), EPD_OK);
+    ck_assert_int_eq(epd_buffer_register_memfd(group, fd, 4100, 100, &buffer), EPD_OK);
+    ck_assert_str_eq(epd_buffer_data(buffer), "daemon"); /* what the daemon wrote through its own fd */
+    ck_assert_int_eq(epd_buffer_release(buffer), EPD_IN_USE);
+    ck_assert_str_eq(epd_error_text(), "busy here");
+    close(fd);
+}
+END_TEST
+
+START_TEST(memfds_that_could_lose_pages_or_are_too_short_are_refused)
+{
+    struct epd_buffer *buffer;
+    int open_fd = sealed_memfd(8192, F_SEAL_GROW);
+    int fd = sealed_memfd(8192, F_SEAL_SHRINK);
+
+    start(script_session_only);
+    ck_assert_int_eq(epd_buffer_register_memfd(group, open_fd, 0, 8192, &buffer), EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(epd_error_text(), "want F_SEAL_SHRINK"));
+    ck_assert_int_eq(epd_buffer_register_memfd(group, fd, 4096, 4097, &buffer), EPD_OUT_OF_RANGE);
+    ck_assert_int_eq(epd_buffer_register_memfd(group, fd, UINT64_MAX, 2, &buffer), EPD_OUT_OF_RANGE);
+    ck_assert_int_eq(epd_buffer_register_memfd(group, 0, 0, 1, &buffer), EPD_INVALID_ARGUMENT);
+    ck_assert_int_eq(epd_buffer_register_memfd(group, fd, 0, 0, &buffer), EPD_INVALID_ARGUMENT);
+    ck_assert_int_eq(epd_buffer_register_cuda(group, &fd, 8, &buffer), EPD_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(epd_error_text(), "host backend"));
+    close(open_fd);
+    close(fd);
+}
+END_TEST
+
+/* ---- plans ---- */
+
+#define FLAG 5
+
+static void script_activation(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_BUFFER_ALLOC);
+    fake_answer_buffer(daemon); /* 101 */
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    const struct message_plan_create *create = &daemon->last.plan_create;
+    script_must(create->group_id == 100 && create->op == EPD_OP_DISPATCH && create->n_bindings == 2);
+    script_must(create->bindings[1].role == EPD_ROLE_TOPK_IDX && create->bindings[1].buffer_id == 101);
+    script_must(create->bindings[1].offset == 64 && create->bindings[1].shape[1] == 2);
+    fake_answer_plan(daemon, FLAG); /* 102 */
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    script_must(daemon->last.plan_create.context_plan_id == 102);
+    fake_answer_plan(daemon, FLAG + 1); /* 103 */
+    for (uint64_t seq = 1; seq <= 2; seq++) {
+        fake_expect(daemon, MESSAGE_LAUNCH);
+        script_must(daemon->last.launch.plan_id == 102 && daemon->last.launch.seq == seq);
+        script_must(daemon->last.launch.n_tokens == (seq == 1 ? 8 : 3));
+        script_must(daemon->last.launch.shape_hash == 0xabcdef && daemon->last.launch.n_repeats == 1);
+        fake_complete(daemon, FLAG);
+    }
+    fake_expect(daemon, MESSAGE_PLAN_DESTROY); /* the context goes after the plan that has it */
+    script_must(daemon->last.plan_destroy.id == 103);
+    fake_answer_ok(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_DESTROY);
+    script_must(daemon->last.plan_destroy.id == 102);
+    fake_answer_ok(daemon);
+    fake_expect(daemon, MESSAGE_BUFFER_RELEASE);
+    fake_answer_ok(daemon);
+}
+
+START_TEST(plan_is_created_launched_in_sequence_and_destroyed_after_its_dependents)
+{
+    struct epd_buffer *buffer;
+    struct epd_plan *plan, *dependent;
+    struct epd_plan_info info = {.size = sizeof info};
+
+    start(script_activation);
+    ck_assert_int_eq(epd_buffer_alloc(group, 1024, &buffer), EPD_OK);
+    const struct epd_tensor tensors[] = {
+        {.role = EPD_ROLE_X, .buffer = buffer, .dtype = EPD_F32, .n_dims = 2, .shape = {8, 2}},
+        {.role = EPD_ROLE_TOPK_IDX,
+         .buffer = buffer,
+         .offset_bytes = 64,
+         .dtype = EPD_I32,
+         .n_dims = 2,
+         .shape = {8, 2}},
+    };
+    struct epd_plan_options options = {
+        .size = sizeof options, .op = EPD_OP_DISPATCH, .n_tensors = 2, .tensors = tensors};
+    ck_assert_int_eq(epd_plan_create(group, &options, &plan), EPD_OK);
+    options.context = plan;
+    ck_assert_int_eq(epd_plan_create(group, &options, &dependent), EPD_OK);
+    ck_assert_int_eq(epd_plan_wait(plan, 0), EPD_OK); /* nothing in flight */
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK);
+    ck_assert_int_eq(epd_plan_wait(plan, 0), EPD_OK);
+    ck_assert_int_eq(epd_plan_set_tokens(plan, 9), EPD_INVALID_ARGUMENT);
+    ck_assert_str_eq(epd_error_text(), "dispatch n_tokens: 9, at most 8 (rows of its tensors)");
+    ck_assert_int_eq(epd_plan_set_tokens(plan, 3), EPD_OK);
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK);
+    ck_assert_int_eq(epd_plan_wait(plan, 5000), EPD_OK);
+    ck_assert_int_eq(epd_plan_info(plan, &info), EPD_OK);
+    ck_assert_uint_eq(info.plan_id, 102);
+    ck_assert_uint_eq(info.launches, 2);
+    ck_assert_uint_eq(info.saved_bytes, 40);
+    ck_assert_int_eq(epd_buffer_release(buffer), EPD_IN_USE);
+    ck_assert_str_eq(epd_error_text(), "buffer of 1024 bytes: 4 tensors of plans are bound to it");
+    epd_plan_destroy(plan);
+    epd_plan_destroy(dependent);
+    ck_assert_int_eq(epd_buffer_release(buffer), EPD_OK);
+}
+END_TEST
+
+static void script_fail(struct fake *daemon)
+{
+    struct page_entry entry = {
+        .status = EPD_PEER_LOST, .phase = EPD_PHASE_GATHER, .rank = 3, .text = "rank 3 is gone in gather"};
+
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_plan(daemon, FLAG);
+    entry.plan_id = daemon->next_id - 1;
+    fake_expect(daemon, MESSAGE_LAUNCH);
+    entry.seq = daemon->last.launch.seq;
+    fake_fail(daemon, FLAG, &entry);
+    fake_expect(daemon, MESSAGE_LAUNCH);
+    fake_complete(daemon, FLAG);
+}
+
+START_TEST(failed_launch_tells_status_phase_rank_and_sentence)
+{
+    struct epd_failure failure = {.size = sizeof failure};
+
+    start(script_fail);
+    struct epd_plan *plan = create_barrier(group);
+    ck_assert_int_eq(epd_plan_failure(plan, &failure), EPD_UNKNOWN_ID);
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK);
+    ck_assert_int_eq(epd_plan_wait(plan, 0), EPD_PEER_LOST);
+    ck_assert_str_eq(epd_error_text(), "rank 3 is gone in gather");
+    ck_assert_int_eq(epd_plan_failure(plan, &failure), EPD_OK);
+    ck_assert_int_eq(failure.status, EPD_PEER_LOST);
+    ck_assert_int_eq(failure.phase, EPD_PHASE_GATHER);
+    ck_assert_int_eq(failure.rank, 3);
+    ck_assert_uint_eq(failure.seq, 1);
+    ck_assert_str_eq(failure.text, "rank 3 is gone in gather");
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK); /* the plan goes on */
+    ck_assert_int_eq(epd_plan_wait(plan, 0), EPD_OK);
+}
+END_TEST
+
+static void script_flood(struct fake *daemon)
+{
+    struct page_entry entry = {.status = EPD_TIMEOUT, .text = "why"};
+
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_plan(daemon, FLAG);
+    fake_expect(daemon, MESSAGE_LAUNCH);
+    entry.plan_id = 1000; /* another plan's reports fill the ring */
+    for (int i = 0; i < EPD_PAGE_RING_ENTRIES - 1; i++)
+        page_report(daemon->page, &entry);
+    entry.plan_id = 1001;
+    fake_fail(daemon, FLAG, &entry);
+}
+
+START_TEST(failed_launch_whose_report_is_missing_is_still_a_failure)
+{
+    start(script_flood);
+    struct epd_plan *plan = create_barrier(group);
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK);
+    ck_assert_int_eq(epd_plan_wait(plan, 0), EPD_INTERNAL);
+    ck_assert_ptr_nonnull(strstr(epd_error_text(), "newer reports have overwritten why"));
+}
+END_TEST
+
+static void script_slow(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_plan(daemon, FLAG);
+    fake_expect(daemon, MESSAGE_LAUNCH);
+    fake_expect(daemon, MESSAGE_STATS);        /* the client's sign to end the launch */
+    flag_set(&daemon->page->plans[FLAG].done); /* a wake-up that means nothing */
+    fake_answer_error(daemon, EPD_UNSUPPORTED, "none");
+    fake_expect(daemon, MESSAGE_STATS);
+    fake_complete(daemon, FLAG);
+    fake_answer_error(daemon, EPD_UNSUPPORTED, "none");
+}
+
+START_TEST(launch_in_flight_is_busy_until_its_wait_has_seen_the_end)
+{
+    char *json;
+
+    start(script_slow);
+    struct epd_plan *plan = create_barrier(group);
+    ck_assert_int_eq(epd_plan_launch(plan, &client), EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(epd_error_text(), "want NULL on the host backend"));
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK);
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_BUSY);
+    ck_assert_int_eq(epd_plan_wait(plan, 20), EPD_TIMEOUT);
+    ck_assert_int_eq(epd_stats(client, &json), EPD_UNSUPPORTED);
+    ck_assert_int_eq(epd_plan_wait(plan, 20), EPD_TIMEOUT);
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_BUSY);
+    ck_assert_int_eq(epd_stats(client, &json), EPD_UNSUPPORTED);
+    ck_assert_int_eq(epd_plan_wait(plan, 0), EPD_OK);
+    ck_assert_int_eq(epd_plan_capture(plan, NULL), EPD_UNSUPPORTED);
+    ck_assert_int_eq(epd_plan_arm(plan, 3), EPD_UNSUPPORTED);
+}
+END_TEST
+
+static void script_die_in_launch(struct fake *daemon)
+{
+    fake_session(daemon);
+    for (int i = 0; i < 3; i++) {
+        fake_expect(daemon, MESSAGE_PLAN_CREATE);
+        fake_answer_plan(daemon, FLAG + (uint32_t)i);
+    }
+    for (int i = 0; i < 3; i++)
+        fake_expect(daemon, MESSAGE_LAUNCH);
+    fake_complete(daemon, FLAG + 2); /* ended, whatever comes */
+    fake_hang_up(daemon);
+}
+
+static void *wait_for_plan(void *plan)
+{
+    return (void *)(intptr_t)epd_plan_wait(plan, 0);
+}
+
+START_TEST(worker_that_dies_ends_every_launch_in_flight_restarted_and_no_other)
+{
+    struct epd_plan *plans[3];
+    struct epd_failure failure = {.size = sizeof failure};
+    pthread_t waiter;
+    void *status;
+
+    start(script_die_in_launch);
+    for (int i = 0; i < 3; i++)
+        plans[i] = create_barrier(group);
+    ck_assert_int_eq(epd_plan_launch(plans[0], NULL), EPD_OK);
+    pthread_create(&waiter, NULL, wait_for_plan, plans[0]);
+    usleep(20000); /* the waiter sleeps on the flag */
+    ck_assert_int_eq(epd_plan_wait(plans[0], 0), EPD_BUSY);
+    ck_assert_int_eq(epd_plan_launch(plans[1], NULL), EPD_OK);
+    ck_assert_int_eq(epd_plan_launch(plans[2], NULL), EPD_OK);
+    pthread_join(waiter, &status);
+    ck_assert_int_eq((int)(intptr_t)status, EPD_RESTARTED);
+    ck_assert_int_eq(epd_plan_failure(plans[0], &failure), EPD_OK);
+    ck_assert_int_eq(failure.status, EPD_RESTARTED);
+    ck_assert_uint_eq(failure.seq, 1);
+    ck_assert_int_eq(failure.rank, -1);
+    ck_assert_int_eq(epd_plan_wait(plans[1], 0), EPD_RESTARTED);
+    ck_assert_int_eq(epd_plan_wait(plans[2], 0), EPD_OK);
+    ck_assert_int_eq(epd_plan_wait(plans[2], 0), EPD_RESTARTED);
+    ck_assert_int_eq(epd_plan_launch(plans[2], NULL), EPD_RESTARTED);
+    ck_assert_int_eq(epd_plan_set_tokens(plans[2], 0), EPD_RESTARTED);
+    epd_plan_destroy(plans[0]);
+}
+END_TEST
+
+static void script_full_socket(struct fake *daemon)
+{
+    fake_session(daemon);
+    for (int i = 0; i < 2; i++) {
+        fake_expect(daemon, MESSAGE_PLAN_CREATE);
+        fake_answer_plan(daemon, FLAG + (uint32_t)i);
+    }
+    /* Reads nothing until the client has filled the socket, then everything. */
+    usleep(200000);
+    for (uint64_t seq = 1; seq <= 2000; seq++) {
+        fake_expect(daemon, MESSAGE_LAUNCH);
+        script_must(daemon->last.launch.seq == seq);
+    }
+    atomic_fetch_add(&daemon->page->plans[FLAG].completed, 1);
+    flag_set(&daemon->page->plans[FLAG].done);
+}
+
+START_TEST(launches_wait_for_room_in_the_socket_and_none_is_lost)
+{
+    uint64_t last_seq = 0;
+    struct epd_error error;
+
+    start(script_full_socket);
+    struct epd_plan *plan = create_barrier(group);
+    struct epd_plan *other = create_barrier(group);
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK);
+    last_seq = group->last_seq;
+    (void)other;
+    for (int i = 1; i < 2000; i++) {
+        struct message_launch launch = {.plan_id = 102, .n_repeats = 1};
+        ck_assert_int_eq(connection_launch(group->connection, &launch, &last_seq, &error), EPD_OK);
+    }
+    ck_assert_int_eq(epd_plan_wait(plan, 0), EPD_OK);
+}
+END_TEST
+
+static void script_plan_refused(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_BUFFER_ALLOC);
+    fake_answer_buffer(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_error(daemon, EPD_INVALID_SHAPE, "dispatch x: hidden 2, want 8");
+    fake_expect(daemon, MESSAGE_BUFFER_RELEASE);
+    fake_answer_ok(daemon);
+}
+
+START_TEST(plan_that_is_refused_binds_nothing)
+{
+    struct epd_buffer *buffer;
+    struct epd_plan *plan = NULL;
+
+    start(script_plan_refused);
+    ck_assert_int_eq(epd_buffer_alloc(group, 1024, &buffer), EPD_OK);
+    struct epd_tensor tensors[2] = {
+        {.role = EPD_ROLE_X, .buffer = buffer, .dtype = EPD_F32, .n_dims = 2, .shape = {8, 2}},
+        {.role = EPD_ROLE_TOPK_IDX, .dtype = EPD_I32, .n_dims = 2, .shape = {8, 2}}};
+    struct epd_plan_options options = {
+        .size = sizeof options, .op = EPD_OP_DISPATCH, .n_tensors = 2, .tensors = tensors};
+    ck_assert_int_eq(epd_plan_create(group, &options, &plan), EPD_INVALID_ARGUMENT);
+    ck_assert_str_eq(epd_error_text(), "dispatch tensor 1 (topk_idx): buffer is NULL");
+    tensors[1].buffer = buffer;
+    tensors[1].n_dims = 4;
+    ck_assert_int_eq(epd_plan_create(group, &options, &plan), EPD_INVALID_ARGUMENT);
+    tensors[1].n_dims = 2;
+    ck_assert_int_eq(epd_plan_create(group, &options, &plan), EPD_INVALID_SHAPE);
+    ck_assert_str_eq(epd_error_text(), "dispatch x: hidden 2, want 8");
+    ck_assert_ptr_null(plan);
+    ck_assert_int_eq(epd_buffer_release(buffer), EPD_OK);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("client plans");
+    TCase *cases = tcase_create("fake daemon");
+
+    tcase_add_checked_fixture(cases, setup, teardown);
+    tcase_set_timeout(cases, 30);
+    tcase_add_test(cases, join_fills_in_the_defaults_and_leave_tells_the_daemon);
+    tcase_add_test(cases, join_refuses_what_the_wire_would_refuse_before_it_asks);
+    tcase_add_test(cases, buffers_are_the_daemons_or_the_clients_memory);
+    tcase_add_test(cases, memfds_that_could_lose_pages_or_are_too_short_are_refused);
+    tcase_add_test(cases, plan_is_created_launched_in_sequence_and_destroyed_after_its_dependents);
+    tcase_add_test(cases, failed_launch_tells_status_phase_rank_and_sentence);
+    tcase_add_test(cases, failed_launch_whose_report_is_missing_is_still_a_failure);
+    tcase_add_test(cases, launch_in_flight_is_busy_until_its_wait_has_seen_the_end);
+    tcase_add_test(cases, worker_that_dies_ends_every_launch_in_flight_restarted_and_no_other);
+    tcase_add_test(cases, launches_wait_for_room_in_the_socket_and_none_is_lost);
+    tcase_add_test(cases, plan_that_is_refused_binds_nothing);
+    suite_add_tcase(suite, cases);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed != 0;
+}
