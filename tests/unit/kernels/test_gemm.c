@@ -1,4 +1,5 @@
 /* Grouped GEMMs of all layouts, dtypes and shapes of the table against the reference; splits that lie. */
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -395,6 +396,56 @@ START_TEST(bias_gradient_of_weighted_rows_matches_double)
 }
 END_TEST
 
+/* A lane of its own: scratch and output, shared operands. */
+struct lane {
+    pthread_t thread;
+    struct gemm_args args;
+    struct kernel_error error;
+    enum epd_status status;
+};
+
+static void *run_lane(void *data)
+{
+    struct lane *lane = data;
+    struct host_scratch scratch = {0};
+    lane->status = EPD_OK;
+    for (int i = 0; i < 20 && lane->status == EPD_OK; i++)
+        lane->status = host_gemm(&lane->args, &scratch);
+    host_scratch_fini(&scratch);
+    return NULL;
+}
+
+START_TEST(lanes_that_run_at_once_get_the_bits_of_one_alone)
+{
+    enum { LANES = 4 };
+    struct gemm_case peek;
+    for (size_t idx = 0; gemm_case_at(idx, &peek); idx++) {
+        struct fixture f;
+        struct lane lanes[LANES];
+        if (peek.accumulate || peek.parts || peek.n_rows > 127)
+            continue;
+        ck_assert(fixture_init(&f, idx));
+        run(&f);
+        size_t c_bytes = f.n_c * dtype_bytes(f.test_case.dtype_c);
+        for (int i = 0; i < LANES; i++) {
+            lanes[i] = (struct lane){.args = args_of(&f)};
+            lanes[i].args.c = values_alloc(c_bytes, 1);
+            memcpy(lanes[i].args.c, f.c_before, c_bytes);
+            lanes[i].args.dbias = NULL; /* shared by all, and not a matter of the CBLAS library */
+            lanes[i].args.error = &lanes[i].error;
+            ck_assert_int_eq(pthread_create(&lanes[i].thread, NULL, run_lane, &lanes[i]), 0);
+        }
+        for (int i = 0; i < LANES; i++) {
+            pthread_join(lanes[i].thread, NULL);
+            ck_assert_int_eq(lanes[i].status, EPD_OK);
+            ck_assert_mem_eq(lanes[i].args.c, f.c, c_bytes);
+            free(lanes[i].args.c);
+        }
+        fixture_fini(&f);
+    }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -406,6 +457,7 @@ int main(void)
         splits_past_the_rows_are_cut_and_the_first_is_recorded,
         offsets_outside_the_rows_are_clamped_and_recorded,
         bias_gradient_of_weighted_rows_matches_double,
+        lanes_that_run_at_once_get_the_bits_of_one_alone,
     };
     return suite_run("kernels gemm", tests, sizeof(tests) / sizeof(tests[0]));
 }
