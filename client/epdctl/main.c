@@ -64,7 +64,10 @@ static void print_help(void)
         printf("  %-8s %-3s %s\n", verbs[i].name, verbs[i].argument ? verbs[i].argument : "", verbs[i].help);
     printf("\n");
     for (size_t i = 0; i < N_OPTIONS; i++)
-        printf("  --%s%s%s\n", options[i].option.name, options[i].help[0] == '[' ? "" : "  ",
+        printf("  --%s%s%s\n", options[i].option.name,
+               options[i].option.has_arg == optional_argument ? ""
+               : options[i].option.has_arg                    ? " "
+                                                              : "  ",
                options[i].help);
     printf("\nExit codes: 0 done, 1 refused by the daemon (doctor: something to fix), 2 usage, 3 no daemon "
            "answers.\n");

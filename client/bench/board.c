@@ -1,0 +1,135 @@
+#include "client/bench/board.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* How long a rank waits for the others before one iteration; the slowest case on the slowest machine takes
+ * seconds. */
+#define BOARD_DEADLINE_S 300
+
+struct board_shared {
+    struct job job;
+    _Atomic uint32_t generation; /* futex; grows when all ranks have arrived */
+    _Atomic uint32_t n_arrived;
+    _Atomic uint32_t aborted;
+    double copied_bytes;
+    char texts[JOB_MAX_RANKS][BOARD_TEXT_BYTES];
+    double samples[]; /* [n_ranks, n_iterations] */
+};
+
+static size_t board_size(const struct job *job)
+{
+    return sizeof(struct board_shared) + sizeof(double) * job->n_ranks * job->n_iterations;
+}
+
+static enum epd_status board_map(struct board *board, int fd, size_t bytes)
+{
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED) {
+        fprintf(stderr, "epd-bench: mapping %zu bytes: %s\n", bytes, strerror(errno));
+        return EPD_SYSTEM;
+    }
+    *board = (struct board){.shared = memory, .bytes = bytes, .fd = fd};
+    return EPD_OK;
+}
+
+enum epd_status board_create(struct board *board, const struct job *job)
+{
+    int fd = memfd_create("epd-bench-board", 0); /* no MFD_CLOEXEC: the ranks inherit it */
+    if (fd < 0 || ftruncate(fd, (off_t)board_size(job)) != 0) {
+        fprintf(stderr, "epd-bench: shared memory of %zu bytes: %s\n", board_size(job), strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        return EPD_SYSTEM;
+    }
+    enum epd_status status = board_map(board, fd, board_size(job));
+    if (status != EPD_OK) {
+        close(fd);
+        return status;
+    }
+    board->shared->job = *job;
+    board->shared->copied_bytes = -1;
+    return EPD_OK;
+}
+
+enum epd_status board_open(struct board *board, int fd)
+{
+    struct stat info;
+    if (fstat(fd, &info) != 0 || (size_t)info.st_size < sizeof(struct board_shared)) {
+        fprintf(stderr, "epd-bench: fd %d is not a board\n", fd);
+        return EPD_INVALID_ARGUMENT;
+    }
+    return board_map(board, fd, (size_t)info.st_size);
+}
+
+void board_close(struct board *board)
+{
+    if (!board->shared)
+        return;
+    munmap(board->shared, board->bytes);
+    close(board->fd);
+    *board = (struct board){.fd = -1};
+}
+
+const struct job *board_job(const struct board *board)
+{
+    return &board->shared->job;
+}
+
+double *board_samples(const struct board *board, uint32_t rank)
+{
+    return board->shared->samples + (size_t)rank * board->shared->job.n_iterations;
+}
+
+char *board_text(const struct board *board, uint32_t rank)
+{
+    return board->shared->texts[rank];
+}
+
+double *board_copied_bytes(const struct board *board)
+{
+    return &board->shared->copied_bytes;
+}
+
+static void wake_all(struct board_shared *shared)
+{
+    atomic_fetch_add(&shared->generation, 1);
+    syscall(SYS_futex, &shared->generation, FUTEX_WAKE, 0x7fffffff, NULL, NULL, 0);
+}
+
+void board_abort(struct board *board)
+{
+    atomic_store(&board->shared->aborted, 1);
+    wake_all(board->shared);
+}
+
+enum epd_status board_barrier(struct board *board)
+{
+    struct board_shared *shared = board->shared;
+    const uint32_t generation = atomic_load(&shared->generation);
+    if (atomic_fetch_add(&shared->n_arrived, 1) + 1 == shared->job.n_ranks) {
+        atomic_store(&shared->n_arrived, 0);
+        wake_all(shared);
+        return atomic_load(&shared->aborted) ? EPD_PEER_LOST : EPD_OK;
+    }
+    for (int second = 0; second < BOARD_DEADLINE_S; second++) {
+        const struct timespec one_second = {.tv_sec = 1};
+        while (atomic_load(&shared->generation) == generation)
+            if (syscall(SYS_futex, &shared->generation, FUTEX_WAIT, generation, &one_second, NULL, 0) != 0 &&
+                errno == ETIMEDOUT)
+                break;
+        if (atomic_load(&shared->aborted))
+            return EPD_PEER_LOST;
+        if (atomic_load(&shared->generation) != generation)
+            return EPD_OK;
+    }
+    return EPD_TIMEOUT;
+}

@@ -1,0 +1,27 @@
+/* An epd of the benchmark's own: temporary folder, own sockets, own log; gone at the end. Owned by main. */
+#ifndef EPD_BENCH_DAEMON_H
+#define EPD_BENCH_DAEMON_H
+
+#include <epd.h>
+#include <sys/types.h>
+
+struct daemon {
+    char directory[96];
+    char socket_path[128], control_path[128], log_path[128];
+    pid_t pid; /* of the supervisor; 0 if none was started */
+};
+
+struct daemon_options {
+    const char *program; /* NULL: beside epd-bench, in the build tree, or on PATH */
+    const char *backend;
+    const char *devices; /* NULL: the daemon's default */
+};
+
+/* Starts it; it may still be opening its sockets (epd_open waits for them). Errors have been printed. */
+enum epd_status daemon_start(struct daemon *daemon, const struct daemon_options *options);
+/* SIGTERM, waits, SIGKILL after DAEMON_STOP_S; removes the folder. Legal on a daemon that was not started. */
+void daemon_stop(struct daemon *daemon);
+/* The last lines of its log to stderr. */
+void daemon_print_log(const struct daemon *daemon);
+
+#endif

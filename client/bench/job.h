@@ -1,0 +1,54 @@
+/* What one line of the benchmark measures: an op at a size. Value type, kept in the board that parent and
+ * ranks share. */
+#ifndef EPD_BENCH_JOB_H
+#define EPD_BENCH_JOB_H
+
+#include <epd.h>
+
+#define JOB_NAME_BYTES 32
+#define JOB_PATH_BYTES 128
+#define JOB_MAX_RANKS  64
+
+enum job_op {
+    JOB_HANDOFF_BARRIER,      /* a barrier op of all ranks: launch to done */
+    JOB_HANDOFF_GROUPED_GEMM, /* a grouped_gemm of one row by one rank, the others idle */
+    JOB_DISPATCH,
+    JOB_COMBINE,
+    JOB_GROUPED_GEMM,
+    JOB_MOE_FORWARD,
+    JOB_MOE_BACKWARD,
+    JOB_OP_COUNT
+};
+
+struct job {
+    enum job_op op;
+    char case_name[JOB_NAME_BYTES];
+    char socket_path[JOB_PATH_BYTES];
+    char group_name[JOB_NAME_BYTES];
+    uint32_t n_ranks;
+    uint32_t n_tokens, hidden, ffn, n_experts, top_k; /* T, H, F, E, K */
+    int64_t capacity_rows;                            /* 0: all that could arrive */
+    enum epd_dtype dtype;
+    uint32_t n_warmup, n_iterations;
+};
+
+/* "dispatch"; the two hand-offs are "handoff_barrier" and "handoff_grouped_gemm". */
+const char *job_op_name(enum job_op op);
+const char *job_dtype_name(enum epd_dtype dtype);
+uint32_t job_dtype_bytes(enum epd_dtype dtype);
+
+/* Sizes of a standard case by name (dsv3, qwen235b, qwen30b, mixtral, decode128, tiny); 0 if there is none.
+ */
+int job_take_case(struct job *job, const char *name);
+/* "dsv3, qwen235b, ..." for help and errors. */
+const char *job_case_names(void);
+
+/* Formulas, per rank and step. Bytes over the wire, uniform routing, one copy per (token, destination rank):
+ * T * H * element * d * (R - 1) / R with d = R * (1 - (1 - 1/R)^K); 0 for ops that move no tokens. */
+double job_wire_bytes(const struct job *job);
+/* GEMM work: moe_forward 2 * T * K * 3 * H * F, moe_backward twice that, grouped_gemm 2 * T * K * 2F * H. */
+double job_flops(const struct job *job);
+/* Shared memory that the job needs on the host backend, all ranks: buffers and the exchange, roughly. */
+double job_host_bytes(const struct job *job);
+
+#endif

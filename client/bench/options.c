@@ -1,0 +1,322 @@
+#include "client/bench/options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Sizes given by flags override the case's, wherever they stand. */
+struct sizes {
+    uint64_t tokens, hidden, ffn, experts, top_k;
+};
+
+enum {
+    OPTION_BACKEND = 256,
+    OPTION_DEVICES,
+    OPTION_DAEMON,
+    OPTION_SOCKET,
+    OPTION_RANKS,
+    OPTION_CASE,
+    OPTION_TOKENS,
+    OPTION_HIDDEN,
+    OPTION_FFN,
+    OPTION_EXPERTS,
+    OPTION_TOP_K,
+    OPTION_CAPACITY,
+    OPTION_DTYPE,
+    OPTION_OP,
+    OPTION_SESSIONS,
+    OPTION_ITERATIONS,
+    OPTION_WARMUP,
+    OPTION_JSON,
+    OPTION_VERSION,
+    OPTION_HELP,
+    OPTION_RANK,
+    OPTION_BOARD_FD,
+};
+
+struct row {
+    const char *name;
+    int id;
+    int has_argument;
+    uint64_t min, max; /* of numbers; max 0: text */
+    const char *help;  /* NULL: for rank processes only */
+};
+
+static const struct row rows[] = {
+    {"backend", OPTION_BACKEND, 1, 0, 0,
+     "NAME  backend of the daemon that is started: host, cuda, auto (host)"},
+    {"devices", OPTION_DEVICES, 1, 0, 0,
+     "TEXT  its --devices; host: a number (one per processor, at most one per rank)"},
+    {"daemon", OPTION_DAEMON, 1, 0, 0,
+     "PATH  the program to start (beside epd-bench, in the build tree, or on PATH)"},
+    {"socket", OPTION_SOCKET, 1, 0, 0, "PATH  use the daemon that listens there; start none"},
+    {"ranks", OPTION_RANKS, 1, 1, JOB_MAX_RANKS, "N  rank processes (4)"},
+    {"case", OPTION_CASE, 1, 0, 0, "NAME  sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny (tiny)"},
+    {"tokens", OPTION_TOKENS, 1, 1, 1u << 24, "N  tokens of a rank, instead of the case's"},
+    {"hidden", OPTION_HIDDEN, 1, 1, 1u << 20, "N  hidden size, instead of the case's"},
+    {"ffn", OPTION_FFN, 1, 1, 1u << 20, "N  ffn size, instead of the case's"},
+    {"experts", OPTION_EXPERTS, 1, 1, 1u << 16, "N  experts of all ranks, instead of the case's"},
+    {"topk", OPTION_TOP_K, 1, 1, 32, "N  experts of a token, instead of the case's"},
+    {"capacity-rows", OPTION_CAPACITY, 1, 0, 1u << 30,
+     "N  rows a rank can receive (0: all that could arrive)"},
+    {"dtype", OPTION_DTYPE, 1, 0, 0, "NAME  f32, bf16 or f16 (f32)"},
+    {"op", OPTION_OP, 1, 0, 0,
+     "LIST  handoff, dispatch, combine, grouped_gemm, moe_forward, moe_backward, sessions, with commas "
+     "between, or all (all "
+     "but sessions)"},
+    {"sessions", OPTION_SESSIONS, 1, 1, 100000, "N  idle sessions of --op sessions (1000)"},
+    {"iters", OPTION_ITERATIONS, 1, 1, 1000000, "N  timed iterations (handoff: 100 times as many) (50)"},
+    {"warmup", OPTION_WARMUP, 1, 0, 1000000, "N  iterations before them (5)"},
+    {"json", OPTION_JSON, 0, 0, 0, "  one JSON line per result instead of the table"},
+    {"version", OPTION_VERSION, 0, 0, 0, "  print the version and exit"},
+    {"help", OPTION_HELP, 0, 0, 0, "  this text"},
+    {"rank", OPTION_RANK, 1, 0, JOB_MAX_RANKS, NULL},
+    {"board-fd", OPTION_BOARD_FD, 1, 0, 1u << 30, NULL},
+};
+#define N_ROWS (sizeof(rows) / sizeof(rows[0]))
+
+static void print_help(void)
+{
+    printf("usage: epd-bench [options]\n\nMeasures the ops of epd: starts a daemon and rank processes of its "
+           "own, or uses a "
+           "running daemon.\n\n");
+    for (size_t i = 0; i < N_ROWS; i++)
+        if (rows[i].help)
+            printf("  --%s %s\n", rows[i].name, rows[i].help);
+    printf("\nExit codes: 0 measured, 1 failed, 2 usage.\n");
+}
+
+static int take_number(const struct row *row, const char *text, uint64_t *value)
+{
+    char *end = NULL;
+    errno = 0;
+    *value = strtoull(text, &end, 10);
+    if (!errno && end != text && !*end && text[0] != '-' && *value >= row->min && *value <= row->max)
+        return 0;
+    fprintf(stderr, "epd-bench: --%s %s: want a number from %llu to %llu\n", row->name, text,
+            (unsigned long long)row->min, (unsigned long long)row->max);
+    return -1;
+}
+
+static int take_dtype(struct options *options, const char *name)
+{
+    static const struct {
+        const char *name;
+        enum epd_dtype dtype;
+    } dtypes[] = {
+        {"f32", EPD_F32}, {"fp32", EPD_F32}, {"bf16", EPD_BF16}, {"f16", EPD_F16}, {"fp16", EPD_F16}};
+    for (size_t i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]); i++) {
+        if (strcmp(dtypes[i].name, name) == 0) {
+            options->job.dtype = dtypes[i].dtype;
+            return 0;
+        }
+    }
+    fprintf(stderr, "epd-bench: --dtype %s: want f32, bf16 or f16\n", name);
+    return -1;
+}
+
+static int want_op(struct options *options, const char *name)
+{
+    static const struct {
+        const char *name;
+        enum job_op first, last;
+    } ops[] = {
+        {"handoff", JOB_HANDOFF_BARRIER, JOB_HANDOFF_GROUPED_GEMM},
+        {"dispatch", JOB_DISPATCH, JOB_DISPATCH},
+        {"combine", JOB_COMBINE, JOB_COMBINE},
+        {"grouped_gemm", JOB_GROUPED_GEMM, JOB_GROUPED_GEMM},
+        {"moe_forward", JOB_MOE_FORWARD, JOB_MOE_FORWARD},
+        {"moe_backward", JOB_MOE_BACKWARD, JOB_MOE_BACKWARD},
+        {"all", JOB_HANDOFF_BARRIER, JOB_MOE_BACKWARD},
+    };
+    if (strcmp(name, "sessions") == 0 || strcmp(name, "all") == 0)
+        options->sessions = 1;
+    if (strcmp(name, "sessions") == 0)
+        return 0;
+    for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
+        if (strcmp(ops[i].name, name) != 0)
+            continue;
+        for (int op = ops[i].first; op <= (int)ops[i].last; op++)
+            options->wanted[op] = 1;
+        return 0;
+    }
+    fprintf(stderr,
+            "epd-bench: --op %s: want handoff, dispatch, combine, grouped_gemm, moe_forward, moe_backward, "
+            "sessions or "
+            "all\n",
+            name);
+    return -1;
+}
+
+static int take_ops(struct options *options, const char *list)
+{
+    char name[32];
+    while (*list) {
+        const size_t length = strcspn(list, ",");
+        (void)snprintf(name, sizeof(name), "%.*s", (int)length, list);
+        if (want_op(options, name))
+            return -1;
+        list += length + (list[length] == ',');
+    }
+    return 0;
+}
+
+static int take_text(struct options *options, const struct row *row, const char *text)
+{
+    switch (row->id) {
+    case OPTION_BACKEND:
+        options->daemon.backend = text;
+        return 0;
+    case OPTION_DEVICES:
+        options->daemon.devices = text;
+        return 0;
+    case OPTION_DAEMON:
+        options->daemon.program = text;
+        return 0;
+    case OPTION_SOCKET:
+        options->socket_path = text;
+        return 0;
+    case OPTION_DTYPE:
+        return take_dtype(options, text);
+    case OPTION_OP:
+        return take_ops(options, text);
+    case OPTION_CASE:
+        if (job_take_case(&options->job, text))
+            return 0;
+        fprintf(stderr, "epd-bench: --case %s: want one of %s\n", text, job_case_names());
+        return -1;
+    default:
+        options->json = 1;
+        return 0;
+    }
+}
+
+static void set_number(struct options *options, struct sizes *sizes, int id, uint64_t value)
+{
+    switch (id) {
+    case OPTION_RANKS:
+        options->job.n_ranks = (uint32_t)value;
+        return;
+    case OPTION_TOKENS:
+        sizes->tokens = value;
+        return;
+    case OPTION_HIDDEN:
+        sizes->hidden = value;
+        return;
+    case OPTION_FFN:
+        sizes->ffn = value;
+        return;
+    case OPTION_EXPERTS:
+        sizes->experts = value;
+        return;
+    case OPTION_TOP_K:
+        sizes->top_k = value;
+        return;
+    case OPTION_CAPACITY:
+        options->job.capacity_rows = (int64_t)value;
+        return;
+    case OPTION_SESSIONS:
+        options->n_sessions = (uint32_t)value;
+        return;
+    case OPTION_ITERATIONS:
+        options->job.n_iterations = (uint32_t)value;
+        return;
+    case OPTION_WARMUP:
+        options->job.n_warmup = (uint32_t)value;
+        return;
+    case OPTION_RANK:
+        options->rank = (int)value;
+        return;
+    default:
+        options->board_fd = (int)value;
+        return;
+    }
+}
+
+/* A changed case is named so: nobody shall take a scaled-down dsv3 for dsv3. */
+static int apply_sizes(struct job *job, const struct sizes *sizes)
+{
+    const uint64_t given[] = {sizes->tokens, sizes->hidden, sizes->ffn, sizes->experts, sizes->top_k};
+    uint32_t *const fields[] = {&job->n_tokens, &job->hidden, &job->ffn, &job->n_experts, &job->top_k};
+    int changed = 0;
+    for (size_t i = 0; i < sizeof(given) / sizeof(given[0]); i++) {
+        changed |= given[i] && given[i] != *fields[i];
+        *fields[i] = given[i] ? (uint32_t)given[i] : *fields[i];
+    }
+    if (changed)
+        (void)snprintf(job->case_name, sizeof(job->case_name), "custom");
+    if (job->n_experts % job->n_ranks) {
+        fprintf(stderr, "epd-bench: %u experts are not a multiple of %u ranks\n", job->n_experts,
+                job->n_ranks);
+        return -1;
+    }
+    if (job->top_k <= job->n_experts)
+        return 0;
+    fprintf(stderr, "epd-bench: top-k %u is more than %u experts\n", job->top_k, job->n_experts);
+    return -1;
+}
+
+static void set_defaults(struct options *options)
+{
+    *options = (struct options){.n_sessions = 1000, .rank = -1, .board_fd = -1};
+    options->daemon.backend = "host";
+    options->job.n_ranks = 4;
+    options->job.dtype = EPD_F32;
+    options->job.n_iterations = 50;
+    options->job.n_warmup = 5;
+    (void)job_take_case(&options->job, "tiny");
+}
+
+static int any_op(const struct options *options)
+{
+    for (int op = 0; op < JOB_OP_COUNT; op++)
+        if (options->wanted[op])
+            return 1;
+    return options->sessions;
+}
+
+static enum options_result take_option(struct options *options, struct sizes *sizes, const struct row *row)
+{
+    uint64_t value = 0;
+    if (row->id == OPTION_HELP) {
+        print_help();
+        return OPTIONS_SHOWN;
+    }
+    if (row->id == OPTION_VERSION) {
+        printf("epd-bench %s\n", epd_version());
+        return OPTIONS_SHOWN;
+    }
+    if (row->max == 0)
+        return take_text(options, row, optarg) ? OPTIONS_USAGE_ERROR : OPTIONS_RUN;
+    if (take_number(row, optarg, &value))
+        return OPTIONS_USAGE_ERROR;
+    set_number(options, sizes, row->id, value);
+    return OPTIONS_RUN;
+}
+
+enum options_result options_parse(struct options *options, int argc, char **argv)
+{
+    struct option table[N_ROWS + 1];
+    struct sizes sizes = {0};
+    int idx = 0, found = 0;
+    memset(table, 0, sizeof(table));
+    for (size_t i = 0; i < N_ROWS; i++)
+        table[i] = (struct option){rows[i].name, rows[i].has_argument, NULL, rows[i].id};
+    set_defaults(options);
+    while ((found = getopt_long(argc, argv, "", table, &idx)) != -1) {
+        enum options_result result =
+            found == '?' ? OPTIONS_USAGE_ERROR : take_option(options, &sizes, &rows[idx]);
+        if (result != OPTIONS_RUN)
+            return result;
+    }
+    if (optind < argc) {
+        fprintf(stderr, "epd-bench: what is '%s'? all arguments are options, see --help\n", argv[optind]);
+        return OPTIONS_USAGE_ERROR;
+    }
+    const int choose_all = !any_op(options);
+    for (int op = 0; choose_all && op < JOB_OP_COUNT; op++)
+        options->wanted[op] = 1;
+    return apply_sizes(&options->job, &sizes) ? OPTIONS_USAGE_ERROR : OPTIONS_RUN;
+}

@@ -1,0 +1,124 @@
+#include "client/bench/run.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "client/bench/board.h"
+#include "client/bench/sample.h"
+
+extern char **environ;
+
+static enum epd_status start_rank(int board_fd, uint32_t rank, pid_t *pid)
+{
+    char name[] = "epd-bench", rank_option[32], board_option[32];
+    (void)snprintf(rank_option, sizeof(rank_option), "--rank=%u", rank);
+    (void)snprintf(board_option, sizeof(board_option), "--board-fd=%d", board_fd);
+    char *arguments[] = {name, rank_option, board_option, NULL};
+    /* A fresh program image: nothing that a library has set up here reaches the rank. */
+    int error = posix_spawn(pid, "/proc/self/exe", NULL, NULL, arguments, environ);
+    if (!error)
+        return EPD_OK;
+    fprintf(stderr, "epd-bench: starting rank %u: %s\n", rank, strerror(error));
+    return EPD_SYSTEM;
+}
+
+static void end_ranks(struct board *board, const pid_t *pids, uint32_t n_ranks)
+{
+    board_abort(board);
+    for (uint32_t rank = 0; rank < n_ranks; rank++)
+        if (pids[rank] > 0)
+            kill(pids[rank], SIGTERM);
+}
+
+static void print_failure(const struct board *board, uint32_t rank, int wait_status)
+{
+    const char *text = board_text(board, rank);
+    if (WIFSIGNALED(wait_status))
+        fprintf(stderr, "epd-bench: rank %u was ended by signal %d\n", rank, WTERMSIG(wait_status));
+    else
+        fprintf(stderr, "epd-bench: rank %u: %s\n", rank, *text ? text : "failed");
+}
+
+static enum epd_status wait_ranks(struct board *board, pid_t *pids, uint32_t n_ranks)
+{
+    enum epd_status result = EPD_OK;
+    for (uint32_t n_running = n_ranks; n_running > 0;) {
+        int wait_status = 0;
+        const pid_t pid = waitpid(-1, &wait_status, 0);
+        if (pid < 0 && errno == EINTR) { /* a person wants an end; main catches the signal for us */
+            result = EPD_PEER_LOST;
+            end_ranks(board, pids, n_ranks);
+            continue;
+        }
+        if (pid < 0)
+            return EPD_INTERNAL;
+        for (uint32_t rank = 0; rank < n_ranks; rank++) {
+            if (pids[rank] != pid)
+                continue;
+            pids[rank] = 0;
+            n_running--;
+            if (wait_status == 0)
+                continue;
+            if (result == EPD_OK) { /* the others only follow */
+                print_failure(board, rank, wait_status);
+                end_ranks(board, pids, n_ranks);
+            }
+            result = EPD_PEER_LOST;
+        }
+    }
+    return result;
+}
+
+static enum epd_status condense(const struct board *board, struct result *result)
+{
+    const struct job *job = board_job(board);
+    const uint32_t n = job->n_iterations;
+    double *slowest = calloc(n, sizeof(double));
+    if (!slowest)
+        return EPD_NO_MEMORY;
+    *result = (struct result){.copied_bytes = *board_copied_bytes(board), .slowest_rank_median_ns = -1};
+    for (uint32_t rank = 0; rank < job->n_ranks; rank++) {
+        double *samples = board_samples(board, rank);
+        for (uint32_t i = 0; i < n; i++)
+            slowest[i] = samples[i] > slowest[i] ? samples[i] : slowest[i];
+        sample_sort(samples, n);
+        const double median_ns = sample_quantile(samples, n, 0.5);
+        if (median_ns > result->slowest_rank_median_ns) {
+            result->slowest_rank_median_ns = median_ns;
+            result->slowest_rank = rank;
+        }
+    }
+    sample_sort(slowest, n);
+    result->min_ns = slowest[0];
+    result->median_ns = sample_quantile(slowest, n, 0.5);
+    result->p99_ns = sample_quantile(slowest, n, 0.99);
+    free(slowest);
+    return EPD_OK;
+}
+
+enum epd_status run_job(const struct job *job, struct result *result)
+{
+    struct board board;
+    pid_t pids[JOB_MAX_RANKS] = {0};
+    enum epd_status status = board_create(&board, job);
+    if (status != EPD_OK)
+        return status;
+    uint32_t n_started = 0;
+    while (status == EPD_OK && n_started < job->n_ranks) {
+        status = start_rank(board.fd, n_started, &pids[n_started]);
+        n_started += status == EPD_OK;
+    }
+    if (status != EPD_OK)
+        end_ranks(&board, pids, n_started);
+    const enum epd_status ended = wait_ranks(&board, pids, n_started);
+    status = status == EPD_OK ? ended : status;
+    if (status == EPD_OK)
+        status = condense(&board, result);
+    board_close(&board);
+    return status;
+}
