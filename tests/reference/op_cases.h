@@ -31,8 +31,7 @@ enum op_pattern {
 enum op_capacity {
     OP_CAPACITY_AMPLE, /* room to spare */
     OP_CAPACITY_EXACT, /* the largest need of any rank */
-    OP_CAPACITY_SHORT, /* one real row less than the fullest rank has: it leaves out one row, as do ranks as
-                          full */
+    OP_CAPACITY_SHORT, /* one real row less than in the fullest rank: each rank as full leaves out one row */
 };
 
 struct op_case {
