@@ -75,6 +75,8 @@ static enum epd_status buffer_map(struct epd_buffer *buffer, int fd, struct epd_
     if (fd < 0)
         return error_set(error, EPD_PROTOCOL, "buffer %llu came without its memory",
                          (unsigned long long)buffer->buffer_id);
+    if (buffer->mapping)
+        return buffer->group->ops->remap(fd, buffer->bytes, buffer->mapping, error);
     if (buffer->group->ops->map(fd, buffer->bytes, &buffer->mapping, error))
         return error->status;
     buffer->mapping_bytes = buffer->bytes;
@@ -231,6 +233,23 @@ enum epd_status epd_buffer_register_cuda(struct epd_group *group, void *data, ui
 }
 
 /* ---- both ---- */
+
+enum epd_status buffer_restore(struct epd_buffer *buffer, struct epd_error *error)
+{
+    struct message_buffer_register described = {.kind = EPD_MEMORY_MEMFD, .offset = buffer->offset};
+    int fd = buffer->fd;
+
+    if (buffer->kind == EPD_MEMORY_HEAP)
+        return buffer_request(buffer, error);
+    if (buffer->kind == EPD_MEMORY_MEMFD)
+        return buffer_register(buffer, &described, fd, error);
+    if (buffer->group->ops->describe(buffer->data, buffer->bytes, &described, &fd, error))
+        return error->status;
+    enum epd_status status = buffer_register(buffer, &described, fd, error);
+    if (fd >= 0)
+        close(fd);
+    return status;
+}
 
 void *epd_buffer_data(const struct epd_buffer *buffer)
 {

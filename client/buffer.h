@@ -15,11 +15,14 @@ struct epd_buffer {
     void *data;
     void *mapping; /* owned: what to unmap; NULL if the memory is the client's own mapping */
     uint64_t mapping_bytes;
-    int fd;              /* owned duplicate of a registered memfd, to register it again; else -1 */
+    int fd;                 /* owned duplicate of a registered memfd, to register it again; else -1 */
     atomic_uint n_bindings; /* tensors of plans that lie in it */
     TAILQ_ENTRY(epd_buffer) link;
 };
 
+/* Makes the buffer known to the daemon that its group is being recovered to: same memory for the client, same
+ * address. */
+EPD_MUST_CHECK enum epd_status buffer_restore(struct epd_buffer *buffer, struct epd_error *error);
 /* Unmaps and frees without telling the daemon. */
 void buffer_free(struct epd_buffer *buffer);
 

@@ -235,9 +235,16 @@ EPD_API_VOID void epd_close(struct epd_client *client);
  * When a connection is lost nothing hangs: every launch in flight and every call that waits ends with one of EPD_RESTARTED (the
  * daemon's worker ended without a notice; its supervisor starts another), EPD_DISCONNECTED (nobody is there any more), or the
  * status with which the daemon closed the session: EPD_EVICTED, EPD_DRAINING, EPD_QUOTA... From then on every call on the client's
- * groups, buffers and plans returns the same, except those that end them. epd_reconnect does not bring them back: join, allocate
- * and create again. What an allocated buffer held last stays readable until it is released. */
+ * groups, buffers and plans returns the same, except those that end them. epd_reconnect does not bring them back: epd_recover
+ * does, or join, allocate and create again. What an allocated buffer held last stays readable until it is released. */
 EPD_API enum epd_status epd_reconnect(struct epd_client *client, uint32_t timeout_ms);
+
+/* epd_reconnect, and then makes again, in the order of creation, every group, buffer and plan that was lost with an earlier
+ * connection: handles and epd_buffer_data stay as they are, allocated buffers keep what they held, sequence numbers begin again.
+ * Saved contexts are gone: run a forward again before its backward. Collective over the ranks of those groups, all of which lost
+ * the same daemon; wait for launches in flight first (EPD_BUSY), and use the client from one thread meanwhile. On error
+ * everything stays lost, and the call may be repeated. Errors: those of epd_reconnect and of what is made again. */
+EPD_API enum epd_status epd_recover(struct epd_client *client, uint32_t timeout_ms);
 
 struct epd_device {
     uint8_t uuid[16];

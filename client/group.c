@@ -14,10 +14,15 @@ enum epd_status group_enter(const struct epd_group *group, const char *what, str
     return connection_check(group->connection, *error);
 }
 
+struct connection *group_connection(const struct epd_group *group)
+{
+    return group->next ? group->next : group->connection;
+}
+
 enum epd_status group_call(struct epd_group *group, struct message *request, int fd, enum message_kind want,
                            uint32_t timeout_ms, struct inbox_item *reply, struct epd_error *error)
 {
-    return connection_call(group->connection, request, fd, want, timeout_ms, reply, error);
+    return connection_call(group_connection(group), request, fd, want, timeout_ms, reply, error);
 }
 
 /* The join request, with the defaults filled in; its ranges are checked where it is encoded. */
@@ -51,8 +56,7 @@ static enum epd_status join_of_options(const struct epd_group_options *options,
     return EPD_OK;
 }
 
-/* Joins over group->connection. */
-static enum epd_status group_request(struct epd_group *group, struct epd_error *error)
+enum epd_status group_request(struct epd_group *group, struct epd_error *error)
 {
     struct message request = {.kind = MESSAGE_GROUP_JOIN, .group_join = group->join};
     struct inbox_item reply;
@@ -117,18 +121,24 @@ void group_free(struct epd_group *group)
     free(group);
 }
 
+void group_abandon(struct epd_group *group)
+{
+    struct message request = {.kind = MESSAGE_GROUP_LEAVE, .group_leave = {.id = group->reply.group_id}};
+    struct inbox_item reply;
+    struct epd_error ignored;
+
+    /* A daemon that is gone, or does not know the group any more, has nothing left of it. */
+    if (group_call(group, &request, -1, MESSAGE_REPLY_OK, CLIENT_REPLY_TIMEOUT_MS, &reply, &ignored))
+        return;
+}
+
 void epd_group_leave(struct epd_group *group)
 {
     struct epd_error *error;
-    struct inbox_item reply;
 
     if (!group || client_enter(group->client, "group", &error))
         return;
-    struct message request = {.kind = MESSAGE_GROUP_LEAVE, .group_leave = {.id = group->reply.group_id}};
-    /* A daemon that is gone, or does not know the group any more, has nothing left of it: only this side
-     * remains. */
-    if (group_call(group, &request, -1, MESSAGE_REPLY_OK, CLIENT_REPLY_TIMEOUT_MS, &reply, error))
-        error->status = EPD_OK;
+    group_abandon(group);
     group_free(group);
 }
 

@@ -8,6 +8,8 @@
 struct epd_group {
     struct epd_client *client;     /* borrowed: ends its groups before itself */
     struct connection *connection; /* the one it was joined over; one reference */
+    struct connection
+        *next; /* while it is being recovered: the one its requests go to; borrowed; else NULL */
     const struct stream_ops *ops;
     struct message_group_join join; /* as it was asked for */
     struct message_reply_group reply;
@@ -20,10 +22,15 @@ struct epd_group {
 /* Begins a public call on something made in a group, which must still have its connection. */
 EPD_MUST_CHECK enum epd_status group_enter(const struct epd_group *group, const char *what,
                                            struct epd_error **error);
-/* connection_call over the group's connection. */
+/* connection_call over the group's connection, or over the one it is being recovered to. */
 EPD_MUST_CHECK enum epd_status group_call(struct epd_group *group, struct message *request, int fd,
                                           enum message_kind want, uint32_t timeout_ms,
                                           struct inbox_item *reply, struct epd_error *error);
+struct connection *group_connection(const struct epd_group *group);
+/* Asks the daemon for the rank, as group->join says, and takes its answer. */
+EPD_MUST_CHECK enum epd_status group_request(struct epd_group *group, struct epd_error *error);
+/* Gives the rank up; what the daemon says does not matter. */
+void group_abandon(struct epd_group *group);
 /* Frees the group and what is left in it without telling the daemon: after the connection was stopped or the
  * group left. */
 void group_free(struct epd_group *group);

@@ -122,8 +122,18 @@ static enum epd_status plan_request(struct epd_plan *plan, struct epd_error *err
     if (plan->reply.flag_idx >= EPD_PAGE_MAX_PLANS)
         return error_set(error, EPD_PROTOCOL, "plan %llu: place %u in the session page, it has %d",
                          (unsigned long long)plan->reply.plan_id, plan->reply.flag_idx, EPD_PAGE_MAX_PLANS);
-    plan->flags = &connection_page(plan->group->connection)->plans[plan->reply.flag_idx];
+    plan->flags = &connection_page(group_connection(plan->group))->plans[plan->reply.flag_idx];
+    plan->seen_idx = 0;
     return EPD_OK;
+}
+
+enum epd_status plan_restore(struct epd_plan *plan, struct epd_error *error)
+{
+    plan->create.group_id = plan->group->reply.group_id;
+    plan->create.context_plan_id = plan->context ? plan->context->reply.plan_id : 0;
+    for (uint32_t i = 0; i < plan->create.n_bindings; i++)
+        plan->create.bindings[i].buffer_id = plan->buffers[i]->buffer_id;
+    return plan_request(plan, error);
 }
 
 void plan_free(struct epd_plan *plan)

@@ -34,6 +34,9 @@ struct epd_plan {
     TAILQ_ENTRY(epd_plan) link;
 };
 
+/* Creates the plan in the daemon that its group is being recovered to. Not while it is
+ * in flight. */
+EPD_MUST_CHECK enum epd_status plan_restore(struct epd_plan *plan, struct epd_error *error);
 /* Frees without telling the daemon. */
 void plan_free(struct epd_plan *plan);
 

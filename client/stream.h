@@ -12,6 +12,9 @@ struct stream_ops {
     /* Maps a buffer of the symmetric heap from the fd that the daemon sent, which stays the caller's. */
     enum epd_status (*map)(int fd, uint64_t bytes, void **data, struct epd_error *error);
     void (*unmap)(void *data, uint64_t bytes);
+    /* Puts the memory of fd in the place of a mapping of a daemon that is gone: same address, and what it
+     * held copied. */
+    enum epd_status (*remap)(int fd, uint64_t bytes, void *data, struct epd_error *error);
 
     /* Makes a memory range of the client a handle: fills kind, offset, ipc_handle and device_uuid, and *fd
      * (-1 or the caller's to close after sending). */

@@ -29,6 +29,23 @@ static void host_unmap(void *data, uint64_t bytes)
     munmap(data, (size_t)bytes);
 }
 
+/* The new mapping is filled elsewhere first, then moved over the old one in one step. */
+static enum epd_status host_remap(int fd, uint64_t bytes, void *data, struct epd_error *error)
+{
+    void *fresh;
+
+    if (host_map(fd, bytes, &fresh, error))
+        return error->status;
+    memcpy(fresh, data, (size_t)bytes);
+    if (mremap(fresh, (size_t)bytes, (size_t)bytes, MREMAP_MAYMOVE | MREMAP_FIXED, data) == MAP_FAILED) {
+        error_set(error, EPD_NO_MEMORY, "buffer: mremap of %llu bytes: %s", (unsigned long long)bytes,
+                  strerror(errno));
+        host_unmap(fresh, bytes);
+        return error->status;
+    }
+    return EPD_OK;
+}
+
 static enum epd_status host_unsupported(const char *call, struct epd_error *error)
 {
     return error_set(error, EPD_UNSUPPORTED, "%s: only on the CUDA backend; the daemon runs the host backend",
@@ -120,6 +137,7 @@ static enum epd_status host_arm(struct epd_plan *plan, uint32_t n_launches, stru
 const struct stream_ops stream_host = {
     .map = host_map,
     .unmap = host_unmap,
+    .remap = host_remap,
     .describe = host_describe,
     .begin = host_begin,
     .cancel = host_cancel,
