@@ -26,7 +26,8 @@ static char *print_prefixed(char *text, double value, double base, const char *c
         idx++;
     }
     char suffix[24];
-    (void)snprintf(suffix, sizeof(suffix), "%s%s%s", *prefixes[idx] || *unit ? " " : "", prefixes[idx], unit);
+    (void)snprintf(suffix, sizeof(suffix), "%s%s%s", *prefixes[idx] || (*unit && *unit != '/') ? " " : "",
+                   prefixes[idx], unit);
     if (idx == 0 && value == floor(value))
         (void)snprintf(text, QUANTITY_BYTES, "%.0f%s", value, suffix);
     else

@@ -1,0 +1,288 @@
+/* What epdctl prints for given documents: units, columns, and above all documents that lack keys or hold
+ * other types. */
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/epdctl/bottleneck.h"
+#include "client/epdctl/list_view.h"
+#include "client/epdctl/quantity.h"
+#include "client/epdctl/stats_view.h"
+#include "client/epdctl/status_view.h"
+#include "client/epdctl/table.h"
+
+static const char stats_text[] =
+    "{'verb': 'stats', 'version': '0.1.0', 'uptime_ms': 10000, 'rss_bytes': 10485760, 'fds': 42,"
+    " 'sessions': {'open': 4, 'opened': 9, 'closed': {'client': 5, 'dead': 0}},"
+    " 'ops': [{'op': 'moe_forward', 'launches': 800, 'failed': 0, 'tokens': 204800, 'rows': 409600,"
+    "          'dropped_rows': 0, 'wire_bytes': 78643200, 'copied_bytes': 0, 'flops': 2000000000,"
+    "          'gather_ns': {'count': 200, 'mean': 3000000, 'p50': 2500000, 'p99': 9000000, 'max': 9900000},"
+    "          'run_ns': {'count': 200, 'mean': 1000000, 'p50': 900000, 'p99': 4000000, 'max': 5000000},"
+    "          'phase_ns': {'gemm': 100000000, 'combine': 25000000}},"
+    "         {'op': 'barrier', 'launches': 0}],"
+    " 'failed_launches': {'EPD_TIMEOUT': 3}, 'errors': {}, 'limits_hit': {'plans': 2},"
+    " 'groups': [{'group_id': 1, 'name': 'train', 'launches': 800, 'failed': 3, 'imbalance_last': 1.25,"
+    "             'imbalance_mean': 1.75, 'hottest_expert': 5, 'expert_rows': [1, 2],"
+    "             'ranks': [{'rank': 0, 'came_last': 10, 'held_up_ns': 1000},"
+    "                       {'rank': 2, 'came_last': 150, 'held_up_ns': 412000000}]}],"
+    " 'devices': [{'device_idx': 0, 'name': 'host 0', 'heap_bytes': 1536, 'heap_peak_bytes': 2097152,"
+    "              'imported_bytes': 0, 'jobs_done': 12345678, 'jobs_queued': 0, 'busy_ns': 7100000000}]}";
+
+/* Documents are written with ' for ", so that they can be read here. */
+static json_t *parse(const char *text)
+{
+    char *copy = strdup(text);
+    for (char *at = copy; *at; at++)
+        if (*at == '\'')
+            *at = '"';
+    json_t *json = json_loads(copy, 0, NULL);
+    ck_assert_ptr_nonnull(json);
+    free(copy);
+    return json;
+}
+
+struct output {
+    char *text;
+    size_t bytes;
+    FILE *file;
+};
+
+static void output_open(struct output *output)
+{
+    output->file = open_memstream(&output->text, &output->bytes);
+    ck_assert_ptr_nonnull(output->file);
+}
+
+static void output_close(struct output *output)
+{
+    fclose(output->file);
+    free(output->text);
+}
+
+#define ASSERT_SAYS(output, wanted)                                                                          \
+    do {                                                                                                     \
+        fflush((output)->file);                                                                              \
+        ck_assert_msg(strstr((output)->text, wanted) != NULL, "'%s' is not in:\n%s", wanted,                 \
+                      (output)->text);                                                                       \
+    } while (0)
+
+START_TEST(quantities_have_units_and_three_figures)
+{
+    char text[QUANTITY_BYTES];
+    ck_assert_str_eq(quantity_memory(text, 512), "512 B");
+    ck_assert_str_eq(quantity_memory(text, 1536), "1.50 KiB");
+    ck_assert_str_eq(quantity_memory(text, 123.4 * 1024 * 1024), "123 MiB");
+    ck_assert_str_eq(quantity_duration(text, 830), "830 ns");
+    ck_assert_str_eq(quantity_duration(text, 12345), "12.3 us");
+    ck_assert_str_eq(quantity_duration(text, 999.6), "1.00 us");
+    ck_assert_str_eq(quantity_duration(text, 2.5e9), "2.50 s");
+    ck_assert_str_eq(quantity_age(text, 125000), "2 min 5 s");
+    ck_assert_str_eq(quantity_age(text, 90000000), "1 d 1 h");
+    ck_assert_str_eq(quantity_count(text, 1234567), "1234567");
+    ck_assert_str_eq(quantity_count(text, 12345678), "12.3 M");
+    ck_assert_str_eq(quantity_rate(text, 2500000, "B"), "2.50 MB/s");
+    ck_assert_str_eq(quantity_share(text, 0.71), "71 %");
+}
+END_TEST
+
+START_TEST(unknown_quantities_are_a_dash)
+{
+    char text[QUANTITY_BYTES];
+    ck_assert_str_eq(quantity_memory(text, NAN), "-");
+    ck_assert_str_eq(quantity_duration(text, NAN), "-");
+    ck_assert_str_eq(quantity_age(text, NAN), "-");
+    ck_assert_str_eq(quantity_count(text, INFINITY), "-");
+    ck_assert_str_eq(quantity_rate(text, NAN, "B"), "-");
+}
+END_TEST
+
+START_TEST(table_columns_are_as_wide_as_their_contents)
+{
+    struct table table;
+    struct output output;
+    output_open(&output);
+    table_init(&table, "name,>count,text");
+    table_add(&table, "a long name");
+    table_add(&table, "7");
+    table_add(&table, "x");
+    table_add(&table, "b");
+    table_add(&table, "123456");
+    table_add(&table, NULL);
+    table_print(&table, output.file);
+    ASSERT_SAYS(&output, "name          count  text\n"
+                         "a long name       7  x\n"
+                         "b            123456  -\n");
+    table_fini(&table);
+    output_close(&output);
+}
+END_TEST
+
+START_TEST(stats_say_what_how_fast_and_what_holds_back)
+{
+    struct output output;
+    json_t *stats = parse(stats_text);
+    output_open(&output);
+    stats_view(stats, NULL, output.file);
+    ASSERT_SAYS(&output, "epd 0.1.0, up 10 s");
+    ASSERT_SAYS(&output, "sessions 4 open, 9 since the start; daemon memory 10.0 MiB, open files 42");
+    ASSERT_SAYS(&output,
+                "moe_forward       800       0  204800  409600        0  75.0 MiB     0 B  20.0 GFLOP/s");
+    ASSERT_SAYS(&output, "2.50 ms   9.00 ms   900 us  4.00 ms  5.00 ms");
+    ck_assert_msg(!strstr(output.text, "barrier"), "an op that never ran is listed");
+    ASSERT_SAYS(&output, "host 0  71 %  1.50 KiB");
+    ASSERT_SAYS(
+        &output,
+        "holds back: 75 % of a step is waiting for the last rank to ask; rank 2 of group \"train\" came "
+        "last 150 times and held the others up for 412 ms");
+    ASSERT_SAYS(&output, "the busiest gets 1.75x the mean, mostly expert 5");
+    ASSERT_SAYS(&output, "most work: phase gemm, 80 % of the time in steps");
+    ASSERT_SAYS(&output, "failed launches: EPD_TIMEOUT 3\n");
+    ASSERT_SAYS(&output, "limits hit: plans 2\n");
+    ASSERT_SAYS(&output, "sessions closed: client 5\n");
+    output_close(&output);
+    json_decref(stats);
+}
+END_TEST
+
+START_TEST(watched_stats_are_rates_between_two_documents)
+{
+    struct output output;
+    json_t *before = parse(stats_text), *now = parse(stats_text);
+    json_t *op = json_array_get(json_object_get(now, "ops"), 0);
+    json_object_set_new(now, "uptime_ms", json_integer(12000));
+    json_object_set_new(op, "launches", json_integer(1800));
+    json_object_set_new(op, "tokens", json_integer(204800 + 512000));
+    output_open(&output);
+    stats_view(now, before, output.file);
+    ASSERT_SAYS(&output, "moe_forward     500/s       0  256 k/s   0/s");
+    output_close(&output);
+    json_decref(before);
+    json_decref(now);
+}
+END_TEST
+
+START_TEST(views_survive_documents_without_anything)
+{
+    static const char *const texts[] = {
+        "{}",
+        "{'ops': 3, 'groups': {}, 'sessions': [], 'devices': 'x', 'plans': null, 'limits_hit': 7}",
+        "{'ops': [1, {}, null], 'groups': [1, {}, {'ranks': 3}], 'sessions': [{}, 7], 'devices': [{}], "
+        "'plans': [[]],"
+        " 'limits_hit': {'a': 'b'}, 'config': [{}, 2]}",
+        "{'ops': [{'op': 5, 'launches': 'many', 'phase_ns': [], 'gather_ns': 3}], 'uptime_ms': 'long'}",
+        "{'ops': [{'op': 'x', 'launches': 5}], 'groups': [{'ranks': [{}, 7]}]}",
+    };
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        struct output output;
+        json_t *document = parse(texts[i]);
+        output_open(&output);
+        status_view(document, 1, output.file);
+        stats_view(document, NULL, output.file);
+        stats_view(document, document, output.file);
+        clients_view(document, output.file);
+        groups_view(document, output.file);
+        plans_view(document, output.file);
+        devices_view(document, output.file);
+        dump_view(document, 40, output.file);
+        fflush(output.file);
+        ck_assert_msg(!strstr(output.text, "nan"), "not a number in:\n%s", output.text);
+        ck_assert_msg(!strstr(output.text, "(null)"), "a null in:\n%s", output.text);
+        output_close(&output);
+        json_decref(document);
+    }
+}
+END_TEST
+
+START_TEST(lists_show_dashes_for_unknown_keys)
+{
+    struct output output;
+    json_t *document = parse("{'sessions': [{'session_id': 7, 'name': 'rank 3', 'connected_ms': 65000}]}");
+    output_open(&output);
+    clients_view(document, output.file);
+    ASSERT_SAYS(&output, "id  name    kind  state");
+    ASSERT_SAYS(&output, " 7  rank 3  -     -");
+    ASSERT_SAYS(&output, "1 min 5 s");
+    output_close(&output);
+    json_decref(document);
+}
+END_TEST
+
+START_TEST(groups_show_the_awaited_rank)
+{
+    struct output output;
+    json_t *document =
+        parse("{'groups': [{'group_id': 3, 'name': 'g', 'state': 'open', 'world_size': 2, 'dtype': 'f32', "
+              "'hidden': 64,"
+              " 'ffn': 128, 'n_experts': 8, 'top_k': 2, 'max_tokens': 256, 'capacity_rows': 1024, "
+              "'overflow': 'error',"
+              " 'epoch': 1, 'deadline_ms': 20000, 'launches': 5, 'failed': 0, 'in_flight': 1,"
+              " 'ranks': [{'rank': 0, 'present': true, 'queued': 1, 'waiting_for': false},"
+              "           {'rank': 1, 'present': false, 'queued': 0, 'waiting_for': true}]}]}");
+    output_open(&output);
+    groups_view(document, output.file);
+    ASSERT_SAYS(&output,
+                "group 3 \"g\": open, 2 ranks, f32, hidden 64, ffn 128, 8 experts, top-2, up to 256 tokens");
+    ASSERT_SAYS(&output, "capacity 1024 rows, overflow error, epoch 1, deadline 20.0 s");
+    ASSERT_SAYS(&output, "     1  no ");
+    output_close(&output);
+    json_decref(document);
+}
+END_TEST
+
+START_TEST(dump_names_missing_ranks_and_keeps_the_newest)
+{
+    struct output output;
+    json_t *document = parse(
+        "{'ops': [{'serial': 1, 'op': 'dispatch', 'text': 'old'}, {'serial': 2, 'op': 'combine', 'state': "
+        "'gathering', 'missing': [1, 3], 'rank': -1, 'text': 'rank 1 is missing'}]}");
+    output_open(&output);
+    dump_view(document, 1, output.file);
+    ASSERT_SAYS(&output, "1 3      rank 1 is missing");
+    ck_assert_msg(!strstr(output.text, "old"), "an older step is shown:\n%s", output.text);
+    output_close(&output);
+    json_decref(document);
+}
+END_TEST
+
+START_TEST(status_without_a_worker_says_when_the_next_starts)
+{
+    struct output output;
+    json_t *document = parse("{'version': '0.1.0', 'pid': 0, 'worker': 'waiting', 'last_exit': 'signal 9',"
+                             " 'restart_in_ms': 400, 'failures': 3}");
+    output_open(&output);
+    status_view(document, 0, output.file);
+    ASSERT_SAYS(&output, "no worker is running (waiting)");
+    ASSERT_SAYS(&output, "signal 9");
+    ASSERT_SAYS(&output, "400 ms");
+    output_close(&output);
+    json_decref(document);
+}
+END_TEST
+
+static Suite *views_suite(void)
+{
+    Suite *suite = suite_create("epdctl views");
+    TCase *tcase = tcase_create("all");
+    tcase_add_test(tcase, quantities_have_units_and_three_figures);
+    tcase_add_test(tcase, unknown_quantities_are_a_dash);
+    tcase_add_test(tcase, table_columns_are_as_wide_as_their_contents);
+    tcase_add_test(tcase, stats_say_what_how_fast_and_what_holds_back);
+    tcase_add_test(tcase, watched_stats_are_rates_between_two_documents);
+    tcase_add_test(tcase, views_survive_documents_without_anything);
+    tcase_add_test(tcase, lists_show_dashes_for_unknown_keys);
+    tcase_add_test(tcase, groups_show_the_awaited_rank);
+    tcase_add_test(tcase, dump_names_missing_ranks_and_keeps_the_newest);
+    tcase_add_test(tcase, status_without_a_worker_says_when_the_next_starts);
+    suite_add_tcase(suite, tcase);
+    return suite;
+}
+
+int main(void)
+{
+    SRunner *runner = srunner_create(views_suite());
+    srunner_run_all(runner, CK_ENV);
+    const int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
