@@ -29,6 +29,7 @@ echo "$(wc -l <"$work/help") options of $name are in its manual"
 [ "$name" = epd ] || exit 0
 # Every key of the file is a flag: epd.conf(5) must name it with '_' for '-'.
 sed -n 's/^\*\([a-z][a-z0-9_]*\)\*.*/\1/p' "$folder/epd.conf.5.scd" | sort -u >"$work/keys"
+# shellcheck disable=SC2013 # flags hold no blanks
 for flag in $(grep -v -x -e config -e check-config -e version -e help "$work/help"); do
     key=$(echo "$flag" | tr - _)
     grep -q -x "$key" "$work/keys" || {
