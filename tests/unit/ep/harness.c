@@ -1,0 +1,364 @@
+#include "tests/unit/ep/harness.h"
+
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "ep/futex.h"
+
+/* Sanitizer builds on a busy machine are slow; a test that hangs still ends. */
+#define TEST_TIMEOUT_S 300
+
+/* Poison between tensors. */
+#define GAP_BYTES 256u
+
+static int count_fds(void)
+{
+    int n = 0;
+    DIR *dir = opendir("/proc/self/fd");
+    ck_assert_ptr_nonnull(dir);
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
+}
+
+static void ring_bell(void *arg)
+{
+    struct harness *harness = arg;
+    atomic_fetch_add(&harness->bell, 1);
+    futex_wake_all(&harness->bell);
+}
+
+void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_limit_bytes)
+{
+    struct epd_error error = {.status = EPD_OK};
+    *harness = (struct harness){.n_fds = count_fds()};
+    struct node_config config = {
+        .backend = EPD_BACKEND_HOST,
+        .n_devices = n_devices,
+        .heap_limit_bytes = heap_limit_bytes,
+        .notify = ring_bell,
+        .notify_arg = harness,
+    };
+    ck_assert_msg(node_open(&config, &harness->node, &error) == EPD_OK, "%s", error.text);
+}
+
+void harness_wait(struct harness *harness, const int *flag)
+{
+    while (!*flag) {
+        uint32_t bell = atomic_load(&harness->bell);
+        if (!node_poll(harness->node) && !*flag)
+            futex_wait(&harness->bell, bell, NULL);
+    }
+}
+
+void harness_settle(struct harness *harness)
+{
+    for (uint32_t i = 0; i < node_n_devices(harness->node); i++) {
+        struct device_info info;
+        uint32_t bell = atomic_load(&harness->bell);
+        while (node_poll(harness->node))
+            ;
+        node_device_info(harness->node, i, &info);
+        if (!info.jobs_queued)
+            continue;
+        futex_wait(&harness->bell, bell, NULL);
+        i = UINT32_MAX; /* from the first device again: completions may have given new jobs */
+    }
+}
+
+void harness_close(struct harness *harness)
+{
+    harness_settle(harness);
+    for (uint32_t i = 0; i < node_n_devices(harness->node); i++) {
+        struct device_info info;
+        node_device_info(harness->node, i, &info);
+        ck_assert_uint_eq(info.heap_bytes, 0);
+        ck_assert_uint_eq(info.imported_bytes, 0);
+        ck_assert_uint_eq(info.n_imports, 0);
+    }
+    node_close(harness->node);
+    ck_assert_int_eq(count_fds(), harness->n_fds);
+}
+
+struct acquired {
+    int ended;
+    struct memory *memory;
+    struct epd_error error;
+};
+
+static void on_memory(void *arg, struct memory *memory, const struct epd_error *error)
+{
+    struct acquired *acquired = arg;
+    acquired->ended = 1;
+    acquired->memory = memory;
+    acquired->error = *error;
+}
+
+enum epd_status harness_acquire(struct harness *harness, const struct memory_request *request,
+                                struct memory **memory, struct epd_error *error)
+{
+    struct acquired acquired = {0};
+    if (memory_acquire(harness->node, request, on_memory, &acquired, error))
+        return error->status;
+    harness_wait(harness, &acquired.ended);
+    *memory = acquired.memory;
+    *error = acquired.error;
+    ck_assert_int_eq(acquired.memory == NULL, acquired.error.status != EPD_OK);
+    return acquired.error.status;
+}
+
+static void client_init(struct client *client, struct harness *harness, uint32_t device_idx, uint64_t bytes)
+{
+    struct epd_error error = {.status = EPD_OK};
+    struct memory_request request = {
+        .device_idx = device_idx, .kind = EPD_MEMORY_HEAP, .bytes = bytes, .fd = -1};
+    *client = (struct client){.bytes = bytes, .used = GAP_BYTES};
+    ck_assert_msg(page_create(&client->page, &client->page_fd, &error) == EPD_OK, "%s", error.text);
+    ck_assert_msg(harness_acquire(harness, &request, &client->memory, &error) == EPD_OK, "%s", error.text);
+    client->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd(client->memory), 0);
+    ck_assert(client->base != MAP_FAILED);
+    values_poison(client->base, GAP_BYTES);
+}
+
+static void client_fini(struct client *client)
+{
+    ck_assert(values_poisoned(client->base, GAP_BYTES));
+    for (uint32_t i = 0; i < client->n_slabs; i++)
+        ck_assert_msg(values_poisoned(client->base + client->gap_at[i], client->gap_bytes[i]),
+                      "written behind tensor %u", i);
+    memory_release(client->memory);
+    munmap(client->base, client->bytes);
+    page_close(client->page);
+    close(client->page_fd);
+}
+
+struct slab client_take(struct client *client, enum epd_dtype dtype, uint32_t n_dims, int64_t d0, int64_t d1,
+                        int64_t d2)
+{
+    struct slab slab = {.offset = client->used, .dtype = dtype, .n_dims = n_dims, .shape = {d0, d1, d2}};
+    slab.bytes = dtype_bytes(dtype);
+    for (uint32_t i = 0; i < n_dims; i++)
+        slab.bytes *= (uint64_t)slab.shape[i];
+    slab.data = client->base + slab.offset;
+    /* The gap begins with the first byte behind the tensor. */
+    uint64_t next = (slab.offset + slab.bytes + 2 * GAP_BYTES - 1) / GAP_BYTES * GAP_BYTES;
+    ck_assert_msg(next <= client->bytes, "the client's buffer is too small");
+    values_poison(slab.data, next - slab.offset);
+    client->used = next;
+    ck_assert_uint_lt(client->n_slabs, HARNESS_MAX_SLABS);
+    client->gap_at[client->n_slabs] = slab.offset + slab.bytes;
+    client->gap_bytes[client->n_slabs] = next - slab.offset - slab.bytes;
+    client->n_slabs++;
+    return slab;
+}
+
+struct slab client_put(struct client *client, enum epd_dtype dtype, uint32_t n_dims, int64_t d0, int64_t d1,
+                       int64_t d2, const void *data)
+{
+    struct slab slab = client_take(client, dtype, n_dims, d0, d1, d2);
+    if (slab.bytes)
+        memcpy(slab.data, data, slab.bytes);
+    return slab;
+}
+
+void slab_poison(const struct slab *slab)
+{
+    values_poison(slab->data, slab->bytes);
+}
+
+void crew_init(struct crew *crew, struct harness *harness, const struct message_group_config *config,
+               uint32_t world_size, uint64_t bytes_per_rank)
+{
+    struct epd_error error = {.status = EPD_OK};
+    *crew = (struct crew){.harness = harness, .config = *config, .world_size = world_size};
+    for (uint32_t r = 0; r < world_size; r++)
+        crew->device_idx[r] = r % node_n_devices(harness->node);
+    ck_assert_msg(team_create(harness->node, config, world_size, crew->device_idx, &crew->team, &error) ==
+                      EPD_OK,
+                  "%s", error.text);
+    for (uint32_t r = 0; r < world_size; r++)
+        client_init(&crew->clients[r], harness, crew->device_idx[r], bytes_per_rank);
+}
+
+void crew_fini(struct crew *crew)
+{
+    for (uint32_t r = 0; r < crew->world_size; r++)
+        client_fini(&crew->clients[r]);
+    team_destroy(crew->team);
+}
+
+void draft_init(struct draft *draft, struct crew *crew, uint32_t rank, enum epd_op op)
+{
+    struct client *client = &crew->clients[rank];
+    *draft = (struct draft){.request = {
+                                .op = op,
+                                .rank = rank,
+                                .saved_budget_bytes = UINT64_MAX,
+                                .page = client->page,
+                                .flag_idx = client->n_flags,
+                                .public_id = 1000 + client->n_flags,
+                            }};
+    client->n_flags++;
+    ck_assert_uint_le(client->n_flags, EPD_PAGE_MAX_PLANS);
+}
+
+void draft_bind_part(struct draft *draft, struct crew *crew, enum epd_role role, uint32_t part_idx,
+                     uint32_t n_parts, const struct slab *slab)
+{
+    struct plan_binding *binding = &draft->bindings[draft->request.n_bindings++];
+    ck_assert_uint_le(draft->request.n_bindings, HARNESS_MAX_BINDINGS);
+    *binding = (struct plan_binding){
+        .role = role,
+        .part_idx = part_idx,
+        .n_parts = n_parts,
+        .memory = crew->clients[draft->request.rank].memory,
+        .offset = slab->offset,
+        .dtype = slab->dtype,
+        .n_dims = slab->n_dims,
+        .shape = {slab->shape[0], slab->shape[1], slab->shape[2]},
+    };
+}
+
+void draft_bind(struct draft *draft, struct crew *crew, enum epd_role role, const struct slab *slab)
+{
+    draft_bind_part(draft, crew, role, 0, 0, slab);
+}
+
+struct created {
+    int ended;
+    struct plan *plan;
+    struct epd_error error;
+};
+
+static void on_plan(void *arg, struct plan *plan, const struct epd_error *error)
+{
+    struct created *created = arg;
+    created->ended = 1;
+    created->plan = plan;
+    created->error = *error;
+}
+
+struct plan *draft_create(struct draft *draft, struct crew *crew, struct epd_error *error)
+{
+    struct created created = {0};
+    draft->request.bindings = draft->bindings;
+    error->status = EPD_OK;
+    if (plan_create(crew->team, &draft->request, on_plan, &created, error))
+        return NULL;
+    harness_wait(crew->harness, &created.ended);
+    *error = created.error;
+    ck_assert_int_eq(created.plan == NULL, created.error.status != EPD_OK);
+    return created.plan;
+}
+
+void crew_plan_create(struct crew_plan *plan, struct crew *crew, struct draft *drafts, uint32_t n)
+{
+    struct epd_error error = {.status = EPD_OK};
+    *plan = (struct crew_plan){.crew = crew, .n = n};
+    for (uint32_t i = 0; i < n; i++) {
+        plan->plans[i] = draft_create(&drafts[i], crew, &error);
+        ck_assert_msg(plan->plans[i] != NULL, "%s", error.text);
+        plan->ranks[i] = drafts[i].request.rank;
+        plan->flag_idx[i] = drafts[i].request.flag_idx;
+    }
+    ck_assert_msg(plan_join(plan->plans, n, &plan->set, &error) == EPD_OK, "%s", error.text);
+}
+
+static void on_gone(void *arg)
+{
+    *(int *)arg += 1;
+}
+
+void harness_destroy_plan(struct harness *harness, struct plan *plan)
+{
+    int gone = 0;
+    plan_destroy(plan, on_gone, &gone);
+    harness_wait(harness, &gone);
+}
+
+void crew_plan_destroy(struct crew_plan *plan)
+{
+    plan_set_destroy(plan->set);
+    for (uint32_t i = 0; i < plan->n; i++)
+        harness_destroy_plan(plan->crew->harness, plan->plans[i]);
+}
+
+static void on_step(void *arg, const struct step_result *result)
+{
+    struct outcome *outcome = arg;
+    outcome->ended = 1;
+    outcome->n_ranks = result->n_ranks;
+    memcpy(outcome->ranks, result->ranks, result->n_ranks * sizeof *result->ranks);
+    outcome->has_expert_rows = result->expert_rows != NULL;
+    for (uint32_t e = 0; result->expert_rows && e < result->n_experts && e < 64; e++)
+        outcome->expert_rows[e] = result->expert_rows[e];
+}
+
+static struct page_plan *words_of(const struct crew_plan *plan, uint32_t i)
+{
+    return &plan->crew->clients[plan->ranks[i]].page->plans[plan->flag_idx[i]];
+}
+
+void launch_start(struct crew_plan *plan, const uint32_t *n_tokens, uint32_t liars, struct outcome *outcome)
+{
+    struct epd_error error = {.status = EPD_OK};
+    uint64_t seqs[HARNESS_MAX_RANKS];
+    *outcome = (struct outcome){0};
+    plan->crew->seq++;
+    for (uint32_t i = 0; i < plan->n; i++) {
+        seqs[i] = plan->crew->seq;
+        if (!(liars >> i & 1))
+            flag_set(&words_of(plan, i)->ready);
+    }
+    ck_assert_msg(step_submit(plan->set, n_tokens, seqs, on_step, outcome, &error) == EPD_OK, "%s",
+                  error.text);
+}
+
+void launch_wait(struct crew_plan *plan, struct outcome *outcome)
+{
+    harness_wait(plan->crew->harness, &outcome->ended);
+    ck_assert_uint_eq(outcome->n_ranks, plan->n);
+    for (uint32_t i = 0; i < plan->n; i++) {
+        ck_assert_int_eq(flag_wait(&words_of(plan, i)->done, 0), EPD_OK);
+        ck_assert_uint_eq(atomic_load(&words_of(plan, i)->ready), 0);
+        int reported = page_take(plan->crew->clients[plan->ranks[i]].page, 1000 + plan->flag_idx[i],
+                                 &plan->seen[i], &outcome->entries[i]);
+        ck_assert_int_eq(reported, outcome->ranks[i].status != EPD_OK);
+        if (reported)
+            ck_assert_uint_eq(outcome->entries[i].status, outcome->ranks[i].status);
+    }
+}
+
+void launch(struct crew_plan *plan, const uint32_t *n_tokens, struct outcome *outcome)
+{
+    launch_start(plan, n_tokens, 0, outcome);
+    launch_wait(plan, outcome);
+}
+
+void launch_expect(struct crew_plan *plan, const uint32_t *n_tokens, enum epd_status status)
+{
+    struct outcome outcome;
+    launch(plan, n_tokens, &outcome);
+    for (uint32_t i = 0; i < plan->n; i++)
+        ck_assert_msg(outcome.ranks[i].status == status, "rank %u: %s, want %s: %s", plan->ranks[i],
+                      status_name(outcome.ranks[i].status), status_name(status), outcome.entries[i].text);
+}
+
+int suite_run(const char *name, const TTest *const *tests, size_t n_tests)
+{
+    Suite *suite = suite_create(name);
+    TCase *tcase = tcase_create(name);
+    tcase_set_timeout(tcase, TEST_TIMEOUT_S);
+    for (size_t i = 0; i < n_tests; i++)
+        tcase_add_test(tcase, tests[i]);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
