@@ -1,0 +1,39 @@
+/* A buffer of a session: id, bytes, and the memory of ep behind it. Loop thread. */
+#ifndef EPD_DAEMON_BUFFER_H
+#define EPD_DAEMON_BUFFER_H
+
+#include "daemon/list.h"
+#include "ep/memory.h"
+#include "proto/message.h"
+
+struct session;
+
+struct buffer {
+    uint64_t id;
+    struct session *session; /* held while the job runs; borrowed otherwise */
+    struct list in_session;
+    struct memory *memory; /* owned reference; NULL while ep makes it */
+    enum epd_memory_kind kind;
+    uint64_t group_id;
+    uint64_t bytes;
+    uint32_t device_idx;
+    uint32_t n_plans; /* bindings of plans to it */
+    uint64_t request_id;
+    int dropped; /* its session ended while ep was making it */
+};
+
+/* Both are answered when ep calls back; an error returned is to be answered at once. */
+EPD_MUST_CHECK enum epd_status buffer_alloc(struct session *session, uint64_t request_id,
+                                            const struct message_buffer_alloc *request,
+                                            struct epd_error *error);
+/* Takes over fd in every case (-1: none). */
+EPD_MUST_CHECK enum epd_status buffer_register(struct session *session, uint64_t request_id,
+                                               const struct message_buffer_register *request, int fd,
+                                               struct epd_error *error);
+/* EPD_IN_USE while a plan is bound to it. */
+EPD_MUST_CHECK enum epd_status buffer_release(struct session *session, uint64_t buffer_id,
+                                              struct epd_error *error);
+/* The session or the group ends: plans keep their own references to the memory. */
+void buffer_drop(struct buffer *buffer);
+
+#endif

@@ -1,0 +1,76 @@
+#include "daemon/channel.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define CHANNEL_BYTES (CONFIG_RENDERED_BYTES + CONFIG_TEXT_BYTES + 2)
+
+enum epd_status channel_create(int fds[2], struct epd_error *error)
+{
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) != 0)
+        return error_set(error, EPD_SYSTEM, "channel: socketpair: %s", strerror(errno));
+    return EPD_OK;
+}
+
+static enum epd_status send_all(int fd, const char *data, size_t bytes, struct epd_error *error)
+{
+    if (send(fd, data, bytes, MSG_NOSIGNAL) != (ssize_t)bytes)
+        return error_set(error, EPD_SYSTEM, "channel: send: %s", strerror(errno));
+    return EPD_OK;
+}
+
+enum epd_status channel_send_config(int fd, const struct config *config, struct epd_error *error)
+{
+    char text[CHANNEL_BYTES];
+    size_t start = (size_t)snprintf(text, sizeof(text), "C%s\n", config->file);
+    enum epd_status status = config_render(config, text + start, CONFIG_RENDERED_BYTES, error);
+    if (status != EPD_OK)
+        return status;
+    return send_all(fd, text, start + strlen(text + start), error);
+}
+
+enum epd_status channel_send_ready(int fd, struct epd_error *error)
+{
+    return send_all(fd, "R", 1, error);
+}
+
+static enum epd_status parse_config(char *text, struct config *config, struct epd_error *error)
+{
+    char *newline = strchr(text, '\n');
+    if (!newline || newline - text >= CONFIG_TEXT_BYTES)
+        return error_set(error, EPD_PROTOCOL, "channel: a configuration without a file name");
+    *newline = 0;
+    struct config fresh;
+    config_init(&fresh);
+    memcpy(fresh.file, text, (size_t)(newline - text) + 1);
+    enum epd_status status = config_parse(&fresh, newline + 1, "supervisor", error);
+    if (status == EPD_OK)
+        *config = fresh;
+    return status;
+}
+
+enum channel_event channel_receive(int fd, struct config *config, struct epd_error *error)
+{
+    char text[CHANNEL_BYTES + 1];
+    ssize_t bytes;
+    do
+        bytes = recv(fd, text, sizeof(text) - 1, 0);
+    while (bytes < 0 && errno == EINTR);
+    if (bytes < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+        return CHANNEL_NOTHING;
+    if (bytes <= 0) {
+        (void)error_set(error, EPD_DISCONNECTED, "channel: the other side is gone");
+        return CHANNEL_ENDED;
+    }
+    text[bytes] = 0;
+    if (bytes == 1 && text[0] == 'R')
+        return CHANNEL_READY;
+    if (text[0] == 'C' && parse_config(text + 1, config, error) == EPD_OK)
+        return CHANNEL_CONFIG;
+    if (text[0] != 'C')
+        (void)error_set(error, EPD_PROTOCOL, "channel: unknown message 0x%02x",
+                        (unsigned)(unsigned char)text[0]);
+    return CHANNEL_ENDED;
+}

@@ -1,0 +1,495 @@
+#include "daemon/config.h"
+
+#include <errno.h>
+#include <ini.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/log.h"
+#include "proto/limits.h"
+#include "proto/page.h"
+
+#define AT(field)            offsetof(struct config, field)
+#define HOST_DEVICES_DEFAULT 4
+
+static const char *const backend_words[] = {"auto", "host", "cuda", NULL};
+static const char *const level_words[] = {"error", "warn", "info", "debug", NULL};
+
+#define KIB    1024ull
+#define MIB    (1024 * KIB)
+#define DAY_MS (24ull * 3600 * 1000)
+
+/* section, key, type, offset, default, min, max, words, reloadable, help */
+static const struct config_key keys[] = {
+    {"daemon", "backend", CONFIG_WORD, AT(backend), "auto", 0, 0, backend_words, 0,
+     "auto: cuda where it can run, else host"},
+    {"daemon", "devices", CONFIG_TEXT, AT(devices), "", 0, 0, NULL, 0,
+     "host: number of emulated devices (empty: 4); cuda: comma list of indices or UUIDs (empty: all)"},
+    {"daemon", "log_level", CONFIG_WORD, AT(log_level), "info", 0, 0, level_words, 1,
+     "least important line written"},
+    {"daemon", "dump_directory", CONFIG_TEXT, AT(dump_directory), "", 0, 0, NULL, 1,
+     "where flight recorder dumps go (empty: beside the control socket)"},
+
+    {"sockets", "socket", CONFIG_TEXT, AT(socket), "", 0, 0, NULL, 0,
+     "socket of the ranks (empty: $XDG_RUNTIME_DIR/epd/epd.sock or /run/epd/epd.sock)"},
+    {"sockets", "socket_mode", CONFIG_MODE, AT(socket_mode), "0660", 0, 0777, NULL, 0, "its file mode"},
+    {"sockets", "socket_group", CONFIG_TEXT, AT(socket_group), "", 0, 0, NULL, 0,
+     "its group (empty: unchanged)"},
+    {"sockets", "control_socket", CONFIG_TEXT, AT(control_socket), "", 0, 0, NULL, 0,
+     "socket of people and scrapers (empty: epd-control.sock beside the other)"},
+    {"sockets", "control_mode", CONFIG_MODE, AT(control_mode), "0600", 0, 0777, NULL, 0, "its file mode"},
+    {"sockets", "control_group", CONFIG_TEXT, AT(control_group), "", 0, 0, NULL, 0,
+     "its group (empty: unchanged)"},
+    {"sockets", "allow_uids", CONFIG_TEXT, AT(allow_uids), "", 0, 0, NULL, 1,
+     "comma list of uids that may be ranks (empty: all whom the mode lets in)"},
+
+    {"limits", "sessions", CONFIG_COUNT, AT(sessions), "4096", 1, 1000000, NULL, 1, "open sessions in all"},
+    {"limits", "sessions_per_uid", CONFIG_COUNT, AT(sessions_per_uid), "4096", 1, 1000000, NULL, 1,
+     "open sessions of one uid"},
+    {"limits", "groups_per_session", CONFIG_COUNT, AT(groups_per_session), "64", 1, 4096, NULL, 1,
+     "groups one session is in"},
+    {"limits", "buffers_per_session", CONFIG_COUNT, AT(buffers_per_session), "1024", 1, 1000000, NULL, 1,
+     "buffers of one session"},
+    {"limits", "plans_per_session", CONFIG_COUNT, AT(plans_per_session), "512", 1, EPD_PAGE_MAX_PLANS, NULL,
+     1, "plans of one session"},
+    {"limits", "launches_per_rank", CONFIG_COUNT, AT(launches_per_rank), "1024", 1, 65536, NULL, 1,
+     "launches of one rank that wait for other ranks; beyond it the daemon stops reading from the client"},
+    {"limits", "heap_per_session", CONFIG_BYTES, AT(heap_per_session), "0", 0, UINT64_MAX, NULL, 1,
+     "bytes of buffers allocated by one session (0: no limit)"},
+    {"limits", "heap_per_uid", CONFIG_BYTES, AT(heap_per_uid), "0", 0, UINT64_MAX, NULL, 1,
+     "bytes of buffers allocated by one uid (0: no limit)"},
+    {"limits", "heap_per_device", CONFIG_BYTES, AT(heap_per_device), "0", 0, UINT64_MAX, NULL, 0,
+     "bytes of all owned memory on one device (0: no limit)"},
+    {"limits", "imported_per_session", CONFIG_BYTES, AT(imported_per_session), "0", 0, UINT64_MAX, NULL, 1,
+     "bytes of client memory registered by one session (0: no limit)"},
+    {"limits", "saved_per_session", CONFIG_BYTES, AT(saved_per_session), "0", 0, UINT64_MAX, NULL, 1,
+     "bytes of saved contexts of one session (0: no limit)"},
+    {"limits", "output_per_session", CONFIG_BYTES, AT(output_per_session), "256K", 64 * KIB, 64 * MIB, NULL,
+     1, "bytes waiting for a client that does not read, before it is closed"},
+
+    {"timers", "warn", CONFIG_DURATION, AT(warn_ms), "5s", 1, DAY_MS, NULL, 1,
+     "a step that waits this long for a rank is logged"},
+    {"timers", "stuck", CONFIG_DURATION, AT(stuck_ms), "20s", 1, DAY_MS, NULL, 1,
+     "a step that waits this long for a rank ends EPD_TIMEOUT (a group may ask for its own)"},
+    {"timers", "dead", CONFIG_DURATION, AT(dead_ms), "60s", 1, DAY_MS, NULL, 1,
+     "a rank that others have missed this long is evicted"},
+    {"timers", "join", CONFIG_DURATION, AT(join_ms), "120s", 1, DAY_MS, NULL, 1,
+     "a group that is not complete after this ends EPD_TIMEOUT"},
+    {"timers", "plan", CONFIG_DURATION, AT(plan_ms), "60s", 1, DAY_MS, NULL, 1,
+     "a collective plan that a rank has not created after this ends EPD_TIMEOUT"},
+    {"timers", "hello", CONFIG_DURATION, AT(hello_ms), "5s", 1, DAY_MS, NULL, 1,
+     "a connection that has not said Hello after this is closed"},
+    {"timers", "drain", CONFIG_DURATION, AT(drain_ms), "30s", 1, DAY_MS, NULL, 1,
+     "the longest that a draining daemon waits for launches in flight"},
+
+    {"worker", "restart_first", CONFIG_DURATION, AT(restart_first_ms), "100ms", 1, DAY_MS, NULL, 0,
+     "wait before the first restart; doubles with each failure"},
+    {"worker", "restart_max", CONFIG_DURATION, AT(restart_max_ms), "10s", 1, DAY_MS, NULL, 0, "longest wait"},
+    {"worker", "restart_limit", CONFIG_COUNT, AT(restart_limit), "10", 0, 1000000, NULL, 0,
+     "failures in a row after which epd gives up (0: never)"},
+    {"worker", "restart_healthy", CONFIG_DURATION, AT(restart_healthy_ms), "30s", 1, DAY_MS, NULL, 0,
+     "a worker that lived this long ends the row of failures"},
+
+    {"cuda", "gemm_engine", CONFIG_TEXT, AT(gemm_engine), "", 0, 0, NULL, 0,
+     "grouped GEMM engine (empty: the best)"},
+    {"cuda", "comm_blocks", CONFIG_COUNT, AT(comm_blocks), "0", 0, 1024, NULL, 0,
+     "thread blocks for communication (0: the kernels' default)"},
+};
+
+#define N_KEYS (sizeof(keys) / sizeof(keys[0]))
+
+const struct config_key *config_keys(size_t *n_keys)
+{
+    *n_keys = N_KEYS;
+    return keys;
+}
+
+static char *text_of(struct config *config, const struct config_key *key)
+{
+    return (char *)config + key->offset;
+}
+
+static uint64_t *number_of(struct config *config, const struct config_key *key)
+{
+    return (uint64_t *)(void *)((char *)config + key->offset);
+}
+
+static uint64_t number_in(const struct config *config, const struct config_key *key)
+{
+    return *(const uint64_t *)(const void *)((const char *)config + key->offset);
+}
+
+static const char *text_in(const struct config *config, const struct config_key *key)
+{
+    return (const char *)config + key->offset;
+}
+
+/* Suffixes and what they multiply by. */
+struct unit {
+    const char *suffix;
+    uint64_t factor;
+};
+
+static const struct unit byte_units[] = {
+    {"", 1}, {"K", KIB}, {"M", MIB}, {"G", 1024 * MIB}, {"T", 1024 * 1024 * MIB}};
+static const struct unit time_units[] = {{"ms", 1}, {"s", 1000}, {"m", 60000}};
+static const struct unit no_units[] = {{"", 1}};
+
+static int parse_number(const char *value, int base, const struct unit *units, size_t n_units,
+                        uint64_t *number)
+{
+    if (value[0] < '0' || value[0] > '9')
+        return 0;
+    char *end;
+    errno = 0;
+    uint64_t n = strtoull(value, &end, base);
+    if (errno)
+        return 0;
+    for (size_t i = 0; i < n_units; i++)
+        if (strcmp(end, units[i].suffix) == 0 && n <= UINT64_MAX / units[i].factor) {
+            *number = n * units[i].factor;
+            return 1;
+        }
+    return 0;
+}
+
+static int parse_typed(const struct config_key *key, const char *value, uint64_t *number)
+{
+    switch (key->type) {
+    case CONFIG_COUNT:
+        return parse_number(value, 10, no_units, 1, number);
+    case CONFIG_MODE:
+        return parse_number(value, 8, no_units, 1, number);
+    case CONFIG_BYTES:
+        return parse_number(value, 10, byte_units, sizeof(byte_units) / sizeof(byte_units[0]), number);
+    case CONFIG_DURATION:
+        return parse_number(value, 10, time_units, sizeof(time_units) / sizeof(time_units[0]), number);
+    default:
+        return 0;
+    }
+}
+
+/* "a number from 1 to 4096": what a key allows, for its error text. */
+static void describe_allowed(const struct config_key *key, char *text, size_t bytes)
+{
+    char max[32] = "any size";
+    if (key->max != UINT64_MAX)
+        (void)snprintf(max, sizeof(max), "%" PRIu64, key->max);
+    switch (key->type) {
+    case CONFIG_WORD: {
+        size_t length = (size_t)snprintf(text, bytes, "one of");
+        for (const char *const *word = key->words; *word && length < bytes; word++)
+            length += (size_t)snprintf(text + length, bytes - length, " %s", *word);
+        break;
+    }
+    case CONFIG_MODE:
+        (void)snprintf(text, bytes, "an octal file mode up to %04" PRIo64, key->max);
+        break;
+    case CONFIG_BYTES:
+        (void)snprintf(text, bytes, "bytes from %" PRIu64 " to %s, with K, M, G or T", key->min, max);
+        break;
+    case CONFIG_DURATION:
+        (void)snprintf(text, bytes, "a time with ms, s or m, from %" PRIu64 "ms to %sms", key->min, max);
+        break;
+    case CONFIG_TEXT:
+        (void)snprintf(text, bytes, "at most %d bytes", CONFIG_TEXT_BYTES - 1);
+        break;
+    default:
+        (void)snprintf(text, bytes, "a number from %" PRIu64 " to %s", key->min, max);
+    }
+}
+
+static int set_word(struct config *config, const struct config_key *key, const char *value)
+{
+    for (uint64_t i = 0; key->words[i]; i++)
+        if (strcmp(key->words[i], value) == 0) {
+            *number_of(config, key) = i;
+            return 1;
+        }
+    return 0;
+}
+
+static int set_value(struct config *config, const struct config_key *key, const char *value)
+{
+    if (key->type == CONFIG_WORD)
+        return set_word(config, key, value);
+    if (key->type == CONFIG_TEXT) {
+        size_t length = strlen(value);
+        if (length >= CONFIG_TEXT_BYTES)
+            return 0;
+        memcpy(text_of(config, key), value, length + 1);
+        return 1;
+    }
+    uint64_t number;
+    if (!parse_typed(key, value, &number) || number < key->min || number > key->max)
+        return 0;
+    *number_of(config, key) = number;
+    return 1;
+}
+
+enum epd_status config_set(struct config *config, const struct config_key *key, const char *value,
+                           const char *where, struct epd_error *error)
+{
+    if (set_value(config, key, value))
+        return EPD_OK;
+    char allowed[128];
+    describe_allowed(key, allowed, sizeof(allowed));
+    return error_set(error, EPD_INVALID_ARGUMENT, "%s: %s '%.40s', want %s", where, key->key, value, allowed);
+}
+
+void config_init(struct config *config)
+{
+    memset(config, 0, sizeof(*config));
+    for (size_t i = 0; i < N_KEYS; i++)
+        if (!set_value(config, &keys[i], keys[i].fallback))
+            abort(); /* the table contradicts itself; every test run would see it */
+}
+
+struct reader {
+    struct config *config;
+    const char *name;
+    struct epd_error *error;
+};
+
+static const struct config_key *find_key(const char *section, const char *name)
+{
+    for (size_t i = 0; i < N_KEYS; i++)
+        if (strcmp(keys[i].section, section) == 0 && strcmp(keys[i].key, name) == 0)
+            return &keys[i];
+    return NULL;
+}
+
+static const char *section_of(const char *name)
+{
+    for (size_t i = 0; i < N_KEYS; i++)
+        if (strcmp(keys[i].key, name) == 0)
+            return keys[i].section;
+    return NULL;
+}
+
+static enum epd_status read_pair(const struct reader *reader, const char *section, const char *name,
+                                 const char *value)
+{
+    const struct config_key *key = find_key(section, name);
+    if (key) /* the line number is known only to the caller's loop, which puts it in front */
+        return config_set(reader->config, key, value, "", reader->error);
+    const char *right = section_of(name);
+    if (right)
+        return error_set(reader->error, EPD_INVALID_ARGUMENT, ": %s stands in [%s], want [%s]", name, section,
+                         right);
+    return error_set(reader->error, EPD_INVALID_ARGUMENT, ": unknown key %.64s in [%.32s]", name, section);
+}
+
+/* inih: 0 stops with the line number as the result, because only the first error is of interest. */
+static int on_pair(void *user, const char *section, const char *name, const char *value)
+{
+    struct reader *reader = user;
+    if (reader->error->status != EPD_OK)
+        return 0;
+    return read_pair(reader, section, name, value ? value : "") == EPD_OK;
+}
+
+/* Turns what inih returned and what on_pair left into one error with file and line. */
+static enum epd_status finish_read(const struct reader *reader, int result)
+{
+    if (result == 0)
+        return EPD_OK;
+    if (result < 0)
+        return error_set(reader->error, EPD_SYSTEM, "config %.150s: cannot be read: %s", reader->name,
+                         strerror(errno));
+    char text[EPD_ERROR_TEXT_BYTES] = ": not a section and not `key = value`";
+    if (reader->error->status != EPD_OK)
+        (void)snprintf(text, sizeof(text), "%s", reader->error->text);
+    const char *rest = text[0] == ':' && text[1] == ' ' ? text + 2 : text;
+    return error_set(reader->error, EPD_INVALID_ARGUMENT, "%.100s:%d: %.140s", reader->name, result, rest);
+}
+
+enum epd_status config_read(struct config *config, const char *path, struct epd_error *error)
+{
+    struct config fresh = *config;
+    struct reader reader = {&fresh, path, error};
+    error->status = EPD_OK;
+    errno = 0;
+    enum epd_status status = finish_read(&reader, ini_parse(path, on_pair, &reader));
+    if (status != EPD_OK)
+        return status;
+    if ((size_t)snprintf(fresh.file, sizeof(fresh.file), "%s", path) >= sizeof(fresh.file))
+        return error_set(error, EPD_INVALID_ARGUMENT, "config file name: %zu bytes, at most %d", strlen(path),
+                         CONFIG_TEXT_BYTES - 1);
+    *config = fresh;
+    return EPD_OK;
+}
+
+enum epd_status config_parse(struct config *config, const char *text, const char *name,
+                             struct epd_error *error)
+{
+    struct config fresh = *config;
+    struct reader reader = {&fresh, name, error};
+    error->status = EPD_OK;
+    enum epd_status status = finish_read(&reader, ini_parse_string(text, on_pair, &reader));
+    if (status == EPD_OK)
+        *config = fresh;
+    return status;
+}
+
+static enum epd_status default_socket(struct config *config, struct epd_error *error)
+{
+    if (config->socket[0])
+        return EPD_OK;
+    const char *runtime = getenv("XDG_RUNTIME_DIR");
+    int n = snprintf(config->socket, sizeof(config->socket), "%s/epd/epd.sock",
+                     runtime && runtime[0] == '/' ? runtime : "/run");
+    if (n < (int)sizeof(config->socket))
+        return EPD_OK;
+    return error_set(error, EPD_INVALID_ARGUMENT, "XDG_RUNTIME_DIR: %zu bytes, too long for a socket path",
+                     strlen(runtime));
+}
+
+static enum epd_status default_control(struct config *config, struct epd_error *error)
+{
+    if (config->control_socket[0])
+        return EPD_OK;
+    const char *slash = strrchr(config->socket, '/');
+    int directory = slash ? (int)(slash - config->socket) + 1 : 0;
+    int n = snprintf(config->control_socket, sizeof(config->control_socket), "%.*sepd-control.sock",
+                     directory, config->socket);
+    if (n < (int)sizeof(config->control_socket))
+        return EPD_OK;
+    return error_set(error, EPD_INVALID_ARGUMENT, "socket: %zu bytes, too long", strlen(config->socket));
+}
+
+static enum epd_status check_uids(const struct config *config, struct epd_error *error)
+{
+    const char *at = config->allow_uids;
+    uint32_t n_uids = 0;
+    while (*at) {
+        char *end;
+        errno = 0;
+        unsigned long uid = strtoul(at, &end, 10);
+        if (end == at || errno || uid > UINT32_MAX || (*end && *end != ',') || *at == '-')
+            return error_set(error, EPD_INVALID_ARGUMENT, "allow_uids '%.60s', want uids with commas between",
+                             config->allow_uids);
+        if (++n_uids > CONFIG_MAX_UIDS)
+            return error_set(error, EPD_INVALID_ARGUMENT, "allow_uids: more than %d uids", CONFIG_MAX_UIDS);
+        at = *end ? end + 1 : end;
+    }
+    return EPD_OK;
+}
+
+static enum epd_status check_devices(const struct config *config, struct epd_error *error)
+{
+    if (config->backend != CONFIG_BACKEND_HOST || !config->devices[0])
+        return EPD_OK;
+    uint64_t n = 0;
+    if (parse_number(config->devices, 10, no_units, 1, &n) && n >= 1 && n <= EPD_MAX_DEVICES)
+        return EPD_OK;
+    return error_set(error, EPD_INVALID_ARGUMENT,
+                     "devices '%.60s' with backend host, want a number from 1 to %d", config->devices,
+                     EPD_MAX_DEVICES);
+}
+
+enum epd_status config_finish(struct config *config, struct epd_error *error)
+{
+    enum epd_status status = default_socket(config, error);
+    if (status == EPD_OK)
+        status = default_control(config, error);
+    if (status == EPD_OK)
+        status = check_uids(config, error);
+    if (status == EPD_OK)
+        status = check_devices(config, error);
+    if (status != EPD_OK)
+        return status;
+    if (strcmp(config->socket, config->control_socket) == 0)
+        return error_set(error, EPD_INVALID_ARGUMENT, "socket and control_socket are both %.180s",
+                         config->socket);
+    if (config->warn_ms > config->stuck_ms || config->stuck_ms > config->dead_ms)
+        return error_set(error, EPD_INVALID_ARGUMENT,
+                         "timers: warn %" PRIu64 "ms, stuck %" PRIu64 "ms, dead %" PRIu64
+                         "ms, want warn <= stuck <= dead",
+                         config->warn_ms, config->stuck_ms, config->dead_ms);
+    return EPD_OK;
+}
+
+void config_format(const struct config *config, const struct config_key *key, char *text, size_t bytes)
+{
+    if (key->type == CONFIG_TEXT) {
+        (void)snprintf(text, bytes, "%s", text_in(config, key));
+        return;
+    }
+    uint64_t number = number_in(config, key);
+    if (key->type == CONFIG_WORD)
+        (void)snprintf(text, bytes, "%s", key->words[number]);
+    else if (key->type == CONFIG_MODE)
+        (void)snprintf(text, bytes, "%04" PRIo64, number);
+    else if (key->type == CONFIG_DURATION)
+        (void)snprintf(text, bytes, "%" PRIu64 "%s", number % 1000 ? number : number / 1000,
+                       number % 1000 ? "ms" : "s");
+    else
+        (void)snprintf(text, bytes, "%" PRIu64, number);
+}
+
+enum epd_status config_render(const struct config *config, char *text, size_t bytes, struct epd_error *error)
+{
+    size_t length = 0;
+    const char *section = "";
+    for (size_t i = 0; i < N_KEYS && length < bytes; i++) {
+        char value[CONFIG_TEXT_BYTES];
+        config_format(config, &keys[i], value, sizeof(value));
+        if (strcmp(section, keys[i].section) != 0) {
+            section = keys[i].section;
+            length += (size_t)snprintf(text + length, bytes - length, "[%s]\n", section);
+        }
+        if (length < bytes)
+            length += (size_t)snprintf(text + length, bytes - length, "%s = %s\n", keys[i].key, value);
+    }
+    if (length >= bytes)
+        return error_set(error, EPD_INTERNAL, "config: %zu bytes rendered, room for %zu", length, bytes);
+    return EPD_OK;
+}
+
+static int same_value(const struct config *a, const struct config *b, const struct config_key *key)
+{
+    if (key->type == CONFIG_TEXT)
+        return strcmp(text_in(a, key), text_in(b, key)) == 0;
+    return number_in(a, key) == number_in(b, key);
+}
+
+uint32_t config_reload(struct config *config, const struct config *fresh, uint32_t *n_ignored)
+{
+    uint32_t n_changed = 0;
+    *n_ignored = 0;
+    for (size_t i = 0; i < N_KEYS; i++) {
+        if (same_value(config, fresh, &keys[i]))
+            continue;
+        if (!keys[i].reloadable) {
+            (*n_ignored)++;
+            continue;
+        }
+        n_changed++;
+        if (keys[i].type == CONFIG_TEXT)
+            memcpy(text_of(config, &keys[i]), text_in(fresh, &keys[i]), CONFIG_TEXT_BYTES);
+        else
+            *number_of(config, &keys[i]) = number_in(fresh, &keys[i]);
+    }
+    return n_changed;
+}
+
+int config_allows_uid(const struct config *config, uint32_t uid)
+{
+    if (!config->allow_uids[0])
+        return 1;
+    for (const char *at = config->allow_uids; *at;) {
+        char *end;
+        if (strtoul(at, &end, 10) == uid)
+            return 1;
+        at = *end ? end + 1 : end;
+    }
+    return 0;
+}
+
+uint32_t config_host_devices(const struct config *config)
+{
+    return config->devices[0] ? (uint32_t)strtoul(config->devices, NULL, 10) : HOST_DEVICES_DEFAULT;
+}

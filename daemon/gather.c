@@ -1,0 +1,577 @@
+#include "daemon/gather.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/clock.h"
+#include "daemon/joint_plan.h"
+#include "daemon/rank_plan.h"
+#include "daemon/session.h"
+#include "ep/step.h"
+
+/* A step on the lanes. Pooled: a warm launch allocates nothing. */
+struct flight {
+    struct list in_idle;
+    struct group *group; /* held */
+    enum epd_op op;
+    uint32_t n_plans;
+    uint64_t n_tokens; /* of all ranks */
+    uint64_t gather_ns, submit_ns;
+    uint64_t entry;                              /* serial in the flight recorder */
+    struct rank_plan *plans[EPD_MAX_WORLD_SIZE]; /* alive: ep lets go of a plan only after its steps */
+};
+
+static struct flight *flight_acquire(struct worker *worker)
+{
+    if (list_empty(&worker->idle_flights))
+        return calloc(1, sizeof(struct flight));
+    struct flight *flight = list_owner(worker->idle_flights.next, struct flight, in_idle);
+    list_remove(&flight->in_idle);
+    return flight;
+}
+
+static void flight_release(struct worker *worker, struct flight *flight)
+{
+    list_init(&flight->in_idle);
+    list_append(&worker->idle_flights, &flight->in_idle);
+}
+
+void gather_fini(struct worker *worker)
+{
+    while (!list_empty(&worker->idle_flights)) {
+        struct flight *flight = list_owner(worker->idle_flights.next, struct flight, in_idle);
+        list_remove(&flight->in_idle);
+        free(flight);
+    }
+}
+
+/* ---- flight recorder ---- */
+
+static uint64_t record_begin(struct group *group, const struct launch *launch, uint64_t ordinal,
+                             uint64_t now_ns)
+{
+    struct recorder_entry *entry = recorder_begin(&group->worker->recorder);
+    entry->group_id = group->id;
+    entry->ordinal = ordinal;
+    entry->plan_id = launch->plan->id;
+    entry->first_ns = entry->last_ns = now_ns;
+    entry->world_size = ordinal ? group->world_size : 1;
+    entry->op = (uint32_t)launch->plan->op;
+    entry->state = RECORDER_GATHERING;
+    return entry->serial;
+}
+
+static void record_arrival(struct group *group, uint32_t rank)
+{
+    struct recorder_entry *entry = recorder_find(&group->worker->recorder, group->gather.entry);
+    if (!entry)
+        return;
+    entry->arrived |= 1ull << rank;
+    entry->last_ns = group->gather.last_ns;
+}
+
+static void record_running(struct worker *worker, uint64_t serial, uint64_t now_ns)
+{
+    struct recorder_entry *entry = recorder_find(&worker->recorder, serial);
+    if (!entry)
+        return;
+    entry->state = RECORDER_RUNNING;
+    entry->submit_ns = now_ns;
+}
+
+static void record_failed(struct worker *worker, uint64_t serial, const struct epd_error *error,
+                          enum epd_phase phase, int32_t rank, uint64_t now_ns)
+{
+    struct recorder_entry *entry = recorder_find(&worker->recorder, serial);
+    if (!entry)
+        return;
+    entry->state = RECORDER_DONE;
+    entry->status = (uint32_t)error->status;
+    entry->phase = (uint32_t)phase;
+    entry->rank = rank;
+    entry->end_ns = now_ns;
+    (void)snprintf(entry->text, sizeof(entry->text), "%.95s", error->text);
+}
+
+static void record_result(struct worker *worker, uint64_t serial, const struct step_result *result,
+                          uint64_t now_ns)
+{
+    struct recorder_entry *entry = recorder_find(&worker->recorder, serial);
+    if (!entry)
+        return;
+    entry->state = RECORDER_DONE;
+    entry->end_ns = now_ns;
+    for (uint32_t rank = 0; rank < result->n_ranks; rank++) {
+        const struct step_rank_result *part = &result->ranks[rank];
+        for (int phase = 0; phase < EPD_PHASE_COUNT; phase++)
+            if (part->phase_ns[phase] > entry->phase_ns[phase])
+                entry->phase_ns[phase] = part->phase_ns[phase];
+        if (part->status == EPD_OK || entry->status)
+            continue;
+        entry->status = (uint32_t)part->status;
+        entry->phase = (uint32_t)part->phase;
+        entry->rank = (int32_t)rank;
+    }
+}
+
+/* ---- end of a step on the lanes ---- */
+
+static void check_device_lost(struct worker *worker, const struct step_result *result)
+{
+    for (uint32_t rank = 0; rank < result->n_ranks; rank++) {
+        if (result->ranks[rank].status != EPD_CUDA && result->ranks[rank].status != EPD_NCCL)
+            continue;
+        struct epd_error error;
+        (void)error_set(&error, result->ranks[rank].status,
+                        "a step failed on the device of rank %u in phase %s", rank,
+                        phase_name(result->ranks[rank].phase));
+        worker_fail(worker, &error);
+        return;
+    }
+}
+
+static void on_step(void *arg, const struct step_result *result)
+{
+    struct flight *flight = arg;
+    struct group *group = flight->group;
+    struct worker *worker = group->worker;
+    const uint64_t now_ns = clock_ns();
+    int failed = 0;
+    for (uint32_t i = 0; i < flight->n_plans; i++) {
+        flight->plans[i]->n_flights--;
+        flight->plans[i]->n_failed += result->ranks[i].status != EPD_OK;
+        failed |= result->ranks[i].status != EPD_OK;
+    }
+    stats_count_step(&worker->stats, flight->op, result, flight->n_tokens, flight->gather_ns,
+                     now_ns - flight->submit_ns);
+    load_count(&group->load, result->expert_rows, result->n_experts);
+    record_result(worker, flight->entry, result, now_ns);
+    group->n_failed += (uint64_t)failed;
+    group->n_flights--;
+    worker->n_flights--;
+    flight_release(worker, flight);
+    if (failed)
+        check_device_lost(worker, result);
+    group_release(group);
+}
+
+/* ---- handing over ---- */
+
+static void block(struct group *group)
+{
+    if (list_empty(&group->in_blocked))
+        list_append(&group->worker->blocked, &group->in_blocked);
+}
+
+static void depart(struct flight *flight, uint64_t now_ns)
+{
+    struct group *group = flight->group;
+    for (uint32_t i = 0; i < flight->n_plans; i++)
+        flight->plans[i]->n_flights++;
+    flight->submit_ns = now_ns;
+    group->n_launches++;
+    group->n_flights++;
+    group->worker->n_flights++;
+    group_hold(group);
+    record_running(group->worker, flight->entry, now_ns);
+}
+
+/* What is wrong with one launch, as an error that names the rank, what it gave and what it should have given.
+ */
+static enum epd_status explain_flaw(const struct member *member, const struct launch *launch,
+                                    struct epd_error *error)
+{
+    const char *op = op_name(launch->plan->op);
+    switch (launch->flaw) {
+    case LAUNCH_BAD_SEQ:
+        return error_set(error, EPD_SEQ_MISMATCH,
+                         "%s in group %s: rank %u names seq %" PRIu64 ", want %" PRIu64, op,
+                         member->group->name, member->rank, launch->seq, launch->wanted_seq);
+    case LAUNCH_BAD_HASH:
+        return error_set(error, EPD_SEQ_MISMATCH,
+                         "%s in group %s: rank %u names another shape than its plan has", op,
+                         member->group->name, member->rank);
+    case LAUNCH_BAD_TOKENS:
+        return error_set(error, EPD_INVALID_ARGUMENT,
+                         "%s in group %s: rank %u has %u tokens, its plan at most %u", op,
+                         member->group->name, member->rank, launch->n_tokens, launch->plan->max_tokens);
+    default:
+        return EPD_OK;
+    }
+}
+
+/* The front launch is local: hands it over or ends it. 0 if the lane has no room. */
+static int run_local(struct member *member, struct launch *launch)
+{
+    struct group *group = member->group;
+    struct worker *worker = group->worker;
+    struct epd_error error = {0};
+    const uint64_t now_ns = clock_ns();
+    enum epd_status status = explain_flaw(member, launch, &error);
+    struct flight *flight = NULL;
+    if (status == EPD_OK) {
+        flight = flight_acquire(worker);
+        if (!flight)
+            status = error_set(&error, EPD_NO_MEMORY, "launch: no memory");
+    }
+    if (status == EPD_OK) {
+        *flight = (struct flight){
+            .group = group, .op = launch->plan->op, .n_plans = 1, .n_tokens = launch->n_tokens};
+        flight->plans[0] = launch->plan;
+        status = step_submit(launch->plan->set, &launch->n_tokens, &launch->seq, on_step, flight, &error);
+    }
+    if (status == EPD_OK) {
+        flight->entry = record_begin(group, launch, 0, launch->arrived_ns);
+        depart(flight, now_ns);
+    } else {
+        if (flight)
+            flight_release(worker, flight);
+        if (status == EPD_BUSY) {
+            block(group);
+            return 0;
+        }
+        member_fail_first(member, &error, EPD_PHASE_NONE, (int32_t)member->rank);
+    }
+    member_pop(member);
+    return 1;
+}
+
+/* The step is over for the ranks that took part: their front launches are done with. */
+static void close_gather(struct group *group, uint64_t now_ns)
+{
+    for (uint32_t rank = 0; rank < group->world_size; rank++) {
+        struct member *member = group->members[rank];
+        if (!member || !member->announced)
+            continue;
+        member->announced = 0;
+        member->ordinal++;
+        member_pop(member);
+    }
+    group->ordinal++;
+    group->gather = (struct gather){.ended_ns = now_ns};
+}
+
+/* The step ends without running, for all ranks: those that are there now, those that come later when they
+ * come. */
+static void fail_step(struct group *group, const struct epd_error *error, int32_t rank)
+{
+    struct worker *worker = group->worker;
+    const uint64_t now_ns = clock_ns();
+    group->missed = *error;
+    group->missed_rank = rank;
+    group->n_launches++;
+    group->n_failed++;
+    record_failed(worker, group->gather.entry, error, EPD_PHASE_GATHER, rank, now_ns);
+    for (uint32_t i = 0; i < group->world_size; i++)
+        if (group->members[i] && group->members[i]->announced)
+            member_fail_first(group->members[i], error, EPD_PHASE_GATHER, rank);
+    close_gather(group, now_ns);
+}
+
+static void count_straggler(struct group *group)
+{
+    const struct gather *gather = &group->gather;
+    if (group->world_size == 1)
+        return;
+    struct member *last = group->members[gather->last_rank];
+    last->came_last++;
+    last->held_up_ns += gather->last_ns - gather->first_ns;
+}
+
+static void fill_flight(struct flight *flight, struct group *group, const struct joint_plan *joint,
+                        uint32_t *n_tokens, uint64_t *seq)
+{
+    flight->group = group;
+    flight->op = joint->op;
+    flight->n_plans = group->world_size;
+    flight->n_tokens = 0;
+    flight->gather_ns = group->gather.last_ns - group->gather.first_ns;
+    flight->entry = group->gather.entry;
+    for (uint32_t rank = 0; rank < group->world_size; rank++) {
+        const struct launch *launch = launch_queue_first(&group->members[rank]->queue);
+        n_tokens[rank] = launch->n_tokens;
+        seq[rank] = launch->seq;
+        flight->n_tokens += launch->n_tokens;
+        flight->plans[rank] = launch->plan;
+    }
+}
+
+/* Every rank's turn has come: hands the step to the lanes. 0 if they have no room. */
+static int submit(struct group *group)
+{
+    struct worker *worker = group->worker;
+    const struct joint_plan *joint = launch_queue_first(&group->members[0]->queue)->plan->joint;
+    struct epd_error error = {0};
+    struct flight *flight = flight_acquire(worker);
+    enum epd_status status = flight ? EPD_OK : error_set(&error, EPD_NO_MEMORY, "launch: no memory");
+    if (status == EPD_OK)
+        status = failpoint_hit(&worker->failpoints, "step_submit", &error);
+    if (status == EPD_OK) {
+        uint32_t n_tokens[EPD_MAX_WORLD_SIZE];
+        uint64_t seq[EPD_MAX_WORLD_SIZE];
+        fill_flight(flight, group, joint, n_tokens, seq);
+        status = step_submit(joint->set, n_tokens, seq, on_step, flight, &error);
+    }
+    if (status == EPD_OK) {
+        const uint64_t now_ns = clock_ns();
+        depart(flight, now_ns);
+        count_straggler(group);
+        close_gather(group, now_ns);
+        return 1;
+    }
+    if (flight)
+        flight_release(worker, flight);
+    group->gather.blocked = status == EPD_BUSY;
+    if (status == EPD_BUSY) {
+        block(group);
+        return 0;
+    }
+    fail_step(group, &error, -1);
+    return 1;
+}
+
+/* ---- gathering ---- */
+
+/* The new launch against the first of its step. */
+static enum epd_status compare(const struct member *member, const struct launch *launch,
+                               struct epd_error *error)
+{
+    struct group *group = member->group;
+    enum epd_status status = explain_flaw(member, launch, error);
+    if (status != EPD_OK)
+        return status;
+    const struct joint_plan *joint = launch->plan->joint;
+    if (joint->state != JOINT_PLAN_READY)
+        return error_set(error, EPD_UNKNOWN_ID, "%s in group %s: rank %d has destroyed its plan %u",
+                         op_name(joint->op), group->name, (int)joint->ended_by, joint->key);
+    const struct launch *first = launch_queue_first(&group->members[group->gather.first_rank]->queue);
+    if (first->plan->joint == joint)
+        return EPD_OK;
+    return error_set(error, EPD_SEQ_MISMATCH,
+                     "step %" PRIu64
+                     " of group %s: rank %u launches %s (plan %u), rank %u launches %s (plan %u)",
+                     group->ordinal + 1, group->name, member->rank, op_name(joint->op), joint->key,
+                     group->gather.first_rank, op_name(first->plan->op), first->plan->joint->key);
+}
+
+static uint64_t deadline_ms(const struct group *group)
+{
+    return group->config.deadline_ms ? group->config.deadline_ms : group->worker->config.stuck_ms;
+}
+
+static uint64_t warn_ms(const struct group *group)
+{
+    const uint64_t warn = group->worker->config.warn_ms;
+    return warn < deadline_ms(group) ? warn : deadline_ms(group);
+}
+
+/* The rank's front launch takes part in the step. 1 if that ended it: handed over or failed. */
+static int announce(struct member *member, struct launch *launch)
+{
+    struct group *group = member->group;
+    struct gather *gather = &group->gather;
+    const uint64_t at_ns = launch->arrived_ns > gather->ended_ns ? launch->arrived_ns : gather->ended_ns;
+    if (!gather->n_arrived) {
+        gather->first_rank = member->rank;
+        gather->first_ns = at_ns;
+        gather->entry = record_begin(group, launch, group->ordinal + 1, at_ns);
+        if (group->world_size > 1)
+            group_arm(group, at_ns + clock_ms_to_ns(warn_ms(group)));
+    }
+    member->announced = 1;
+    gather->n_arrived++;
+    gather->arrived |= 1ull << member->rank;
+    gather->last_rank = member->rank;
+    gather->last_ns = at_ns > gather->first_ns ? at_ns : gather->first_ns;
+    record_arrival(group, member->rank);
+    struct epd_error error = {0};
+    if (compare(member, launch, &error) != EPD_OK) {
+        fail_step(group, &error, (int32_t)member->rank);
+        return 1;
+    }
+    return gather->n_arrived == group->world_size ? submit(group) : 0;
+}
+
+static void fail_alone(struct member *member, const struct epd_error *error, int32_t rank)
+{
+    member_fail_first(member, error, EPD_PHASE_GATHER, rank);
+    member->ordinal++;
+    member_pop(member);
+}
+
+/* Works off the front of one rank's queue as far as it goes. 1 if a step ended: other ranks' fronts have
+ * changed. */
+static int advance(struct member *member)
+{
+    struct group *group = member->group;
+    int ended = 0;
+    while (member->queue.count && !member->announced) {
+        struct launch *launch = launch_queue_first(&member->queue);
+        if (!op_is_collective(launch->plan->op)) {
+            if (!run_local(member, launch))
+                break;
+        } else if (group->state == GROUP_BROKEN) {
+            fail_alone(member, &group->lost, group->lost_rank);
+        } else if (member->ordinal < group->ordinal) {
+            fail_alone(member, &group->missed, group->missed_rank);
+        } else {
+            ended |= announce(member, launch);
+        }
+    }
+    return ended;
+}
+
+static void advance_all(struct group *group)
+{
+    for (int again = 1; again;) {
+        again = 0;
+        for (uint32_t rank = 0; rank < group->world_size; rank++)
+            if (group->members[rank])
+                again |= advance(group->members[rank]);
+    }
+}
+
+void gather_pump(struct member *member)
+{
+    struct group *group = member->group;
+    if (advance(member))
+        advance_all(group);
+}
+
+void gather_retry(struct worker *worker)
+{
+    struct list blocked;
+    list_init(&blocked);
+    while (!list_empty(&worker->blocked)) {
+        struct list *node = worker->blocked.next;
+        list_remove(node);
+        list_append(&blocked, node);
+    }
+    while (!list_empty(&blocked)) {
+        struct group *group = list_owner(blocked.next, struct group, in_blocked);
+        list_remove(&group->in_blocked);
+        group_hold(group);
+        if (!group->gather.blocked || submit(group))
+            advance_all(group);
+        group_release(group);
+    }
+}
+
+void gather_break(struct group *group)
+{
+    if (group->gather.n_arrived)
+        record_failed(group->worker, group->gather.entry, &group->lost, EPD_PHASE_GATHER, group->lost_rank,
+                      clock_ns());
+    for (uint32_t rank = 0; rank < group->world_size; rank++)
+        if (group->members[rank])
+            group->members[rank]->announced = 0;
+    group->gather = (struct gather){0};
+    advance_all(group);
+}
+
+/* ---- deadlines ---- */
+
+static void name_missing(const struct group *group, char *text, size_t bytes, int32_t *first)
+{
+    size_t length = 0;
+    text[0] = 0;
+    *first = -1;
+    for (uint32_t rank = 0; rank < group->world_size && length < bytes; rank++) {
+        if (group->gather.arrived >> rank & 1)
+            continue;
+        length += (size_t)snprintf(text + length, bytes - length, " %u", rank);
+        *first = *first < 0 ? (int32_t)rank : *first;
+    }
+}
+
+static const char *op_of_gather(const struct group *group)
+{
+    const struct member *first = group->members[group->gather.first_rank];
+    return op_name(launch_queue_at((struct launch_queue *)&first->queue, 0)->plan->op);
+}
+
+static void warn(struct group *group, uint64_t now_ns)
+{
+    char missing[128];
+    int32_t first_missing;
+    group->gather.warned = 1;
+    name_missing(group, missing, sizeof(missing), &first_missing);
+    (void)log_limited(group->worker->log, LOG_WARN, "gather_warn", now_ns,
+                      "group %" PRIu64 " name %s step %" PRIu64 " op %s phase gather waits_ms %" PRIu64
+                      " missing_ranks%s",
+                      group->id, group->name, group->ordinal + 1, op_of_gather(group),
+                      (uint64_t)((now_ns - group->gather.first_ns) / CLOCK_NS_PER_MS), missing);
+}
+
+static void time_out(struct group *group, uint64_t now_ns)
+{
+    char missing[128];
+    int32_t first_missing;
+    name_missing(group, missing, sizeof(missing), &first_missing);
+    struct epd_error error;
+    (void)error_set(&error, EPD_TIMEOUT,
+                    "step %" PRIu64 " (%s) of group %s, phase gather: not asked for within %" PRIu64
+                    " ms by rank%s",
+                    group->ordinal + 1, op_of_gather(group), group->name, deadline_ms(group), missing);
+    (void)log_limited(group->worker->log, LOG_WARN, "gather_timeout", now_ns, "group %" PRIu64 " timeout %s",
+                      group->id, error.text);
+    for (uint32_t rank = 0; rank < group->world_size; rank++) {
+        struct member *member = group->members[rank];
+        if (member && !(group->gather.arrived >> rank & 1) && !member->missing_since_ns)
+            member->missing_since_ns = group->gather.first_ns;
+    }
+    fail_step(group, &error, first_missing);
+    worker_dump(group->worker, error.text);
+    advance_all(group);
+}
+
+static uint64_t check_step(struct group *group, uint64_t now_ns)
+{
+    for (;;) {
+        const struct gather *gather = &group->gather;
+        if (!gather->n_arrived || gather->n_arrived == group->world_size)
+            return CLOCK_NEVER;
+        const uint64_t warn_ns = gather->first_ns + clock_ms_to_ns(warn_ms(group));
+        const uint64_t end_ns = gather->first_ns + clock_ms_to_ns(deadline_ms(group));
+        if (now_ns < end_ns) {
+            if (!gather->warned && now_ns >= warn_ns)
+                warn(group, now_ns);
+            return gather->warned ? end_ns : warn_ns;
+        }
+        time_out(group, now_ns);
+    }
+}
+
+static uint64_t check_missing(struct group *group, uint64_t now_ns)
+{
+    uint64_t next_ns = CLOCK_NEVER;
+    const uint64_t dead = group->worker->config.dead_ms;
+    const uint64_t limit_ms = dead > deadline_ms(group) ? dead : deadline_ms(group);
+    for (uint32_t rank = 0; rank < group->world_size; rank++) {
+        struct member *member = group->members[rank];
+        if (!member || !member->missing_since_ns)
+            continue;
+        const uint64_t end_ns = member->missing_since_ns + clock_ms_to_ns(limit_ms);
+        if (now_ns < end_ns) {
+            next_ns = end_ns < next_ns ? end_ns : next_ns;
+            continue;
+        }
+        char text[128];
+        (void)snprintf(text, sizeof(text), "the other ranks of group %.64s missed rank %u for %" PRIu64 " ms",
+                       group->name, rank, limit_ms);
+        member->missing_since_ns = 0;
+        session_close(member->session, CLOSE_DEAD, text);
+    }
+    return next_ns;
+}
+
+uint64_t gather_check(struct group *group, uint64_t now_ns)
+{
+    if (group->state != GROUP_OPEN)
+        return CLOCK_NEVER;
+    const uint64_t step_ns = check_step(group, now_ns);
+    const uint64_t missing_ns = check_missing(group, now_ns);
+    return step_ns < missing_ns ? step_ns : missing_ns;
+}

@@ -1,0 +1,188 @@
+#include "daemon/joint_plan.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "daemon/clock.h"
+#include "daemon/member.h"
+#include "daemon/rank_plan.h"
+#include "daemon/session.h"
+
+static struct joint_plan *find(struct group *group, uint32_t key)
+{
+    list_each(node, after, &group->joint_plans)
+    {
+        struct joint_plan *joint = list_owner(node, struct joint_plan, in_group);
+        if (joint->key == key)
+            return joint;
+    }
+    return NULL;
+}
+
+static struct joint_plan *create(struct group *group, uint32_t key, enum epd_op op, uint32_t rank)
+{
+    struct joint_plan *joint = calloc(1, sizeof(*joint) + group->world_size * sizeof(joint->plans[0]));
+    if (!joint)
+        return NULL;
+    joint->group = group;
+    joint->key = key;
+    joint->op = op;
+    joint->world_size = group->world_size;
+    joint->first_rank = rank;
+    joint->first_ns = clock_ns();
+    joint->ended_by = -1;
+    list_append(&group->joint_plans, &joint->in_group);
+    group->n_joint_plans++;
+    group_arm(group, joint->first_ns + clock_ms_to_ns(group->worker->config.plan_ms));
+    return joint;
+}
+
+static void free_joint(struct joint_plan *joint)
+{
+    if (joint->set)
+        plan_set_destroy(joint->set);
+    list_remove(&joint->in_group);
+    joint->group->n_joint_plans--;
+    free(joint);
+}
+
+enum epd_status joint_plan_arrive(struct member *member, enum epd_op op, struct joint_plan **result,
+                                  struct epd_error *error)
+{
+    struct group *group = member->group;
+    if (group->n_joint_plans >= GROUP_MAX_JOINT_PLANS)
+        return error_set(error, EPD_QUOTA, "plan: group %s has %u collective plans, at most %d", group->name,
+                         group->n_joint_plans, GROUP_MAX_JOINT_PLANS);
+    const uint32_t key = member->n_collective_plans + 1;
+    struct joint_plan *joint = find(group, key);
+    if (!joint)
+        joint = create(group, key, op, member->rank);
+    if (!joint)
+        return error_set(error, EPD_NO_MEMORY, "plan: no memory for a joint plan");
+    member->n_collective_plans++;
+    joint->n_arrived++;
+    joint->arrived |= 1ull << member->rank;
+    if (joint->state == JOINT_PLAN_GATHERING && joint->op != op) {
+        struct epd_error mismatch;
+        (void)error_set(&mismatch, EPD_PLAN_MISMATCH,
+                        "plan %u of group %s: rank %u creates %s, rank %u creates %s", key, group->name,
+                        member->rank, op_name(op), joint->first_rank, op_name(joint->op));
+        joint_plan_fail(joint, -1, &mismatch);
+    }
+    if (joint->state == JOINT_PLAN_GATHERING) {
+        *result = joint;
+        return EPD_OK;
+    }
+    *error = joint->error;
+    joint_plan_leave(joint, member->rank);
+    return error->status;
+}
+
+static enum epd_status join_all(struct joint_plan *joint, struct epd_error *error)
+{
+    struct plan *plans[EPD_MAX_WORLD_SIZE];
+    for (uint32_t rank = 0; rank < joint->world_size; rank++)
+        plans[rank] = joint->plans[rank]->plan;
+    return plan_join(plans, joint->world_size, &joint->set, error);
+}
+
+void joint_plan_add(struct joint_plan *joint, struct rank_plan *plan)
+{
+    if (joint->state != JOINT_PLAN_GATHERING) {
+        rank_plan_refuse(plan, &joint->error);
+        return;
+    }
+    joint->plans[plan->rank] = plan;
+    if (++joint->n_ready < joint->world_size)
+        return;
+    struct epd_error error = {0};
+    if (join_all(joint, &error) != EPD_OK) {
+        joint_plan_fail(joint, -1, &error);
+        return;
+    }
+    joint->state = JOINT_PLAN_READY;
+    for (uint32_t rank = 0; rank < joint->world_size; rank++)
+        rank_plan_ready(joint->plans[rank]);
+}
+
+void joint_plan_fail(struct joint_plan *joint, int32_t rank, const struct epd_error *error)
+{
+    if (joint->state != JOINT_PLAN_GATHERING)
+        return;
+    joint->state = JOINT_PLAN_FAILED;
+    joint->error = *error;
+    if (rank >= 0) /* the others have to know whose plan it was */
+        (void)error_set(&joint->error, error->status, "rank %d: %.200s", (int)rank, error->text);
+    const uint32_t world_size = joint->world_size;
+    const struct epd_error shown = joint->error;
+    struct rank_plan *waiting[EPD_MAX_WORLD_SIZE]; /* the last refusal may free the joint plan */
+    for (uint32_t i = 0; i < world_size; i++)
+        waiting[i] = joint->plans[i];
+    for (uint32_t i = 0; i < world_size; i++)
+        if (waiting[i])
+            rank_plan_refuse(waiting[i], &shown);
+}
+
+void joint_plan_leave(struct joint_plan *joint, uint32_t rank)
+{
+    joint->plans[rank] = NULL;
+    joint->n_left++;
+    if (joint->state == JOINT_PLAN_READY) {
+        joint->state = JOINT_PLAN_ENDING;
+        joint->ended_by = (int32_t)rank;
+        plan_set_destroy(joint->set);
+        joint->set = NULL;
+    }
+    if (joint->n_left == joint->world_size)
+        free_joint(joint);
+}
+
+static void name_missing(const struct joint_plan *joint, char *text, size_t bytes)
+{
+    size_t length = 0;
+    text[0] = 0;
+    for (uint32_t rank = 0; rank < joint->world_size && length < bytes; rank++)
+        if (!(joint->arrived >> rank & 1))
+            length += (size_t)snprintf(text + length, bytes - length, " %u", rank);
+}
+
+uint64_t joint_plan_check(struct joint_plan *joint, uint64_t now_ns)
+{
+    if (joint->state != JOINT_PLAN_GATHERING || joint->n_arrived == joint->world_size)
+        return CLOCK_NEVER; /* when all have asked, only ep is waited for */
+    const uint64_t limit_ms = joint->group->worker->config.plan_ms;
+    const uint64_t end_ns = joint->first_ns + clock_ms_to_ns(limit_ms);
+    if (now_ns < end_ns)
+        return end_ns;
+    char missing[128];
+    name_missing(joint, missing, sizeof(missing));
+    struct epd_error error;
+    (void)error_set(&error, EPD_TIMEOUT, "plan %u (%s) of group %s: not created within %llu ms by rank%s",
+                    joint->key, op_name(joint->op), joint->group->name, (unsigned long long)limit_ms,
+                    missing);
+    joint_plan_fail(joint, -1, &error);
+    return CLOCK_NEVER;
+}
+
+void joint_plan_fail_all(struct group *group, const struct epd_error *error)
+{
+    /* Failing one may free it and others with it: start over until none gathers. */
+    for (int again = 1; again;) {
+        again = 0;
+        list_each(node, after, &group->joint_plans)
+        {
+            struct joint_plan *joint = list_owner(node, struct joint_plan, in_group);
+            if (joint->state != JOINT_PLAN_GATHERING)
+                continue;
+            joint_plan_fail(joint, -1, error);
+            again = 1;
+            break;
+        }
+    }
+}
+
+void joint_plan_free_all(struct group *group)
+{
+    while (!list_empty(&group->joint_plans))
+        free_joint(list_owner(group->joint_plans.next, struct joint_plan, in_group));
+}

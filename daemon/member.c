@@ -1,0 +1,196 @@
+#include "daemon/member.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "daemon/buffer.h"
+#include "daemon/clock.h"
+#include "daemon/gather.h"
+#include "daemon/rank_plan.h"
+#include "daemon/session.h"
+
+enum epd_status member_create(struct group *group, struct session *session, uint32_t rank,
+                              uint32_t device_idx, uint64_t request_id, struct member **result,
+                              struct epd_error *error)
+{
+    struct worker *worker = group->worker;
+    struct member *member = calloc(1, sizeof(*member));
+    if (!member)
+        return error_set(error, EPD_NO_MEMORY, "group: no memory for rank %u", rank);
+    enum epd_status status =
+        quota_take(&worker->accounts, &worker->config, &session->quota, QUOTA_GROUPS, 1, error);
+    if (status != EPD_OK) {
+        free(member);
+        return status;
+    }
+    *member = (struct member){.group = group,
+                              .session = session,
+                              .rank = rank,
+                              .device_idx = device_idx,
+                              .join_request_id = request_id};
+    list_init(&member->plans);
+    list_append(&session->members, &member->in_session);
+    group_hold(group);
+    group->members[rank] = member;
+    group->n_members++;
+    *result = member;
+    return EPD_OK;
+}
+
+void member_destroy(struct member *member)
+{
+    struct group *group = member->group;
+    assert(member->queue.count == 0 && list_empty(&member->plans));
+    if (member->window_full)
+        session_resume(member->session);
+    group->members[member->rank] = NULL;
+    group->n_members--;
+    list_remove(&member->in_session);
+    quota_give(&member->session->quota, QUOTA_GROUPS, 1);
+    launch_queue_fini(&member->queue);
+    free(member);
+    group_release(group);
+}
+
+/* Buffers belong to the session, but go with the group that gave their device. */
+static void drop_buffers(struct member *member)
+{
+    list_each(node, after, &member->session->buffers)
+    {
+        struct buffer *buffer = list_owner(node, struct buffer, in_session);
+        if (buffer->group_id == member->group->id)
+            buffer_drop(buffer);
+    }
+}
+
+void member_leave(struct member *member, const char *why)
+{
+    struct group *group = member->group;
+    struct epd_error lost;
+    (void)error_set(&lost, EPD_PEER_LOST, "rank %u of group %s is gone: %.160s", member->rank, group->name,
+                    why);
+    group_hold(group);
+    if (group->state == GROUP_OPEN)
+        group_break(group, (int32_t)member->rank, &lost);
+    while (member->queue.count) { /* local launches: the collective ones ended with the group */
+        member_fail_first(member, &lost, EPD_PHASE_NONE, (int32_t)member->rank);
+        member_pop(member);
+    }
+    while (!list_empty(&member->plans))
+        rank_plan_destroy(list_owner(member->plans.next, struct rank_plan, in_member));
+    drop_buffers(member);
+    member_destroy(member);
+    if (group->state == GROUP_JOINING && !group->n_members)
+        group->state = GROUP_BROKEN; /* nobody waits any more: the name is free */
+    group_release(group);
+}
+
+/* ---- launches ---- */
+
+static enum launch_flaw check_launch(const struct member *member, const struct rank_plan *plan,
+                                     const struct message_launch *launch)
+{
+    if (launch->seq != member->last_seq + 1)
+        return LAUNCH_BAD_SEQ;
+    if (launch->shape_hash != plan_shape_hash(plan->plan))
+        return LAUNCH_BAD_HASH;
+    if (plan->max_tokens && launch->n_tokens > plan->max_tokens)
+        return LAUNCH_BAD_TOKENS;
+    return LAUNCH_SOUND;
+}
+
+uint64_t member_asked(struct member *member)
+{
+    uint64_t ordinal = member->ordinal;
+    for (uint32_t i = 0; i < member->queue.count; i++) {
+        const struct launch *launch = launch_queue_at(&member->queue, i);
+        if (op_is_collective(launch->plan->op))
+            ordinal += launch->n_left;
+    }
+    return ordinal;
+}
+
+/* While draining, steps that nobody had asked for before are refused; on every rank, because it goes by their
+ * number. */
+static int drained(struct member *member, const struct rank_plan *plan)
+{
+    const struct group *group = member->group;
+    if (group->worker->state == WORKER_SERVING || !op_is_collective(plan->op))
+        return 0;
+    return member_asked(member) >= group->drain_ordinal;
+}
+
+static void refuse(struct rank_plan *plan, const struct message_launch *launch, const struct epd_error *error)
+{
+    struct worker *worker = plan->session->worker;
+    for (uint32_t i = 0; i < launch->n_repeats; i++) {
+        stats_count_failed(&worker->stats, plan->op, error->status);
+        plan->n_failed++;
+        plan_fail(plan->plan, launch->seq + i, error, EPD_PHASE_NONE, -1);
+    }
+}
+
+static void close_window(struct member *member)
+{
+    member->window_full = 1;
+    session_pause(member->session);
+}
+
+void member_launch(struct member *member, struct rank_plan *plan, const struct message_launch *launch)
+{
+    struct worker *worker = member->group->worker;
+    struct epd_error error = {0};
+    if (failpoint_hit(&worker->failpoints, "launch_received", &error) != EPD_OK) {
+        refuse(plan, launch, &error);
+        return;
+    }
+    if (drained(member, plan)) {
+        (void)error_set(&error, EPD_DRAINING, "%s: the daemon is draining, no new steps", op_name(plan->op));
+        refuse(plan, launch, &error);
+        return;
+    }
+    const struct launch entry = {.plan = plan,
+                                 .seq = launch->seq,
+                                 .wanted_seq = member->last_seq + 1,
+                                 .arrived_ns = clock_ns(),
+                                 .n_tokens = plan->max_tokens ? launch->n_tokens : 0,
+                                 .n_left = launch->n_repeats,
+                                 .flaw = check_launch(member, plan, launch)};
+    member->last_seq = launch->seq + launch->n_repeats - 1;
+    if (launch_queue_append(&member->queue, &entry, &error) != EPD_OK) {
+        refuse(plan, launch, &error);
+        return;
+    }
+    plan->n_queued++;
+    member->missing_since_ns = 0;
+    if (!member->announced)
+        gather_pump(member);
+    if (member->queue.count >= worker->config.launches_per_rank && !member->window_full)
+        close_window(member);
+}
+
+void member_fail_first(struct member *member, const struct epd_error *error, enum epd_phase phase,
+                       int32_t rank)
+{
+    const struct launch *launch = launch_queue_first(&member->queue);
+    struct rank_plan *plan = launch->plan;
+    stats_count_failed(&member->group->worker->stats, plan->op, error->status);
+    plan->n_failed++;
+    plan_fail(plan->plan, launch->seq, error, phase, rank);
+}
+
+void member_pop(struct member *member)
+{
+    struct launch *launch = launch_queue_first(&member->queue);
+    struct rank_plan *plan = launch->plan;
+    plan->n_launches++;
+    if (!launch_queue_pop(&member->queue))
+        return;
+    plan->n_queued--;
+    const uint64_t limit = member->group->worker->config.launches_per_rank;
+    if (member->window_full && member->queue.count <= limit / 2) {
+        member->window_full = 0;
+        session_resume(member->session);
+    }
+}

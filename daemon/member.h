@@ -1,0 +1,48 @@
+/* One rank of a group: the tie between a session and a group, with the rank's launches in the order of its
+ * calls. Loop thread; lives from join to leave, session end, or failed join. */
+#ifndef EPD_DAEMON_MEMBER_H
+#define EPD_DAEMON_MEMBER_H
+
+#include "daemon/group.h"
+#include "daemon/launch_queue.h"
+
+struct member {
+    struct group *group;     /* held */
+    struct session *session; /* borrowed, outlives this */
+    struct list in_session;
+    struct list plans; /* struct rank_plan */
+    uint32_t rank, device_idx;
+    uint64_t join_request_id; /* of the join that is not answered yet */
+
+    struct launch_queue queue;
+    int announced;   /* its first launch takes part in the group's gather */
+    int window_full; /* the session is paused for this queue */
+    uint64_t last_seq;
+    uint64_t ordinal; /* collective steps of this rank handed over or failed */
+    uint32_t n_collective_plans;
+    uint64_t missing_since_ns; /* a step timed out for want of this rank; 0 once it has launched again */
+
+    uint64_t came_last,
+        held_up_ns; /* straggling: steps for which it came last, and how long the first had waited */
+};
+
+EPD_MUST_CHECK enum epd_status member_create(struct group *group, struct session *session, uint32_t rank,
+                                             uint32_t device_idx, uint64_t request_id, struct member **member,
+                                             struct epd_error *error);
+/* Ends the membership: queued launches fail, plans are destroyed, the group is broken if it was open. why:
+ * for the others. */
+void member_leave(struct member *member, const char *why);
+/* Frees a member that never became part of an open group. */
+void member_destroy(struct member *member);
+
+/* A launch of one of this rank's plans has arrived. */
+void member_launch(struct member *member, struct rank_plan *plan, const struct message_launch *launch);
+/* The last collective step that this rank has asked for so far. */
+uint64_t member_asked(struct member *member);
+/* The first launch ends without running. */
+void member_fail_first(struct member *member, const struct epd_error *error, enum epd_phase phase,
+                       int32_t rank);
+/* The first launch has been handed over or has failed. */
+void member_pop(struct member *member);
+
+#endif

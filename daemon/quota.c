@@ -1,0 +1,150 @@
+#include "daemon/quota.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+static const char *const names[] = {
+#define QUOTA_NAME(id, name) name,
+    QUOTA_TABLE(QUOTA_NAME)
+#undef QUOTA_NAME
+};
+
+const char *quota_name(enum quota_kind kind)
+{
+    assert(kind < QUOTA_KIND_COUNT);
+    return names[kind];
+}
+
+void quota_init(struct accounts *accounts)
+{
+    *accounts = (struct accounts){0};
+    list_init(&accounts->list);
+}
+
+/* 0 = no limit. */
+static uint64_t session_limit(const struct config *config, enum quota_kind kind)
+{
+    switch (kind) {
+    case QUOTA_GROUPS:
+        return config->groups_per_session;
+    case QUOTA_BUFFERS:
+        return config->buffers_per_session;
+    case QUOTA_PLANS:
+        return config->plans_per_session;
+    case QUOTA_HEAP_BYTES:
+        return config->heap_per_session;
+    case QUOTA_IMPORTED_BYTES:
+        return config->imported_per_session;
+    case QUOTA_SAVED_BYTES:
+        return config->saved_per_session;
+    default:
+        return 0;
+    }
+}
+
+static uint64_t uid_limit(const struct config *config, enum quota_kind kind)
+{
+    if (kind == QUOTA_SESSIONS)
+        return config->sessions_per_uid;
+    return kind == QUOTA_HEAP_BYTES ? config->heap_per_uid : 0;
+}
+
+static int fits(uint64_t used, uint64_t amount, uint64_t limit)
+{
+    return !limit || (used <= limit && amount <= limit - used);
+}
+
+static struct account *find_account(struct accounts *accounts, uint32_t uid)
+{
+    list_each(node, after, &accounts->list)
+    {
+        struct account *account = list_owner(node, struct account, in_accounts);
+        if (account->uid == uid)
+            return account;
+    }
+    struct account *account = calloc(1, sizeof(*account));
+    if (!account)
+        return NULL;
+    account->uid = uid;
+    list_append(&accounts->list, &account->in_accounts);
+    return account;
+}
+
+static void drop_if_empty(struct account *account)
+{
+    if (account->used[QUOTA_SESSIONS])
+        return;
+    list_remove(&account->in_accounts);
+    free(account);
+}
+
+enum epd_status quota_open(struct accounts *accounts, const struct config *config, uint32_t uid,
+                           struct quota *quota, struct epd_error *error)
+{
+    if (!fits(accounts->n_sessions, 1, config->sessions)) {
+        accounts->n_hits[QUOTA_SESSIONS]++;
+        return error_set(error, EPD_QUOTA, "sessions: %" PRIu64 " open, at most %" PRIu64,
+                         accounts->n_sessions, config->sessions);
+    }
+    struct account *account = find_account(accounts, uid);
+    if (!account)
+        return error_set(error, EPD_NO_MEMORY, "session: no memory for its account");
+    *quota = (struct quota){.account = account};
+    enum epd_status status = quota_take(accounts, config, quota, QUOTA_SESSIONS, 1, error);
+    if (status != EPD_OK) {
+        drop_if_empty(account);
+        return status;
+    }
+    accounts->n_sessions++;
+    return EPD_OK;
+}
+
+void quota_close(struct accounts *accounts, struct quota *quota)
+{
+    quota_give(quota, QUOTA_SESSIONS, 1);
+    for (int kind = 0; kind < QUOTA_KIND_COUNT; kind++)
+        assert(quota->used[kind] == 0);
+    accounts->n_sessions--;
+    drop_if_empty(quota->account);
+    quota->account = NULL;
+}
+
+enum epd_status quota_take(struct accounts *accounts, const struct config *config, struct quota *quota,
+                           enum quota_kind kind, uint64_t amount, struct epd_error *error)
+{
+    struct account *account = quota->account;
+    assert(kind < QUOTA_KIND_COUNT);
+    const uint64_t own = session_limit(config, kind), shared = uid_limit(config, kind);
+    if (!fits(quota->used[kind], amount, own)) {
+        accounts->n_hits[kind]++;
+        return error_set(error, EPD_QUOTA,
+                         "%s of this session: %" PRIu64 " held, %" PRIu64 " more wanted, at most %" PRIu64,
+                         names[kind], quota->used[kind], amount, own);
+    }
+    if (!fits(account->used[kind], amount, shared)) {
+        accounts->n_hits[kind]++;
+        return error_set(error, EPD_QUOTA,
+                         "%s of uid %u: %" PRIu64 " held, %" PRIu64 " more wanted, at most %" PRIu64,
+                         names[kind], account->uid, account->used[kind], amount, shared);
+    }
+    quota->used[kind] += amount;
+    account->used[kind] += amount;
+    return EPD_OK;
+}
+
+void quota_give(struct quota *quota, enum quota_kind kind, uint64_t amount)
+{
+    assert(kind < QUOTA_KIND_COUNT);
+    assert(quota->used[kind] >= amount && quota->account->used[kind] >= amount);
+    quota->used[kind] -= amount;
+    quota->account->used[kind] -= amount;
+}
+
+uint64_t quota_left(const struct config *config, const struct quota *quota, enum quota_kind kind)
+{
+    const uint64_t limit = session_limit(config, kind);
+    if (!limit)
+        return UINT64_MAX;
+    return quota->used[kind] < limit ? limit - quota->used[kind] : 0;
+}

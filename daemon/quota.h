@@ -1,0 +1,58 @@
+/* What one session, and all sessions of one uid, may hold. Taken before a thing is made, given back when it
+ * is gone. Loop thread. */
+#ifndef EPD_DAEMON_QUOTA_H
+#define EPD_DAEMON_QUOTA_H
+
+#include "daemon/config.h"
+#include "daemon/list.h"
+#include "proto/status.h"
+
+#define QUOTA_TABLE(X)                                                                                       \
+    X(QUOTA_SESSIONS, "sessions")                                                                            \
+    X(QUOTA_GROUPS, "groups")                                                                                \
+    X(QUOTA_BUFFERS, "buffers")                                                                              \
+    X(QUOTA_PLANS, "plans")                                                                                  \
+    X(QUOTA_HEAP_BYTES, "heap_bytes")                                                                        \
+    X(QUOTA_IMPORTED_BYTES, "imported_bytes")                                                                \
+    X(QUOTA_SAVED_BYTES, "saved_bytes")
+
+enum quota_kind {
+#define QUOTA_ENUM(id, name) id,
+    QUOTA_TABLE(QUOTA_ENUM)
+#undef QUOTA_ENUM
+        QUOTA_KIND_COUNT
+};
+
+/* All that one uid holds; lives as long as the uid has a session. */
+struct account {
+    struct list in_accounts;
+    uint32_t uid;
+    uint64_t used[QUOTA_KIND_COUNT];
+};
+
+struct quota {
+    struct account *account; /* borrowed: freed by the last quota_close of its uid */
+    uint64_t used[QUOTA_KIND_COUNT];
+};
+
+struct accounts {
+    struct list list;
+    uint64_t n_sessions;
+    uint64_t n_hits[QUOTA_KIND_COUNT]; /* how often a limit refused something */
+};
+
+void quota_init(struct accounts *accounts);
+/* A new session of the uid: EPD_QUOTA names the limit (all sessions, or those of the uid). */
+EPD_MUST_CHECK enum epd_status quota_open(struct accounts *accounts, const struct config *config,
+                                          uint32_t uid, struct quota *quota, struct epd_error *error);
+/* Everything taken must have been given back. */
+void quota_close(struct accounts *accounts, struct quota *quota);
+EPD_MUST_CHECK enum epd_status quota_take(struct accounts *accounts, const struct config *config,
+                                          struct quota *quota, enum quota_kind kind, uint64_t amount,
+                                          struct epd_error *error);
+void quota_give(struct quota *quota, enum quota_kind kind, uint64_t amount);
+/* What the session may still take; UINT64_MAX without a limit. */
+uint64_t quota_left(const struct config *config, const struct quota *quota, enum quota_kind kind);
+const char *quota_name(enum quota_kind kind);
+
+#endif

@@ -1,0 +1,438 @@
+#include "daemon/session.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/buffer.h"
+#include "daemon/clock.h"
+#include "daemon/member.h"
+#include "daemon/rank_plan.h"
+#include "daemon/request.h"
+#include "proto/codec.h"
+#include "proto/packet.h"
+
+static const char *const state_names[SESSION_STATE_COUNT] = {"opening", "open", "closing"};
+
+/* Which state may follow which. */
+static const unsigned char transitions[SESSION_STATE_COUNT][SESSION_STATE_COUNT] = {
+    [SESSION_OPENING] = {[SESSION_OPEN] = 1, [SESSION_CLOSING] = 1},
+    [SESSION_OPEN] = {[SESSION_CLOSING] = 1},
+};
+
+const char *session_state_name(enum session_state state)
+{
+    return state_names[state];
+}
+
+static void set_state(struct session *session, enum session_state state)
+{
+    assert(transitions[session->state][state]);
+    session->state = state;
+}
+
+void session_opened(struct session *session)
+{
+    set_state(session, SESSION_OPEN);
+}
+
+/* ---- life ---- */
+
+void session_hold(struct session *session)
+{
+    session->n_holds++;
+}
+
+void session_release(struct session *session)
+{
+    assert(session->n_holds > 0);
+    if (--session->n_holds)
+        return;
+    struct worker *worker = session->worker;
+    assert(session->state == SESSION_CLOSING && list_empty(&session->plans) && list_empty(&session->buffers));
+    if (session->page)
+        page_close(session->page);
+    registry_remove(&worker->registry, REGISTRY_SESSION, session->id);
+    quota_close(&worker->accounts, &session->quota);
+    free(session);
+}
+
+static void on_poll_closed(uv_handle_t *handle)
+{
+    struct session *session = handle->data;
+    (void)close(session->fd);
+    session->fd = -1;
+    session_release(session);
+}
+
+static void on_poll(uv_poll_t *poll, int status, int events);
+
+static void wait_for(struct session *session, int events)
+{
+    if (session->state == SESSION_CLOSING || events == session->events)
+        return;
+    session->events = events;
+    if (uv_poll_start(&session->poll, events, on_poll) != 0)
+        abort(); /* the handle is open and the events are legal */
+}
+
+static void wait_as_needed(struct session *session)
+{
+    wait_for(session, UV_DISCONNECT | (session->n_pauses ? 0 : UV_READABLE) |
+                          (session->first_output ? UV_WRITABLE : 0));
+}
+
+static enum epd_status session_init(struct session *session, int fd, struct epd_error *error)
+{
+    struct worker *worker = session->worker;
+    list_init(&session->in_worker);
+    list_init(&session->members);
+    list_init(&session->plans);
+    list_init(&session->buffers);
+    session->opened_ns = session->active_ns = clock_ns();
+    enum epd_status status =
+        quota_open(&worker->accounts, &worker->config, session->peer.uid, &session->quota, error);
+    if (status != EPD_OK)
+        return status;
+    status = registry_add(&worker->registry, REGISTRY_SESSION, 0, session, &session->id, error);
+    if (status != EPD_OK)
+        goto give_quota;
+    int result = uv_poll_init(&worker->loop, &session->poll, fd);
+    if (result == 0)
+        return EPD_OK;
+    status = error_set(error, EPD_SYSTEM, "session: watching its socket: %s", uv_strerror(result));
+    registry_remove(&worker->registry, REGISTRY_SESSION, session->id);
+give_quota:
+    quota_close(&worker->accounts, &session->quota);
+    return status;
+}
+
+enum epd_status session_open(struct worker *worker, enum session_kind kind, int fd, const struct ucred *peer,
+                             struct epd_error *error)
+{
+    struct session *session = calloc(1, sizeof(*session));
+    if (!session)
+        return error_set(error, EPD_NO_MEMORY, "session: no memory");
+    *session = (struct session){.worker = worker, .kind = kind, .fd = fd, .peer = *peer};
+    session->state = kind == SESSION_RANK ? SESSION_OPENING : SESSION_OPEN;
+    enum epd_status status = session_init(session, fd, error);
+    if (status != EPD_OK) {
+        free(session);
+        return status;
+    }
+    session->poll.data = session;
+    session->n_holds = 1; /* the poll handle */
+    list_append(&worker->sessions, &session->in_worker);
+    worker->stats.sessions_opened++;
+    wait_as_needed(session);
+    if (kind == SESSION_RANK)
+        worker_watch(worker);
+    log_write(worker->log, kind == SESSION_RANK ? LOG_INFO : LOG_DEBUG,
+              "session %" PRIu64 " opened pid %d uid %u", session->id, (int)peer->pid, peer->uid);
+    return EPD_OK;
+}
+
+/* ---- output ---- */
+
+static void output_free(struct session *session)
+{
+    struct output *output = session->first_output;
+    session->first_output = output->next;
+    if (!session->first_output)
+        session->last_output = NULL;
+    session->output_bytes -= output->bytes;
+    if (output->fd >= 0)
+        (void)close(output->fd);
+    free(output);
+}
+
+static void output_queue(struct session *session, const unsigned char *datagram, size_t bytes, int fd)
+{
+    if (session->output_bytes + bytes > session->worker->config.output_per_session) {
+        session_close(session, CLOSE_SLOW_READER, NULL);
+        return;
+    }
+    struct output *output = malloc(sizeof(*output) + bytes);
+    int copy = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+    if (!output || (fd >= 0 && copy < 0)) {
+        free(output);
+        if (copy >= 0)
+            (void)close(copy);
+        session_close(session, CLOSE_NO_MEMORY, "no memory or no fd for a reply");
+        return;
+    }
+    *output = (struct output){.bytes = bytes, .fd = copy};
+    memcpy(output->datagram, datagram, bytes);
+    if (session->last_output)
+        session->last_output->next = output;
+    else
+        session->first_output = output;
+    session->last_output = output;
+    session->output_bytes += bytes;
+    wait_as_needed(session);
+}
+
+static void output_flush(struct session *session)
+{
+    while (session->first_output && session->state != SESSION_CLOSING) {
+        struct output *output = session->first_output;
+        switch (packet_send(session->fd, output->datagram, output->bytes, output->fd)) {
+        case PACKET_OK:
+            output_free(session);
+            break;
+        case PACKET_AGAIN:
+            return;
+        case PACKET_EOF:
+            session_close(session, CLOSE_CLIENT, NULL);
+            return;
+        default:
+            session_close(session, CLOSE_SOCKET_ERROR, strerror(errno));
+            return;
+        }
+    }
+    wait_as_needed(session);
+}
+
+void session_send(struct session *session, const struct message *message, int fd)
+{
+    if (session->state == SESSION_CLOSING)
+        return;
+    struct worker *worker = session->worker;
+    struct epd_error error = {0};
+    size_t bytes = 0;
+    if (codec_encode(message, worker->encoded, &bytes, &error) != EPD_OK) {
+        log_write(worker->log, LOG_ERROR, "session %" PRIu64 " reply %s not encoded: %s", session->id,
+                  message_kind_name(message->kind), error.text);
+        session_close(session, CLOSE_BAD_STATE, error.text);
+        return;
+    }
+    if (session->first_output) { /* order */
+        output_queue(session, worker->encoded, bytes, fd);
+        return;
+    }
+    switch (packet_send(session->fd, worker->encoded, bytes, fd)) {
+    case PACKET_OK:
+        return;
+    case PACKET_AGAIN:
+        output_queue(session, worker->encoded, bytes, fd);
+        return;
+    case PACKET_EOF:
+        session_close(session, CLOSE_CLIENT, NULL);
+        return;
+    default:
+        session_close(session, errno == EPIPE || errno == ECONNRESET ? CLOSE_CLIENT : CLOSE_SOCKET_ERROR,
+                      strerror(errno));
+    }
+}
+
+void session_reply_error(struct session *session, uint64_t request_id, const struct epd_error *error)
+{
+    stats_count_error(&session->worker->stats, error->status);
+    struct message reply = {.kind = MESSAGE_REPLY_ERROR, .request_id = request_id, .reply_error = *error};
+    session_send(session, &reply, -1);
+}
+
+void session_reply_ok(struct session *session, uint64_t request_id)
+{
+    struct message reply = {.kind = MESSAGE_REPLY_OK, .request_id = request_id};
+    session_send(session, &reply, -1);
+}
+
+/* ---- input ---- */
+
+static enum codec_side side_of(const struct session *session)
+{
+    return session->kind == SESSION_RANK ? CODEC_FROM_CLIENT : CODEC_FROM_CONTROL;
+}
+
+static int takes_fd(const struct message *message)
+{
+    return message->kind == MESSAGE_BUFFER_REGISTER;
+}
+
+static void handle_datagram(struct session *session, size_t bytes, int fd)
+{
+    struct worker *worker = session->worker;
+    struct message *message = &worker->message;
+    struct epd_error error = {0};
+    session->n_requests++;
+    if (codec_decode(side_of(session), worker->received, bytes, &worker->arena, message, &error) != EPD_OK) {
+        if (fd >= 0)
+            (void)close(fd);
+        session_close(session, CLOSE_BAD_FRAME, error.text);
+        return;
+    }
+    worker->stats.requests[message->kind]++;
+    if (fd >= 0 && !takes_fd(message)) {
+        (void)close(fd);
+        session_close(session, CLOSE_UNEXPECTED_FD, message_kind_name(message->kind));
+        return;
+    }
+    request_handle(session, message, fd);
+}
+
+/* 1 if there may be more to read. */
+static int read_datagram(struct session *session)
+{
+    struct worker *worker = session->worker;
+    size_t bytes = 0;
+    int fd = -1;
+    switch (packet_receive(session->fd, worker->received, sizeof(worker->received), &bytes, &fd)) {
+    case PACKET_OK:
+        handle_datagram(session, bytes, fd);
+        return 1;
+    case PACKET_AGAIN:
+        return 0;
+    case PACKET_EOF:
+        session_close(session, CLOSE_CLIENT, NULL);
+        return 0;
+    case PACKET_TRUNCATED:
+        if (fd >= 0)
+            (void)close(fd);
+        session_close(session, CLOSE_OVERSIZED, NULL);
+        return 0;
+    case PACKET_BAD_FDS:
+        session_close(session, CLOSE_BAD_FDS, NULL);
+        return 0;
+    default:
+        session_close(session, errno == ECONNRESET ? CLOSE_CLIENT : CLOSE_SOCKET_ERROR, strerror(errno));
+        return 0;
+    }
+}
+
+static void on_poll(uv_poll_t *poll, int status, int events)
+{
+    struct session *session = poll->data;
+    if (status < 0) {
+        session_close(session, CLOSE_SOCKET_ERROR, uv_strerror(status));
+        return;
+    }
+    session->active_ns = clock_ns();
+    if (events & UV_WRITABLE)
+        output_flush(session);
+    if (session->n_pauses &&
+        (events & UV_DISCONNECT)) { /* what it still sent can reach nobody who waits for it */
+        session_close(session, CLOSE_CLIENT, NULL);
+        return;
+    }
+    for (int i = 0; i < SESSION_BATCH && session->state != SESSION_CLOSING && !session->n_pauses; i++)
+        if (!read_datagram(session))
+            break;
+}
+
+void session_pause(struct session *session)
+{
+    session->n_pauses++;
+    session->worker->stats.window_full++;
+    wait_as_needed(session);
+}
+
+void session_resume(struct session *session)
+{
+    assert(session->n_pauses > 0);
+    session->n_pauses--;
+    wait_as_needed(session);
+}
+
+int session_hung_up(const struct session *session)
+{
+    struct pollfd poll_fd = {.fd = session->fd, .events = POLLRDHUP};
+    return session->state != SESSION_CLOSING && poll(&poll_fd, 1, 0) == 1 &&
+           (poll_fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+/* ---- page ---- */
+
+enum epd_status session_flag_acquire(struct session *session, uint32_t *flag_idx, struct epd_error *error)
+{
+    for (uint32_t word = 0; word < EPD_PAGE_MAX_PLANS / 64; word++) {
+        if (session->flags_used[word] == UINT64_MAX)
+            continue;
+        const uint32_t bit = (uint32_t)__builtin_ctzll(~session->flags_used[word]);
+        session->flags_used[word] |= 1ull << bit;
+        *flag_idx = word * 64 + bit;
+        return EPD_OK;
+    }
+    return error_set(error, EPD_QUOTA, "plans: the session page has %d places, all taken",
+                     EPD_PAGE_MAX_PLANS);
+}
+
+void session_flag_release(struct session *session, uint32_t flag_idx)
+{
+    session->flags_used[flag_idx / 64] &= ~(1ull << (flag_idx % 64));
+}
+
+/* ---- close ---- */
+
+static void tell_client(struct session *session)
+{
+    const enum epd_status status = close_reason_status(session->reason);
+    if (session->page)
+        atomic_store_explicit(&session->page->closed, (uint32_t)status, memory_order_release);
+    if (session->reason == CLOSE_CLIENT || session->reason == CLOSE_SOCKET_ERROR)
+        return;
+    struct worker *worker = session->worker;
+    struct message message = {.kind = MESSAGE_CLOSED, .closed = {.status = status}};
+    (void)snprintf(message.closed.reason, sizeof(message.closed.reason), "%s", session->detail);
+    struct epd_error error = {0};
+    size_t bytes = 0;
+    if (codec_encode(&message, worker->encoded, &bytes, &error) != EPD_OK)
+        return;
+    /* Best effort: a client that does not read learns it from the end of the connection and from its page. */
+    if (packet_send(session->fd, worker->encoded, bytes, -1) != PACKET_OK)
+        log_write(worker->log, LOG_DEBUG, "session %" PRIu64 " was not told why it ends", session->id);
+}
+
+/* Members first: their queued launches end while plans and page are still there. */
+static void drop_holdings(struct session *session)
+{
+    list_each(node, after, &session->members)
+        member_leave(list_owner(node, struct member, in_session), session->detail);
+    while (!list_empty(&session->plans))
+        rank_plan_destroy(list_owner(session->plans.next, struct rank_plan, in_session));
+    while (!list_empty(&session->buffers))
+        buffer_drop(list_owner(session->buffers.next, struct buffer, in_session));
+    while (session->first_output)
+        output_free(session);
+}
+
+void session_close(struct session *session, enum close_reason reason, const char *detail)
+{
+    if (session->state == SESSION_CLOSING)
+        return;
+    set_state(session, SESSION_CLOSING);
+    session->reason = reason;
+    (void)snprintf(session->detail, sizeof(session->detail), "%s",
+                   detail ? detail : close_reason_text(reason));
+    list_remove(&session->in_worker);
+    list_append(&session->worker->closing, &session->in_worker);
+}
+
+static void log_end(struct session *session)
+{
+    struct worker *worker = session->worker;
+    const enum close_reason reason = session->reason;
+    const enum log_level expected = session->kind == SESSION_RANK ? LOG_INFO : LOG_DEBUG;
+    (void)log_limited(worker->log, close_reason_expected(reason) ? expected : LOG_WARN,
+                      close_reason_name(reason), clock_ns(),
+                      "session %" PRIu64 " closed reason %s pid %d uid %u requests %" PRIu64 " detail %s",
+                      session->id, close_reason_name(reason), (int)session->peer.pid, session->peer.uid,
+                      session->n_requests, session->detail);
+}
+
+void session_end_closed(struct worker *worker)
+{
+    while (!list_empty(&worker->closing)) {
+        struct session *session = list_owner(worker->closing.next, struct session, in_worker);
+        list_remove(&session->in_worker);
+        worker->stats.sessions_closed[session->reason]++;
+        log_end(session);
+        tell_client(session);
+        drop_holdings(session);
+        uv_close((uv_handle_t *)&session->poll, on_poll_closed);
+    }
+}

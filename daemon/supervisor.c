@@ -1,0 +1,406 @@
+#include "daemon/supervisor.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "daemon/channel.h"
+#include "daemon/clock.h"
+#include "daemon/endpoint.h"
+#include "daemon/notify.h"
+#include "daemon/outage.h"
+#include "daemon/recorder.h"
+#include "daemon/worker.h"
+
+enum supervisor_state {
+    SUPERVISOR_STARTING, /* a worker runs that has not said "ready" */
+    SUPERVISOR_RUNNING,  /* a worker serves */
+    SUPERVISOR_WAITING,  /* no worker; the next one starts at restart_at_ns */
+    SUPERVISOR_STOPPING, /* the worker was told to end; it is killed at kill_at_ns */
+    SUPERVISOR_ENDED,    /* exit_code says how */
+};
+
+struct supervisor {
+    const struct options *options; /* borrowed */
+    struct config config;
+    struct log *log; /* borrowed */
+    struct endpoint rank, control;
+    struct recorder recorder;
+    int recorder_fd, signal_fd;
+    sigset_t signals, old_signals;
+    enum supervisor_state state;
+    int exit_code;
+    pid_t worker;        /* 0: none */
+    int channel_fd;      /* -1: none */
+    uint64_t generation; /* workers started so far */
+    uint64_t failures;   /* in a row */
+    uint64_t started_ns, restart_at_ns, kill_at_ns;
+    char last_exit[64];
+};
+
+/* ---- the worker's start ---- */
+
+/* The child, between fork and exec. */
+static void become_worker(struct supervisor *supervisor, int channel_fd)
+{
+    const struct inherited fds = {supervisor->rank.fd, supervisor->control.fd, channel_fd,
+                                  supervisor->recorder_fd};
+    char generation[24], last_exit[sizeof(supervisor->last_exit)];
+    (void)snprintf(generation, sizeof(generation), "%" PRIu64, supervisor->generation);
+    (void)snprintf(last_exit, sizeof(last_exit), "%s", supervisor->last_exit);
+    (void)sigprocmask(SIG_SETMASK, &supervisor->old_signals, NULL);
+    char name[] = "epd", worker[] = "--worker", flag[] = "--generation", last[] = "--last-exit";
+    char *const argv[] = {name, worker, flag, generation, last, last_exit, NULL};
+    if (inherited_give(&fds) == 0)
+        (void)execv("/proc/self/exe", argv);
+    _exit(127);
+}
+
+static enum epd_status spawn(struct supervisor *supervisor, struct epd_error *error)
+{
+    int channel[2];
+    enum epd_status status = channel_create(channel, error);
+    if (status != EPD_OK)
+        return status;
+    pid_t pid = fork();
+    if (pid == 0)
+        become_worker(supervisor, channel[1]);
+    (void)close(channel[1]);
+    if (pid < 0) {
+        status = error_set(error, EPD_SYSTEM, "fork: %s", strerror(errno));
+        (void)close(channel[0]);
+        return status;
+    }
+    supervisor->worker = pid;
+    supervisor->channel_fd = channel[0];
+    supervisor->generation++;
+    supervisor->started_ns = clock_ns();
+    supervisor->state = SUPERVISOR_STARTING;
+    struct epd_error ignored = {0};
+    if (channel_send_config(channel[0], &supervisor->config, &ignored) != EPD_OK)
+        log_write(supervisor->log, LOG_WARN, "worker pid %d: %s", (int)pid,
+                  ignored.text); /* it has died; SIGCHLD follows */
+    return EPD_OK;
+}
+
+static void end(struct supervisor *supervisor, int code)
+{
+    supervisor->state = SUPERVISOR_ENDED;
+    supervisor->exit_code = code;
+}
+
+static void schedule_restart(struct supervisor *supervisor)
+{
+    const struct config *config = &supervisor->config;
+    uint64_t wait_ms = config->restart_first_ms;
+    for (uint64_t i = 1; i < supervisor->failures && wait_ms < config->restart_max_ms; i++)
+        wait_ms *= 2;
+    wait_ms = wait_ms < config->restart_max_ms ? wait_ms : config->restart_max_ms;
+    supervisor->restart_at_ns = clock_ns() + clock_ms_to_ns(wait_ms);
+    supervisor->state = SUPERVISOR_WAITING;
+    log_write(supervisor->log, LOG_WARN,
+              "worker restarts in_ms %" PRIu64 " failures %" PRIu64 " last_exit %s", wait_ms,
+              supervisor->failures, supervisor->last_exit);
+    char status[160];
+    (void)snprintf(status, sizeof(status), "STATUS=worker failed %" PRIu64 " times (%s), restarting",
+                   supervisor->failures, supervisor->last_exit);
+    (void)notify_send(status);
+}
+
+static void start_worker(struct supervisor *supervisor)
+{
+    struct epd_error error = {0};
+    if (spawn(supervisor, &error) == EPD_OK)
+        return;
+    log_write(supervisor->log, LOG_ERROR, "worker not started: %s", error.text);
+    (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "not started");
+    supervisor->failures++;
+    schedule_restart(supervisor);
+}
+
+/* ---- the worker's end ---- */
+
+static void describe_exit(struct supervisor *supervisor, int status)
+{
+    if (WIFSIGNALED(status))
+        (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "signal %d (%s)",
+                       WTERMSIG(status), strsignal(WTERMSIG(status)));
+    else
+        (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "exit code %d",
+                       WEXITSTATUS(status));
+}
+
+/* A worker that was killed could not write its flight recorder. */
+static void dump_recorder(struct supervisor *supervisor)
+{
+    char directory[CONFIG_TEXT_BYTES], path[CONFIG_TEXT_BYTES + 64];
+    struct epd_error error = {0};
+    const char *control = supervisor->control.path, *slash = strrchr(control, '/');
+    if (supervisor->config.dump_directory[0])
+        (void)snprintf(directory, sizeof(directory), "%s", supervisor->config.dump_directory);
+    else
+        (void)snprintf(directory, sizeof(directory), "%.*s", slash ? (int)(slash - control) : 1,
+                       slash ? control : ".");
+    if (supervisor->recorder.ring->magic != RECORDER_MAGIC || !supervisor->recorder.ring->n_written)
+        return;
+    if (recorder_dump(&supervisor->recorder, directory, (int)getpid(), (uint32_t)supervisor->generation, path,
+                      sizeof(path), &error) == EPD_OK)
+        log_write(supervisor->log, LOG_WARN, "flight recorder written path %s because worker ended by %s",
+                  path, supervisor->last_exit);
+    else
+        log_write(supervisor->log, LOG_ERROR, "flight recorder not written: %s", error.text);
+}
+
+static void worker_failed(struct supervisor *supervisor, int status)
+{
+    const struct config *config = &supervisor->config;
+    log_write(supervisor->log, LOG_ERROR, "worker pid %d failed: %s", (int)supervisor->worker,
+              supervisor->last_exit);
+    if (WIFSIGNALED(status))
+        dump_recorder(supervisor);
+    if (clock_ns() - supervisor->started_ns >= clock_ms_to_ns(config->restart_healthy_ms))
+        supervisor->failures = 0;
+    supervisor->failures++;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == WORKER_EXIT_CONFIG) {
+        log_write(supervisor->log, LOG_ERROR, "worker cannot run with this configuration");
+        end(supervisor, SUPERVISOR_EXIT_CONFIG);
+    } else if (config->restart_limit && supervisor->failures >= config->restart_limit) {
+        log_write(supervisor->log, LOG_ERROR, "worker failed %" PRIu64 " times in a row, giving up",
+                  supervisor->failures);
+        (void)notify_send("STATUS=worker failed too often");
+        end(supervisor, SUPERVISOR_EXIT_GAVE_UP);
+    } else {
+        schedule_restart(supervisor);
+    }
+}
+
+static void reap(struct supervisor *supervisor)
+{
+    int status = 0;
+    if (!supervisor->worker || waitpid(supervisor->worker, &status, WNOHANG) != supervisor->worker)
+        return;
+    describe_exit(supervisor, status);
+    (void)close(supervisor->channel_fd);
+    supervisor->channel_fd = -1;
+    const int done = WIFEXITED(status) && WEXITSTATUS(status) == WORKER_EXIT_DONE;
+    if (done)
+        end(supervisor, SUPERVISOR_EXIT_DONE);
+    else if (supervisor->state == SUPERVISOR_STOPPING)
+        end(supervisor, SUPERVISOR_EXIT_FAILED);
+    else
+        worker_failed(supervisor, status);
+    supervisor->worker = 0;
+}
+
+/* ---- signals ---- */
+
+static void stop_worker(struct supervisor *supervisor)
+{
+    if (!supervisor->worker) {
+        end(supervisor, SUPERVISOR_EXIT_DONE);
+        return;
+    }
+    const int again = supervisor->state == SUPERVISOR_STOPPING;
+    const uint64_t patience_ms = SUPERVISOR_KILL_MS + (again ? 0 : supervisor->config.drain_ms);
+    supervisor->state = SUPERVISOR_STOPPING;
+    supervisor->kill_at_ns = clock_ns() + clock_ms_to_ns(patience_ms);
+    (void)notify_send("STOPPING=1");
+    log_write(supervisor->log, LOG_INFO, "worker pid %d told to %s", (int)supervisor->worker,
+              again ? "stop" : "drain");
+    (void)kill(supervisor->worker, SIGTERM);
+}
+
+static void reload(struct supervisor *supervisor)
+{
+    struct config fresh;
+    struct epd_error error = {0};
+    if (options_load(supervisor->options, &fresh, &error) != EPD_OK) {
+        log_write(supervisor->log, LOG_ERROR, "config not reloaded, the old one stays: %s", error.text);
+        return;
+    }
+    uint32_t n_ignored = 0;
+    const uint32_t n_changed = config_reload(&supervisor->config, &fresh, &n_ignored);
+    supervisor->log->level = (enum log_level)supervisor->config.log_level;
+    if (supervisor->worker &&
+        channel_send_config(supervisor->channel_fd, &supervisor->config, &error) != EPD_OK)
+        log_write(supervisor->log, LOG_ERROR, "config not passed to the worker: %s", error.text);
+    else if (n_ignored)
+        log_write(supervisor->log, LOG_WARN, "config reloaded keys_changed %u keys_that_need_a_restart %u",
+                  n_changed, n_ignored);
+}
+
+static void on_signal(struct supervisor *supervisor)
+{
+    struct signalfd_siginfo info;
+    if (read(supervisor->signal_fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
+        return;
+    if (info.ssi_signo == SIGCHLD)
+        reap(supervisor);
+    else if (info.ssi_signo == SIGHUP)
+        reload(supervisor);
+    else
+        stop_worker(supervisor);
+}
+
+static void on_channel(struct supervisor *supervisor)
+{
+    struct config unused;
+    struct epd_error error = {0};
+    const enum channel_event event = channel_receive(supervisor->channel_fd, &unused, &error);
+    if (event == CHANNEL_READY && supervisor->state == SUPERVISOR_STARTING) {
+        supervisor->state = SUPERVISOR_RUNNING;
+        (void)notify_send("READY=1\nSTATUS=serving");
+    }
+    if (event == CHANNEL_ENDED) { /* SIGCHLD says the rest */
+        (void)close(supervisor->channel_fd);
+        supervisor->channel_fd = -1;
+    }
+}
+
+static void on_control(struct supervisor *supervisor)
+{
+    const uint64_t now_ns = clock_ns();
+    const uint64_t at_ns = supervisor->restart_at_ns;
+    const struct outage outage = {.worker = "waiting",
+                                  .generation = supervisor->generation,
+                                  .failures = supervisor->failures,
+                                  .restart_in_ms = at_ns > now_ns ? (at_ns - now_ns) / CLOCK_NS_PER_MS : 0,
+                                  .last_exit = supervisor->last_exit};
+    outage_answer(supervisor->control.fd, &outage);
+}
+
+/* ---- the loop ---- */
+
+static int timeout_ms(const struct supervisor *supervisor)
+{
+    uint64_t at_ns = CLOCK_NEVER;
+    if (supervisor->state == SUPERVISOR_WAITING)
+        at_ns = supervisor->restart_at_ns;
+    else if (supervisor->state == SUPERVISOR_STOPPING)
+        at_ns = supervisor->kill_at_ns;
+    if (at_ns == CLOCK_NEVER)
+        return -1;
+    const uint64_t now_ns = clock_ns();
+    const uint64_t wait_ms = at_ns > now_ns ? (at_ns - now_ns) / CLOCK_NS_PER_MS + 1 : 0;
+    return wait_ms < 60000 ? (int)wait_ms : 60000;
+}
+
+static void on_time(struct supervisor *supervisor)
+{
+    const uint64_t now_ns = clock_ns();
+    if (supervisor->state == SUPERVISOR_WAITING && now_ns >= supervisor->restart_at_ns)
+        start_worker(supervisor);
+    if (supervisor->state == SUPERVISOR_STOPPING && now_ns >= supervisor->kill_at_ns) {
+        log_write(supervisor->log, LOG_ERROR, "worker pid %d did not end in time, killed",
+                  (int)supervisor->worker);
+        supervisor->kill_at_ns = now_ns + clock_ms_to_ns(SUPERVISOR_KILL_MS);
+        (void)kill(supervisor->worker, SIGKILL);
+    }
+}
+
+static void run_loop(struct supervisor *supervisor)
+{
+    while (supervisor->state != SUPERVISOR_ENDED) {
+        struct pollfd fds[3] = {
+            {.fd = supervisor->signal_fd, .events = POLLIN},
+            {.fd = supervisor->channel_fd, .events = POLLIN},
+            {.fd = supervisor->state == SUPERVISOR_WAITING ? supervisor->control.fd : -1, .events = POLLIN},
+        };
+        if (poll(fds, 3, timeout_ms(supervisor)) < 0 && errno != EINTR)
+            break;
+        if (fds[1].revents)
+            on_channel(supervisor);
+        if (fds[2].revents)
+            on_control(supervisor);
+        if (fds[0].revents)
+            on_signal(supervisor);
+        on_time(supervisor);
+    }
+}
+
+/* ---- start and end ---- */
+
+static enum epd_status open_endpoints(struct supervisor *supervisor, const struct inherited *inherited,
+                                      struct epd_error *error)
+{
+    const struct config *config = &supervisor->config;
+    enum epd_status status;
+    if (inherited->rank_fd >= 0)
+        status = endpoint_adopt(&supervisor->rank, inherited->rank_fd, config->socket, error);
+    else
+        status = endpoint_open(&supervisor->rank, config->socket, (uint32_t)config->socket_mode,
+                               config->socket_group, error);
+    if (status != EPD_OK)
+        return status;
+    if (inherited->control_fd >= 0)
+        return endpoint_adopt(&supervisor->control, inherited->control_fd, config->control_socket, error);
+    return endpoint_open(&supervisor->control, config->control_socket, (uint32_t)config->control_mode,
+                         config->control_group, error);
+}
+
+static enum epd_status open_signals(struct supervisor *supervisor, struct epd_error *error)
+{
+    sigemptyset(&supervisor->signals);
+    sigaddset(&supervisor->signals, SIGTERM);
+    sigaddset(&supervisor->signals, SIGINT);
+    sigaddset(&supervisor->signals, SIGHUP);
+    sigaddset(&supervisor->signals, SIGCHLD);
+    if (sigprocmask(SIG_BLOCK, &supervisor->signals, &supervisor->old_signals) != 0)
+        return error_set(error, EPD_SYSTEM, "signals: %s", strerror(errno));
+    supervisor->signal_fd = signalfd(-1, &supervisor->signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (supervisor->signal_fd < 0)
+        return error_set(error, EPD_SYSTEM, "signalfd: %s", strerror(errno));
+    return EPD_OK;
+}
+
+static void close_all(struct supervisor *supervisor)
+{
+    endpoint_close(&supervisor->rank);
+    endpoint_close(&supervisor->control);
+    recorder_close(&supervisor->recorder);
+    const int fds[] = {supervisor->recorder_fd, supervisor->signal_fd, supervisor->channel_fd};
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+        if (fds[i] >= 0)
+            (void)close(fds[i]);
+}
+
+int supervisor_run(const struct options *options, const struct config *config,
+                   const struct inherited *inherited, struct log *log)
+{
+    struct supervisor supervisor = {.options = options,
+                                    .config = *config,
+                                    .log = log,
+                                    .rank = {.fd = -1, .lock_fd = -1},
+                                    .control = {.fd = -1, .lock_fd = -1},
+                                    .recorder_fd = -1,
+                                    .signal_fd = -1,
+                                    .channel_fd = -1};
+    struct epd_error error = {0};
+    (void)signal(SIGPIPE, SIG_IGN);
+    enum epd_status status = open_signals(&supervisor, &error);
+    if (status == EPD_OK)
+        status = open_endpoints(&supervisor, inherited, &error);
+    if (status == EPD_OK)
+        status = recorder_create(&supervisor.recorder_fd, &error);
+    if (status == EPD_OK)
+        status = recorder_open(&supervisor.recorder, supervisor.recorder_fd, &error);
+    if (status == EPD_OK) {
+        log_write(log, LOG_INFO, "epd %s socket %s control_socket %s", EPD_VERSION, supervisor.rank.path,
+                  supervisor.control.path);
+        start_worker(&supervisor);
+        run_loop(&supervisor);
+        log_write(log, LOG_INFO, "epd ends code %d", supervisor.exit_code);
+    } else {
+        log_write(log, LOG_ERROR, "cannot serve: %s", error.text);
+        supervisor.exit_code = SUPERVISOR_EXIT_FAILED;
+    }
+    close_all(&supervisor);
+    return supervisor.exit_code;
+}
