@@ -64,8 +64,8 @@ static const struct row rows[] = {
     {"dtype", OPTION_DTYPE, 1, 0, 0, "NAME  f32, bf16 or f16 (f32)"},
     {"op", OPTION_OP, 1, 0, 0,
      "LIST  handoff, dispatch, combine, grouped_gemm, moe_forward, moe_backward, sessions, with commas "
-     "between, or all (all "
-     "but sessions)"},
+     "between, or all "
+     "(every op but sessions)"},
     {"sessions", OPTION_SESSIONS, 1, 1, 100000, "N  idle sessions of --op sessions (1000)"},
     {"iters", OPTION_ITERATIONS, 1, 1, 1000000, "N  timed iterations (handoff: 100 times as many) (50)"},
     {"warmup", OPTION_WARMUP, 1, 0, 1000000, "N  iterations before them (5)"},
