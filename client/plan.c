@@ -236,7 +236,7 @@ static enum epd_status plan_send(struct epd_plan *plan, uint32_t n_repeats, stru
 
     if (connection_launch(plan->group->connection, &launch, &plan->group->last_seq, error))
         return error->status;
-    plan->last_seq = launch.seq + n_repeats - 1;
+    atomic_store_explicit(&plan->last_seq, launch.seq + n_repeats - 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&plan->launches, n_repeats, memory_order_relaxed);
     return EPD_OK;
 }
@@ -292,7 +292,7 @@ static enum epd_status plan_fail(struct epd_plan *plan, const struct epd_failure
 static enum epd_status plan_failed(struct epd_plan *plan, struct epd_error *error)
 {
     struct epd_failure failure = {
-        .size = sizeof failure, .status = EPD_INTERNAL, .seq = plan->last_seq, .rank = -1};
+        .size = sizeof failure, .status = EPD_INTERNAL, .seq = atomic_load(&plan->last_seq), .rank = -1};
     struct page_entry entry;
 
     if (page_take(connection_page(plan->group->connection), plan->reply.plan_id, &plan->seen_idx, &entry)) {
@@ -305,7 +305,7 @@ static enum epd_status plan_failed(struct epd_plan *plan, struct epd_error *erro
     } else {
         snprintf(failure.text, sizeof failure.text,
                  "plan %llu: launch %llu failed; newer reports have overwritten why",
-                 (unsigned long long)plan->reply.plan_id, (unsigned long long)plan->last_seq);
+                 (unsigned long long)plan->reply.plan_id, atomic_load(&plan->last_seq));
     }
     return plan_fail(plan, &failure, error);
 }
@@ -314,11 +314,11 @@ static enum epd_status plan_failed(struct epd_plan *plan, struct epd_error *erro
 static enum epd_status plan_lost(struct epd_plan *plan, const struct epd_error *loss, struct epd_error *error)
 {
     struct epd_failure failure = {
-        .size = sizeof failure, .status = loss->status, .seq = plan->last_seq, .rank = -1};
+        .size = sizeof failure, .status = loss->status, .seq = atomic_load(&plan->last_seq), .rank = -1};
 
     snprintf(failure.text, sizeof failure.text,
              "plan %llu: launch %llu in flight when the connection was lost: %.130s",
-             (unsigned long long)plan->reply.plan_id, (unsigned long long)plan->last_seq, loss->text);
+             (unsigned long long)plan->reply.plan_id, atomic_load(&plan->last_seq), loss->text);
     return plan_fail(plan, &failure, error);
 }
 
@@ -335,13 +335,13 @@ static enum epd_status plan_collect(struct epd_plan *plan, struct epd_error *err
         status = plan_failed(plan, error);
     else if (completed + failed == plan->ended_before && connection_check(plan->group->connection, &loss))
         status = plan_lost(plan, &loss, error);
-    atomic_store(&plan->in_flight, 0);
+    atomic_store(&plan->state, PLAN_IDLE);
     return status;
 }
 
 static enum epd_status plan_wait(struct epd_plan *plan, uint32_t timeout_ms, struct epd_error *error)
 {
-    if (!atomic_load(&plan->in_flight))
+    if (atomic_load(&plan->state) != PLAN_IN_FLIGHT)
         return connection_check(plan->group->connection, error);
     if (plan->group->ops->wait(plan, deadline_after_ms(timeout_ms), error))
         return error->status;

@@ -1,15 +1,20 @@
 /* struct epd_plan: an op bound to buffers, and its place in the session page. Ended by epd_plan_destroy or
  * with its group.
  *
- * Threads: launch and wait may run on different threads; one thread waits at a time. On the host backend a
- * plan is idle or in flight: idle -> in flight at launch; in flight -> idle when its wait has seen the end;
- * launches in flight return EPD_BUSY. */
+ * Threads: launch and wait may run on different threads; one thread waits at a time. */
 #ifndef EPD_CLIENT_PLAN_H
 #define EPD_CLIENT_PLAN_H
 
 #include <stdatomic.h>
 
 #include "client/buffer.h"
+
+/* Host backend: one launch at a time. */
+enum plan_state {
+    PLAN_IDLE = 0,  /* a launch takes it to PLAN_BEGINNING, with EPD_BUSY for everybody who comes second */
+    PLAN_BEGINNING, /* the launching thread sets flags and sends; waits pass by, as before the launch */
+    PLAN_IN_FLIGHT, /* the wait that sees the end takes it to PLAN_IDLE */
+};
 
 struct epd_plan {
     struct epd_group *group; /* borrowed: ends its plans before itself */
@@ -23,10 +28,10 @@ struct epd_plan {
     atomic_uint n_tokens;    /* of the next launch */
     struct page_plan *flags; /* in the connection's page */
 
-    atomic_uint in_flight;                /* host: 0 or 1 */
+    atomic_uint state;                    /* enum plan_state */
     atomic_uint waiting;                  /* a thread is in epd_plan_wait */
     uint64_t ended_before, failed_before; /* page counters when the launch in flight began */
-    uint64_t last_seq;                    /* of the plan's last launch */
+    atomic_ullong last_seq;               /* of the last launch */
     atomic_ullong launches, failed_launches;
     uint64_t seen_idx;          /* of page_take; the waiting thread's */
     pthread_mutex_t lock;       /* guards failure */

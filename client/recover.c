@@ -87,7 +87,7 @@ static enum epd_status check_idle(const struct epd_client *client, struct epd_er
     {
         TAILQ_FOREACH(plan, &group->plans, link)
         {
-            if (connection_check(group->connection, error) && atomic_load(&plan->in_flight))
+            if (connection_check(group->connection, error) && atomic_load(&plan->state) != PLAN_IDLE)
                 return error_set(error, EPD_BUSY, "plan %llu: its last launch was not waited for",
                                  (unsigned long long)plan->reply.plan_id);
         }

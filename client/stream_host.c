@@ -68,11 +68,11 @@ static uint64_t host_ended(struct epd_plan *plan)
 
 static enum epd_status host_begin(struct epd_plan *plan, void *stream, struct epd_error *error)
 {
-    unsigned idle = 0;
+    unsigned idle = PLAN_IDLE;
 
     if (stream)
         return error_set(error, EPD_INVALID_ARGUMENT, "stream: %p, want NULL on the host backend", stream);
-    if (!atomic_compare_exchange_strong(&plan->in_flight, &idle, 1))
+    if (!atomic_compare_exchange_strong(&plan->state, &idle, PLAN_BEGINNING))
         return error_set(error, EPD_BUSY, "plan %llu: its last launch was not waited for",
                          (unsigned long long)plan->reply.plan_id);
     plan->ended_before = host_ended(plan);
@@ -87,12 +87,13 @@ static void host_cancel(struct epd_plan *plan, void *stream)
 {
     (void)stream;
     atomic_store_explicit(&plan->flags->ready, 0, memory_order_relaxed);
-    atomic_store(&plan->in_flight, 0);
+    atomic_store(&plan->state, PLAN_IDLE);
 }
 
 static enum epd_status host_commit(struct epd_plan *plan, void *stream, struct epd_error *error)
 {
-    (void)plan, (void)stream, (void)error;
+    (void)stream, (void)error;
+    atomic_store(&plan->state, PLAN_IN_FLIGHT);
     return EPD_OK;
 }
 
@@ -102,11 +103,11 @@ static enum epd_status host_wait(struct epd_plan *plan, uint64_t deadline_ns, st
 {
     struct epd_error lost;
 
-    while (atomic_load(&plan->in_flight)) {
+    while (atomic_load(&plan->state) == PLAN_IN_FLIGHT) {
         enum epd_status status = flag_wait(&plan->flags->done, deadline_ns);
         if (status == EPD_TIMEOUT)
             return error_set(error, EPD_TIMEOUT, "plan %llu: launch %llu has not ended yet",
-                             (unsigned long long)plan->reply.plan_id, (unsigned long long)plan->last_seq);
+                             (unsigned long long)plan->reply.plan_id, atomic_load(&plan->last_seq));
         if (status)
             return error_set(error, status, "plan %llu: futex: %s", (unsigned long long)plan->reply.plan_id,
                              strerror(errno));
@@ -116,9 +117,10 @@ static enum epd_status host_wait(struct epd_plan *plan, uint64_t deadline_ns, st
     return EPD_OK;
 }
 
+/* A launch that is beginning sees the loss itself, after this or before it sends. */
 static void host_release(struct epd_plan *plan)
 {
-    if (atomic_load(&plan->in_flight))
+    if (atomic_load(&plan->state) != PLAN_IDLE)
         flag_set(&plan->flags->done);
 }
 

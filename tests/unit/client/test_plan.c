@@ -420,6 +420,84 @@ START_TEST(launches_wait_for_room_in_the_socket_and_none_is_lost)
 }
 END_TEST
 
+#define N_THREADS  4
+#define N_LAUNCHES 200
+
+static void script_threads(struct fake *daemon)
+{
+    fake_session(daemon);
+    for (uint32_t i = 0; i < N_THREADS; i++) {
+        fake_expect(daemon, MESSAGE_PLAN_CREATE);
+        fake_answer_plan(daemon, i); /* ids from 101 */
+    }
+    for (uint64_t seq = 1; seq <= N_THREADS * N_LAUNCHES; seq++) {
+        fake_expect(daemon, MESSAGE_LAUNCH);
+        script_must(daemon->last.launch.seq == seq);
+        fake_complete(daemon, (uint32_t)daemon->last.launch.plan_id - 101);
+    }
+}
+
+static void *launch_and_wait(void *plan)
+{
+    for (int i = 0; i < N_LAUNCHES; i++)
+        if (epd_plan_launch(plan, NULL) || epd_plan_wait(plan, 0))
+            return plan;
+    return NULL;
+}
+
+START_TEST(launches_of_several_threads_leave_in_the_order_of_their_numbers)
+{
+    struct epd_plan *plans[N_THREADS];
+    pthread_t threads[N_THREADS];
+    void *failed;
+
+    start(script_threads);
+    for (int i = 0; i < N_THREADS; i++)
+        plans[i] = create_barrier(group);
+    for (int i = 0; i < N_THREADS; i++)
+        pthread_create(&threads[i], NULL, launch_and_wait, plans[i]);
+    for (int i = 0; i < N_THREADS; i++) {
+        pthread_join(threads[i], &failed);
+        ck_assert_ptr_null(failed);
+    }
+}
+END_TEST
+
+static void *wait_until_lost(void *plan)
+{
+    while (epd_plan_wait(plan, 0) == EPD_OK)
+        ;
+    return NULL;
+}
+
+static void script_die_busy(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_plan(daemon, 0);
+    for (int i = 0; i < 50; i++) {
+        fake_expect(daemon, MESSAGE_LAUNCH);
+        fake_complete(daemon, 0);
+    }
+    fake_hang_up(daemon);
+}
+
+START_TEST(one_thread_launches_and_another_waits_until_the_daemon_dies)
+{
+    pthread_t waiter;
+    enum epd_status status;
+
+    start(script_die_busy);
+    struct epd_plan *plan = create_barrier(group);
+    pthread_create(&waiter, NULL, wait_until_lost, plan);
+    do
+        status = epd_plan_launch(plan, NULL);
+    while (status == EPD_OK || status == EPD_BUSY);
+    ck_assert_int_eq(status, EPD_RESTARTED);
+    pthread_join(waiter, NULL);
+}
+END_TEST
+
 static void script_plan_refused(struct fake *daemon)
 {
     fake_session(daemon);
@@ -473,6 +551,8 @@ int main(void)
     tcase_add_test(cases, launch_in_flight_is_busy_until_its_wait_has_seen_the_end);
     tcase_add_test(cases, worker_that_dies_ends_every_launch_in_flight_restarted_and_no_other);
     tcase_add_test(cases, launches_wait_for_room_in_the_socket_and_none_is_lost);
+    tcase_add_test(cases, launches_of_several_threads_leave_in_the_order_of_their_numbers);
+    tcase_add_test(cases, one_thread_launches_and_another_waits_until_the_daemon_dies);
     tcase_add_test(cases, plan_that_is_refused_binds_nothing);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
