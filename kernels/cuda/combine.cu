@@ -10,12 +10,15 @@
 #include "kernels/cuda/exchange.cuh"
 
 #ifndef COMBINE_WARPS
-#define COMBINE_WARPS 20
-#define COMBINE_BATCH 3
+#define COMBINE_WARPS 10
+#define COMBINE_SLOTS 3
 #endif
-static constexpr uint32_t WARPS = COMBINE_WARPS, THREADS = WARPS * 32;
-static constexpr uint32_t SHARED_BYTES = WARPS * CUDA_PIECE_BYTES;
+/* A warp has two banks of SLOTS pieces: the terms of the next sum are on their way while this one is added.
+ */
+static constexpr uint32_t WARPS = COMBINE_WARPS, THREADS = WARPS * 32, SLOTS = COMBINE_SLOTS;
+static constexpr uint32_t BANK_BYTES = SLOTS * CUDA_SUM_PIECE_BYTES, SHARED_BYTES = WARPS * 2 * BANK_BYTES;
 static constexpr uint32_t DEFAULT_SEND_BLOCKS = 20;
+static constexpr int SUM_VECS = CUDA_SUM_PIECE_BYTES / 16 / 32; /* of a lane */
 
 struct combine_params {
     struct cuda_combine_args a;
@@ -23,90 +26,106 @@ struct combine_params {
     uint32_t n_send; /* blocks that begin with sending */
 };
 
-/* The terms of a sum: lane i holds the i-th. */
-struct sum_terms {
-    const char *row;
+/* A sum to be made: its terms, lane i holding the i-th, and where it belongs. */
+struct sum_unit {
+    const char *row; /* the term's piece */
     float weight;
-    uint32_t n;
+    uint32_t n; /* terms */
+    uint32_t bytes;
+    uint32_t id;   /* token * n_pieces + piece */
+    uint32_t rank; /* to which it is sent */
+    char *to;
 };
 
 /* Term of lane k to lane pos, for the lanes in `live`. order: 32 bytes of this warp. Whole warp. */
-static __device__ __forceinline__ sum_terms terms_order(uint8_t *order, uint32_t live, uint32_t pos,
-                                                        const char *row, float weight, uint32_t lane)
+static __device__ __forceinline__ void terms_order(sum_unit &unit, uint8_t *order, uint32_t live,
+                                                   uint32_t pos, const char *row, float weight)
 {
+    uint32_t lane = threadIdx.x % 32;
     if (live >> lane & 1)
         order[pos] = (uint8_t)lane;
     __syncwarp();
-    sum_terms terms;
-    terms.n = __popc(live);
-    int from = lane < terms.n ? order[lane] : 0;
+    unit.n = __popc(live);
+    int from = lane < unit.n ? order[lane] : 0;
     __syncwarp();
-    terms.row = reinterpret_cast<const char *>(
+    unit.row = reinterpret_cast<const char *>(
         __shfl_sync(FULL_WARP, reinterpret_cast<unsigned long long>(row), from));
-    terms.weight = __shfl_sync(FULL_WARP, weight, from);
-    return terms;
+    unit.weight = __shfl_sync(FULL_WARP, weight, from);
 }
 
-template <typename E> static __device__ __forceinline__ void add_vec(float *sum, const uint4 &v, float weight)
+/* The two banks of a warp. */
+struct sum_banks {
+    unsigned char *memory;
+    uint32_t barriers; /* two mbarriers */
+    uint32_t parities; /* a bit each */
+    uint32_t turn;     /* the bank of the current sum */
+};
+
+static __device__ __forceinline__ unsigned char *bank_memory(const sum_banks &banks, uint32_t bank)
 {
-    float values[vec16<E>::LANES];
-    vec16<E>::unpack(v, values);
-#pragma unroll
-    for (int i = 0; i < vec16<E>::LANES; i++)
-        sum[i] += weight * values[i];
+    return banks.memory + bank * BANK_BYTES;
 }
 
-/* to[0 .. n_vecs) = sum of the terms at byte `at` of their rows; two rows of BATCH vectors are in flight per
- * lane. TO_SLOT: `to` is shared memory that an earlier bulk store may still be reading. Whole warp. */
-template <typename E, bool TO_SLOT>
-static __device__ __forceinline__ void sum_piece(const sum_terms &terms, size_t at, uint32_t n_vecs,
-                                                 uint4 *to, uint32_t lane)
+/* Starts loading terms first .. first + SLOTS - 1. Whole warp. */
+static __device__ __forceinline__ void terms_load(const sum_banks &banks, uint32_t bank, const sum_unit &unit,
+                                                  uint32_t first)
 {
-    constexpr int LANES = vec16<E>::LANES, BATCH = COMBINE_BATCH;
-    for (uint32_t first = lane; first < (n_vecs + 31) / 32 * 32; first += 32 * BATCH) {
-        float sum[BATCH][LANES];
+    uint32_t lane = threadIdx.x % 32, end = first + SLOTS < unit.n ? first + SLOTS : unit.n;
+    if (lane == 0)
+        mbarrier_expect(banks.barriers + bank * 8, (end - first) * unit.bytes);
+    __syncwarp();
+    fence_bulk();
+    if (lane >= first && lane < end)
+        bulk_copy(shared_address(bank_memory(banks, bank)) + (lane - first) * CUDA_SUM_PIECE_BYTES, unit.row,
+                  unit.bytes, banks.barriers + bank * 8);
+}
+
+/* The sum of the terms in their order, in fp32; the first of them are on their way. Lane holds vectors lane,
+ * lane + 32,
+ * .. Whole warp. */
+template <typename E>
+static __device__ __forceinline__ void terms_add(sum_banks &banks, const sum_unit &unit,
+                                                 float (&sum)[SUM_VECS][vec16<E>::LANES])
+{
+    uint32_t lane = threadIdx.x % 32;
 #pragma unroll
-        for (int b = 0; b < BATCH; b++)
+    for (int v = 0; v < SUM_VECS; v++)
 #pragma unroll
-            for (int i = 0; i < LANES; i++)
-                sum[b][i] = 0.0f;
-        for (uint32_t term = 0; term < terms.n; term += 2) {
-            bool two = term + 1 < terms.n;
-            int second = two ? term + 1 : term;
-            unsigned long long rows = reinterpret_cast<unsigned long long>(terms.row);
-            const uint4 *a = reinterpret_cast<const uint4 *>(__shfl_sync(FULL_WARP, rows, term) + at) + first;
-            const uint4 *b2 =
-                reinterpret_cast<const uint4 *>(__shfl_sync(FULL_WARP, rows, second) + at) + first;
-            float weight_a = __shfl_sync(FULL_WARP, terms.weight, term);
-            float weight_b = __shfl_sync(FULL_WARP, terms.weight, second);
-            uint4 va[BATCH], vb[BATCH];
+        for (int i = 0; i < vec16<E>::LANES; i++)
+            sum[v][i] = 0.0f;
+    for (uint32_t first = 0; first < unit.n; first += SLOTS) {
+        if (first > 0)
+            terms_load(banks, banks.turn, unit, first);
+        bulk_load_wait(banks.barriers + banks.turn * 8, banks.parities >> banks.turn & 1);
+        banks.parities ^= 1u << banks.turn;
+        for (uint32_t term = first; term < first + SLOTS && term < unit.n; term++) {
+            const uint4 *piece = reinterpret_cast<const uint4 *>(bank_memory(banks, banks.turn) +
+                                                                 (term - first) * CUDA_SUM_PIECE_BYTES);
+            float weight = __shfl_sync(FULL_WARP, unit.weight, term);
 #pragma unroll
-            for (int b = 0; b < BATCH; b++)
-                if (first + 32 * b < n_vecs)
-                    va[b] = load_once(a + 32 * b);
+            for (int v = 0; v < SUM_VECS; v++) {
+                if ((lane + 32 * v) * 16 >= unit.bytes)
+                    break;
+                float values[vec16<E>::LANES];
+                vec16<E>::unpack(piece[lane + 32 * v], values);
 #pragma unroll
-            for (int b = 0; b < BATCH; b++)
-                if (two && first + 32 * b < n_vecs)
-                    vb[b] = load_once(b2 + 32 * b);
-#pragma unroll
-            for (int b = 0; b < BATCH; b++)
-                if (first + 32 * b < n_vecs)
-                    add_vec<E>(sum[b], va[b], weight_a);
-#pragma unroll
-            for (int b = 0; b < BATCH; b++)
-                if (two && first + 32 * b < n_vecs)
-                    add_vec<E>(sum[b], vb[b], weight_b);
+                for (int i = 0; i < vec16<E>::LANES; i++)
+                    sum[v][i] += weight * values[i];
+            }
         }
-        if (TO_SLOT) {
-            if (lane == 0)
-                bulk_wait_read();
-            __syncwarp();
-        }
-#pragma unroll
-        for (int b = 0; b < BATCH; b++)
-            if (first + 32 * b < n_vecs)
-                to[first + 32 * b] = vec16<E>::pack(sum[b]);
+        __syncwarp();
     }
+}
+
+template <typename E>
+static __device__ __forceinline__ void sum_store(const float (&sum)[SUM_VECS][vec16<E>::LANES],
+                                                 uint32_t bytes, void *to)
+{
+    uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int v = 0; v < SUM_VECS; v++)
+        if ((lane + 32 * v) * 16 < bytes)
+            static_cast<uint4 *>(to)[lane + 32 * v] = vec16<E>::pack(sum[v]);
 }
 
 /* Weights of the tokens of `source` as the expert's side has them; NULL: all 1. */
@@ -132,115 +151,153 @@ static __device__ void publish_weights(const struct cuda_combine_args &a)
     }
 }
 
-/* Partial sums of the tokens of all other ranks, in order of token. Whole warp. */
-template <typename E>
-static __device__ void send_sums(const combine_params &p, uint4 *piece_memory, uint8_t *order, uint32_t epoch)
+/* Takes units until one has terms here; false at the end. Whole warp. */
+static __device__ __forceinline__ bool partial_next(const combine_params &p, unit_queue &queue,
+                                                    uint32_t n_units, uint8_t *order, sum_unit &unit)
 {
     const struct cuda_exchange &x = p.a.exchange;
     const struct exchange_shape &shape = x.shape;
-    uint32_t lane = threadIdx.x % 32, n_others = shape.world_size - 1, most_tokens = 0;
-    for (uint32_t rank = 0; rank < shape.world_size; rank++)
-        most_tokens = max(most_tokens, rank == shape.rank ? 0 : (uint32_t)p.a.routing.slot_tokens[rank]);
-    uint32_t n_units = most_tokens * n_others * p.pieces.n_pieces;
-    struct sent_unit sent = {0, 0};
-    unit_queue queue = {&state_of(x)->next[0], 0};
-    queue_fetch(queue, lane);
-    for (uint32_t unit; (unit = queue_take(queue, lane)) < n_units;) {
-        uint32_t piece = unit % p.pieces.n_pieces, place = unit / p.pieces.n_pieces, token = place / n_others;
+    uint32_t lane = threadIdx.x % 32, n_others = shape.world_size - 1, live = 0, taken;
+    while (live == 0 && (taken = queue_take(queue, lane)) < n_units) {
+        uint32_t piece = taken % p.pieces.n_pieces, place = taken / p.pieces.n_pieces,
+                 token = place / n_others;
         uint32_t source = (shape.rank + 1 + place % n_others) % shape.world_size;
-        if (token >= (uint32_t)p.a.routing.slot_tokens[source])
-            continue;
         int32_t row = -1;
         float weight = 1.0f;
-        if (lane < shape.top_k) {
+        if (lane < shape.top_k && token < (uint32_t)p.a.routing.slot_tokens[source]) {
             size_t i = (size_t)token * shape.top_k + lane;
             const float *weights = weights_of(p.a, source);
             row = p.a.routing.slot_row[(size_t)source * shape.max_tokens * shape.top_k + i];
             weight = weights ? weights[i] : 1.0f;
         }
-        uint32_t live = __ballot_sync(FULL_WARP, row >= 0);
-        if (live == 0)
-            continue;
-        const char *y = static_cast<const char *>(p.a.y) + (size_t)(row < 0 ? 0 : row) * p.pieces.row_bytes;
-        sum_terms terms = terms_order(order, live, __popc(live & ((1u << lane) - 1)), y, weight, lane);
+        live = __ballot_sync(FULL_WARP, row >= 0);
         size_t at = (size_t)piece * p.pieces.piece_bytes;
-        uint32_t bytes = piece_length(p.pieces, piece);
-        sum_piece<E, true>(terms, at, bytes / 16, piece_memory, lane);
+        unit.bytes = piece_length(p.pieces, piece);
+        unit.id = token * p.pieces.n_pieces + piece;
+        unit.rank = source;
+        unit.to = stage_at(x, source, shape.rank, token) + at;
+        const char *y =
+            static_cast<const char *>(p.a.y) + (size_t)(row < 0 ? 0 : row) * p.pieces.row_bytes + at;
+        terms_order(unit, order, live, __popc(live & ((1u << lane) - 1)), y, weight);
+    }
+    return live != 0;
+}
+
+/* Partial sums of the tokens of all other ranks, in order of token. Whole warp. */
+template <typename E>
+static __device__ void send_sums(const combine_params &p, sum_banks &banks, uint8_t *order, uint32_t epoch)
+{
+    const struct cuda_exchange &x = p.a.exchange;
+    uint32_t lane = threadIdx.x % 32, most_tokens = 0;
+    for (uint32_t rank = 0; rank < x.shape.world_size; rank++)
+        most_tokens = max(most_tokens, rank == x.shape.rank ? 0 : (uint32_t)p.a.routing.slot_tokens[rank]);
+    uint32_t n_units = most_tokens * (x.shape.world_size - 1) * p.pieces.n_pieces;
+    struct sent_unit sent = {0, 0};
+    unit_queue queue = {&state_of(x)->next[0], 0};
+    queue_fetch(queue, lane);
+    sum_unit unit, next;
+    bool more = partial_next(p, queue, n_units, order, unit);
+    if (more)
+        terms_load(banks, banks.turn, unit, 0);
+    while (more) {
+        more = partial_next(p, queue, n_units, order, next);
+        /* The other bank's sum has left it; the latest store was from there. */
+        if (lane == 0)
+            bulk_wait_read();
+        __syncwarp();
+        if (more)
+            terms_load(banks, banks.turn ^ 1, next, 0);
+        float sum[SUM_VECS][vec16<E>::LANES];
+        terms_add<E>(banks, unit, sum);
+        sum_store<E>(sum, unit.bytes, bank_memory(banks, banks.turn));
         fence_bulk();
         __syncwarp();
         if (lane == 0) {
-            bulk_store(stage_at(x, source, shape.rank, token) + at, shared_address(piece_memory), bytes);
+            bulk_store(unit.to, shared_address(bank_memory(banks, banks.turn)), unit.bytes);
             bulk_commit();
             if (polls(x)) {
                 bulk_wait_written<1>();
                 sent_tell(x, sent, epoch);
-                sent = {token * p.pieces.n_pieces + piece, 1ull << source};
+                sent = {unit.id, 1ull << unit.rank};
             }
         }
+        unit = next;
+        banks.turn ^= 1;
     }
     if (lane == 0) {
         bulk_wait_written<0>();
         sent_tell(x, sent, epoch);
     }
+    __syncwarp();
 }
 
-/* The terms of out[token]: own slots and the partial sums of other ranks, by rank, then k. Waits for the
- * parts of `piece`; *ok is false after an abort. Whole warp. */
-static __device__ __forceinline__ sum_terms terms_of_token(const combine_params &p, uint8_t *order,
-                                                           uint32_t token, uint32_t piece, uint32_t epoch,
-                                                           bool *ok)
+/* The next piece of out and its terms: own slots and the partial sums of other ranks, by rank, then k; waits
+ * for the latter. False at the end, and after an abort. Whole warp. */
+static __device__ __forceinline__ bool token_next(const combine_params &p, unit_queue &queue, uint8_t *order,
+                                                  uint32_t epoch, sum_unit &unit)
 {
     const struct cuda_exchange &x = p.a.exchange;
     const struct exchange_shape &shape = x.shape;
-    uint32_t lane = threadIdx.x % 32, rank = UINT32_MAX;
+    uint32_t lane = threadIdx.x % 32, rank = UINT32_MAX, taken = queue_take(queue, lane);
+    if (taken >= shape.n_tokens * p.pieces.n_pieces)
+        return false;
+    uint32_t token = taken / p.pieces.n_pieces, piece = taken % p.pieces.n_pieces;
+    size_t at = (size_t)piece * p.pieces.piece_bytes;
     int32_t row = -1;
     float weight = 1.0f;
     if (lane < shape.top_k) {
         size_t i = (size_t)token * shape.top_k + lane;
+        const float *weights = weights_of(p.a, shape.rank);
+        int32_t expert = p.a.routing.base.expert[i];
+        float own_weight = weights ? weights[i] : 1.0f;
         row = p.a.routing.base.row[i];
         if (row >= 0)
-            rank = (uint32_t)p.a.routing.base.expert[i] / shape.n_local_experts;
-        const float *weights = weights_of(p.a, shape.rank);
-        if (rank == shape.rank && weights)
-            weight = weights[i];
+            rank = (uint32_t)expert / shape.n_local_experts;
+        if (rank == shape.rank)
+            weight = own_weight;
     }
     uint32_t peers = __match_any_sync(FULL_WARP, rank);
-    bool own = rank == shape.rank, leads = lane == (uint32_t)__ffs(peers) - 1;
+    bool own = rank == shape.rank, leads = lane == (uint32_t)__ffs(peers) - 1, ok = true;
     uint32_t live = __ballot_sync(FULL_WARP, row >= 0 && (own || leads)), pos = 0;
     for (uint32_t left = live; left; left &= left - 1) {
         uint32_t other = __ffs(left) - 1, other_rank = __shfl_sync(FULL_WARP, rank, other);
         pos += other_rank < rank || (other_rank == rank && other < lane);
     }
     const char *from = NULL;
-    *ok = true;
     if (live >> lane & 1) {
-        from = own ? static_cast<const char *>(p.a.y) + (size_t)row * p.pieces.row_bytes
-                   : stage_at(x, shape.rank, rank, token);
+        from = (own ? static_cast<const char *>(p.a.y) + (size_t)row * p.pieces.row_bytes
+                    : stage_at(x, shape.rank, rank, token)) +
+               at;
         if (!own && polls(x))
-            *ok = wait_flag(arrival_at(x, shape.rank, rank, token * p.pieces.n_pieces + piece), epoch, true,
-                            x.abort_word);
+            ok = wait_flag(arrival_at(x, shape.rank, rank, taken), epoch, true, x.abort_word);
     }
-    *ok = __all_sync(FULL_WARP, *ok);
-    return terms_order(order, live, pos, from, weight, lane);
+    unit.bytes = piece_length(p.pieces, piece);
+    unit.to = static_cast<char *>(p.a.out.data) + (size_t)token * p.pieces.row_bytes + at;
+    terms_order(unit, order, live, pos, from, weight);
+    return __all_sync(FULL_WARP, ok);
 }
 
+/* Whole warp. */
 template <typename E>
-static __device__ void finish_tokens(const combine_params &p, uint8_t *order, uint32_t epoch)
+static __device__ void finish_tokens(const combine_params &p, sum_banks &banks, uint8_t *order,
+                                     uint32_t epoch)
 {
-    const struct cuda_exchange &x = p.a.exchange;
-    uint32_t lane = threadIdx.x % 32, n_units = x.shape.n_tokens * p.pieces.n_pieces;
-    unit_queue queue = {&state_of(x)->next[1], 0};
+    uint32_t lane = threadIdx.x % 32;
+    unit_queue queue = {&state_of(p.a.exchange)->next[1], 0};
     queue_fetch(queue, lane);
-    for (uint32_t unit; (unit = queue_take(queue, lane)) < n_units;) {
-        uint32_t token = unit / p.pieces.n_pieces, piece = unit % p.pieces.n_pieces;
-        size_t at = (size_t)piece * p.pieces.piece_bytes;
-        bool ok;
-        sum_terms terms = terms_of_token(p, order, token, piece, epoch, &ok);
-        if (!ok)
-            break;
-        char *to = static_cast<char *>(p.a.out.data) + (size_t)token * p.pieces.row_bytes + at;
-        sum_piece<E, false>(terms, at, piece_length(p.pieces, piece) / 16, reinterpret_cast<uint4 *>(to),
-                            lane);
+    sum_unit unit, next;
+    bool more = token_next(p, queue, order, epoch, unit);
+    if (more && unit.n)
+        terms_load(banks, banks.turn, unit, 0);
+    while (more) {
+        more = token_next(p, queue, order, epoch, next);
+        if (more && next.n)
+            terms_load(banks, banks.turn ^ 1, next, 0);
+        float sum[SUM_VECS][vec16<E>::LANES];
+        terms_add<E>(banks, unit, sum);
+        sum_store<E>(sum, unit.bytes, unit.to);
+        unit = next;
+        banks.turn ^= 1;
     }
 }
 
@@ -249,8 +306,15 @@ static __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const __grid
 {
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ uint8_t orders[WARPS][32];
+    __shared__ __align__(8) uint64_t barriers[WARPS][2];
     const struct cuda_exchange &x = p.a.exchange;
     uint32_t warp = threadIdx.x / 32, epoch = op_enter(x);
+    sum_banks banks = {shared + warp * 2 * BANK_BYTES, shared_address(barriers[warp]), 0, 0};
+    if (threadIdx.x % 32 == 0) {
+        mbarrier_init(banks.barriers);
+        mbarrier_init(banks.barriers + 8);
+    }
+    __syncthreads();
     bool publishes = p.a.topk_weights.data && blockIdx.x == 0 && does(x, CUDA_STAGE_PUBLISH);
     bool sends = blockIdx.x < p.n_send && does(x, CUDA_STAGE_SEND), ok = true;
     if (publishes || sends)
@@ -262,10 +326,10 @@ static __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const __grid
     if (sends && ok && p.a.topk_weights.data)
         ok = signals_wait(x, SIGNAL_SLOTS, epoch);
     if (sends && ok)
-        send_sums<E>(p, reinterpret_cast<uint4 *>(shared + warp * CUDA_PIECE_BYTES), orders[warp], epoch);
+        send_sums<E>(p, banks, orders[warp], epoch);
     __syncwarp();
     if (ok && does(x, CUDA_STAGE_RECEIVE))
-        finish_tokens<E>(p, orders[warp], epoch);
+        finish_tokens<E>(p, banks, orders[warp], epoch);
     op_leave(x, epoch);
 }
 
@@ -318,7 +382,7 @@ enum epd_status cuda_combine_launch(const struct cuda_combine_args *args, struct
     const struct cuda_exchange *x = &args->exchange;
     struct combine_params params;
     params.a = *args;
-    params.pieces = pieces_of(x->shape.hidden * dtype_bytes(args->out.dtype));
+    params.pieces = pieces_of(x->shape.hidden * dtype_bytes(args->out.dtype), CUDA_SUM_PIECE_BYTES);
     uint32_t blocks = x->stage == CUDA_STAGE_PUBLISH ? 1 : blocks_of(x);
     params.n_send = blocks;
     if (x->stage == CUDA_STAGE_ALL) {

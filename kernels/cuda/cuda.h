@@ -45,6 +45,8 @@ struct CUstream_st;
 
 /* Bytes of a row that one warp moves at a time, at most; a multiple of 128. */
 #define CUDA_PIECE_BYTES 7168
+/* The same for sums, which stay in registers: a multiple of 512. */
+#define CUDA_SUM_PIECE_BYTES 3584
 /* Blocks of CUDA_STAGE_ALL when shape.max_blocks is 0. */
 #define CUDA_DEFAULT_BLOCKS 32
 #define CUDA_MAX_TOP_K      32
@@ -105,7 +107,7 @@ struct cuda_exchange {
     struct exchange_shape shape; /* max_blocks: all blocks of a launch; 0 = CUDA_DEFAULT_BLOCKS */
     struct cuda_workspace layout;
     void *workspace[EPD_MAX_RANKS]; /* of every rank, as this device sees it */
-    const uint32_t *abort_word;     /* polled while waiting; CUDA_STAGE_ALL only */
+    const uint32_t *abort_word;     /* in memory of this device; polled while waiting; CUDA_STAGE_ALL only */
     enum cuda_stage stage;
     uint32_t
         send_blocks; /* of the blocks of CUDA_STAGE_ALL, how many begin with sending; 0 = the op's default */

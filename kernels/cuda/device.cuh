@@ -117,15 +117,27 @@ static __device__ __forceinline__ void mbarrier_init(uint32_t barrier)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-static __device__ __forceinline__ void bulk_load(uint32_t to, const void *from, uint32_t bytes,
-                                                 uint32_t barrier)
+static __device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
+}
+
+/* After mbarrier_expect of its bytes. */
+static __device__ __forceinline__ void bulk_copy(uint32_t to, const void *from, uint32_t bytes,
+                                                 uint32_t barrier)
+{
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
         "l"(from), "r"(bytes), "r"(barrier)
         : "memory");
+}
+
+static __device__ __forceinline__ void bulk_load(uint32_t to, const void *from, uint32_t bytes,
+                                                 uint32_t barrier)
+{
+    mbarrier_expect(barrier, bytes);
+    bulk_copy(to, from, bytes, barrier);
 }
 
 /* Ends when the hardware has finished the copy: no other rank can delay it. */
@@ -199,8 +211,11 @@ static __device__ __forceinline__ uint32_t load_acquire(const uint32_t *flag)
 
 /* Waits for flag == value, or >= value (counting round) unless exact. False if the abort word was set
  * meanwhile. Hundreds of warps may wait at once: after a few looks they look seldom, so that they do not slow
- * down those who work, and at the abort word very seldom (it may live in host memory). */
-static constexpr uint32_t EAGER_LOOKS = 4, LOOK_NANOSECONDS = 100, LOOKS_PER_ABORT = 128;
+ * down those who work, and at the abort word very seldom. */
+#ifndef LOOK_NS
+#define LOOK_NS 100
+#endif
+static constexpr uint32_t EAGER_LOOKS = 4, LOOK_NANOSECONDS = LOOK_NS, LOOKS_PER_ABORT = 128;
 
 static __device__ __forceinline__ bool wait_flag(const uint32_t *flag, uint32_t value, bool exact,
                                                  const uint32_t *abort_word)

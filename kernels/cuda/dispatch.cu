@@ -39,42 +39,63 @@ static __device__ __forceinline__ uint64_t ranks_of_token(const struct cuda_disp
     return ((uint64_t)high << 32 | low) & ~(1ull << shape.rank);
 }
 
-/* Every token once to every rank that needs it. Whole warp; `worker` of n_workers. */
-static __device__ void send_tokens(const dispatch_params &p, warp_slot &slot, uint32_t worker,
+/* One piece to the ranks that need it; it is on its way to the slot. Lane 0. */
+static __device__ __forceinline__ void send_piece(const dispatch_params &p, const warp_slot &slot,
+                                                  uint32_t unit, uint64_t ranks)
+{
+    const struct cuda_exchange &x = p.a.exchange;
+    uint32_t token = unit / p.pieces.n_pieces, piece = unit % p.pieces.n_pieces;
+    size_t at = (size_t)piece * p.pieces.piece_bytes;
+    bulk_load_wait(slot.barrier, slot.parity);
+    for (uint64_t left = ranks; left; left &= left - 1) {
+        uint32_t to = __ffsll((long long)left) - 1;
+        bulk_store(stage_at(x, to, x.shape.rank, token) + at, slot.address, piece_length(p.pieces, piece));
+    }
+    bulk_commit();
+}
+
+/* Every token once to every rank that needs it; the first piece is fetched while the peers are still to
+ * enter. False after an abort. Whole warp; `worker` of n_workers. */
+static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, uint32_t worker,
                                    uint32_t n_workers, uint32_t epoch)
 {
     const struct cuda_exchange &x = p.a.exchange;
     uint32_t lane = threadIdx.x % 32, n_units = x.shape.n_tokens * p.pieces.n_pieces;
     struct sent_unit sent = {0, 0};
-    for (uint32_t unit = worker; unit < n_units; unit += n_workers) {
+    bool entered = false, ok = true;
+    for (uint32_t unit = worker; unit < n_units && ok; unit += n_workers) {
         uint32_t token = unit / p.pieces.n_pieces, piece = unit % p.pieces.n_pieces;
         uint64_t ranks = ranks_of_token(p.a, token, lane);
-        if (ranks == 0 || lane != 0)
+        if (ranks == 0)
             continue;
-        size_t at = (size_t)piece * p.pieces.piece_bytes;
-        uint32_t bytes = piece_length(p.pieces, piece);
-        bulk_wait_read();
-        bulk_load(slot.address,
-                  static_cast<const char *>(p.a.x.data) + (size_t)token * p.pieces.row_bytes + at, bytes,
-                  slot.barrier);
-        bulk_load_wait(slot.barrier, slot.parity);
+        if (lane == 0) {
+            bulk_wait_read();
+            bulk_load(slot.address,
+                      static_cast<const char *>(p.a.x.data) + (size_t)token * p.pieces.row_bytes +
+                          (size_t)piece * p.pieces.piece_bytes,
+                      piece_length(p.pieces, piece), slot.barrier);
+        }
+        if (!entered)
+            ok = signals_wait_warp(x, SIGNAL_ENTERED, epoch);
+        entered = true;
+        if (lane == 0 && ok) {
+            send_piece(p, slot, unit, ranks);
+            if (polls(x)) {
+                bulk_wait_written<1>();
+                sent_tell(x, sent, epoch);
+                sent = {unit, ranks};
+            }
+        }
+        if (!ok)
+            bulk_load_wait(slot.barrier, slot.parity);
         slot.parity ^= 1;
-        for (uint64_t left = ranks; left; left &= left - 1) {
-            uint32_t to = __ffsll((long long)left) - 1;
-            bulk_store(stage_at(x, to, x.shape.rank, token) + at, slot.address, bytes);
-        }
-        bulk_commit();
-        if (polls(x)) {
-            bulk_wait_written<1>();
-            sent_tell(x, sent, epoch);
-            sent = {unit, ranks};
-        }
     }
     if (lane == 0) {
         bulk_wait_written<0>();
         sent_tell(x, sent, epoch);
     }
-    slot.parity = __shfl_sync(FULL_WARP, slot.parity, 0);
+    __syncwarp();
+    return ok;
 }
 
 /* The weights of this rank's tokens to every rank, for a dispatch that follows an earlier routing. Whole
@@ -306,7 +327,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
     if (routes && does(x, CUDA_STAGE_SEND))
         route_count(p.a, memory, false, &first_bad);
-    if (sends || routes || publishes)
+    if (routes || publishes)
         ok = signals_wait(x, SIGNAL_ENTERED, epoch);
     if (routes && ok && does(x, CUDA_STAGE_SEND)) {
         route_scan(p.a, memory, true);
@@ -321,18 +342,19 @@ static __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     if (sends && ok) {
         fence_bulk();
-        send_tokens(p, slot, (blockIdx.x - p.first_send) * WARPS + warp, p.n_send * WARPS, epoch);
+        ok = send_tokens(p, slot, (blockIdx.x - p.first_send) * WARPS + warp, p.n_send * WARPS, epoch);
     }
-    __syncthreads();
+    ok = __syncthreads_and(ok);
     if (routes && ok && does(x, CUDA_STAGE_LAYOUT)) {
         if (!p.route_alone) {
             route_count(p.a, memory, true, &first_bad);
             route_scan(p.a, memory, false);
         }
         ok = signals_wait(x, SIGNAL_COUNTS, epoch);
-        if (ok)
+        if (ok) {
             route_layout(p.a, memory);
-        signals_raise(x, SIGNAL_SLOTS, epoch);
+            signals_raise(x, SIGNAL_SLOTS, epoch);
+        }
     }
     if (ok && does(x, CUDA_STAGE_RECEIVE)) {
         if (p.a.route || p.a.topk_weights.data)
@@ -418,7 +440,7 @@ enum epd_status cuda_dispatch_launch(const struct cuda_dispatch_args *args, stru
         return status;
     struct dispatch_params params;
     params.a = *args;
-    params.pieces = pieces_of(args->exchange.shape.hidden * dtype_bytes(args->x.dtype));
+    params.pieces = pieces_of(args->exchange.shape.hidden * dtype_bytes(args->x.dtype), CUDA_PIECE_BYTES);
     uint32_t blocks = share_blocks(&params);
     void *arguments[] = {&params};
     return cuda_check(

@@ -104,6 +104,16 @@ static __device__ __forceinline__ bool signals_wait(const struct cuda_exchange &
     return __syncthreads_and(ok);
 }
 
+/* The same for one warp on its own. */
+static __device__ __forceinline__ bool signals_wait_warp(const struct cuda_exchange &x, signal_kind kind,
+                                                         uint32_t epoch)
+{
+    bool ok = true;
+    for (uint32_t rank = threadIdx.x % 32; rank < x.shape.world_size && polls(x); rank += 32)
+        ok &= wait_flag(signal_at(x, x.shape.rank, kind, rank), epoch, false, x.abort_word);
+    return __all_sync(FULL_WARP, ok);
+}
+
 /* Everything this block has written is seen by whoever sees the signal. Whole block. */
 static __device__ __forceinline__ void signals_raise(const struct cuda_exchange &x, signal_kind kind,
                                                      uint32_t epoch)
@@ -201,12 +211,13 @@ static inline enum epd_status cuda_check(cudaError_t code, const char *what, str
     return error_set(error, EPD_CUDA, "%s: %s", what, cudaGetErrorString(code));
 }
 
-static inline struct row_pieces pieces_of(size_t row_bytes)
+static inline struct row_pieces pieces_of(size_t row_bytes, uint32_t most_bytes)
 {
     struct row_pieces pieces;
-    pieces.row_bytes = (uint32_t)row_bytes;
-    pieces.n_pieces = cuda_row_pieces(row_bytes);
-    pieces.piece_bytes = (uint32_t)(((row_bytes + pieces.n_pieces - 1) / pieces.n_pieces + 127) / 128 * 128);
+    uint32_t bytes = (uint32_t)row_bytes, n = (bytes + most_bytes - 1) / most_bytes;
+    pieces.row_bytes = bytes;
+    pieces.piece_bytes = ((bytes + n - 1) / n + 127) / 128 * 128;
+    pieces.n_pieces = (bytes + pieces.piece_bytes - 1) / pieces.piece_bytes;
     return pieces;
 }
 

@@ -14,11 +14,16 @@ static size_t placed(size_t *end, size_t bytes)
     return at;
 }
 
+static size_t pieces_of(size_t row_bytes, size_t most_bytes)
+{
+    size_t pieces = (row_bytes + most_bytes - 1) / most_bytes;
+    size_t piece_bytes = rounded_up((row_bytes + pieces - 1) / pieces, 128);
+    return (row_bytes + piece_bytes - 1) / piece_bytes;
+}
+
 uint32_t cuda_row_pieces(size_t row_bytes)
 {
-    size_t pieces = (row_bytes + CUDA_PIECE_BYTES - 1) / CUDA_PIECE_BYTES;
-    size_t piece_bytes = rounded_up((row_bytes + pieces - 1) / pieces, 128);
-    return (uint32_t)((row_bytes + piece_bytes - 1) / piece_bytes);
+    return (uint32_t)pieces_of(row_bytes, CUDA_PIECE_BYTES);
 }
 
 void cuda_workspace_layout(const struct exchange_shape *shape, size_t row_bytes,
@@ -26,7 +31,7 @@ void cuda_workspace_layout(const struct exchange_shape *shape, size_t row_bytes,
 {
     size_t n_ranks = shape->world_size, n_tokens = shape->max_tokens;
     size_t slots = rounded_up(n_tokens * shape->top_k, 32);
-    size_t arrivals = rounded_up(n_tokens * cuda_row_pieces(row_bytes), 32);
+    size_t arrivals = rounded_up(n_tokens * pieces_of(row_bytes, CUDA_SUM_PIECE_BYTES), 32);
     size_t end = 0;
     *layout = (struct cuda_workspace){
         .slot_stride = slots,

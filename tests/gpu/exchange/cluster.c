@@ -43,6 +43,10 @@ static void rank_open(struct cluster *cluster, uint32_t rank)
     m->device = (int)rank % device_count();
     MUST(cudaSetDevice(m->device));
     MUST(cudaStreamCreateWithFlags(&m->stream, cudaStreamNonBlocking));
+    MUST(cudaStreamCreateWithFlags(&m->abort_stream, cudaStreamNonBlocking));
+    MUST(cudaHostAlloc((void **)&m->one, sizeof(*m->one), cudaHostAllocDefault));
+    *m->one = 1;
+    m->abort_word = device_bytes(cluster, sizeof(*m->abort_word));
     m->workspace = device_bytes(cluster, cluster->layout.bytes);
     m->routing = (struct cuda_routing){
         .base =
@@ -97,8 +101,6 @@ void cluster_open(struct cluster *cluster, const struct problem *problem)
     *cluster = (struct cluster){.problem = *problem};
     struct exchange_shape shape = shape_of(cluster, 0);
     cuda_workspace_layout(&shape, problem->hidden * dtype_bytes(problem->dtype), &cluster->layout);
-    MUST(cudaHostAlloc((void **)&cluster->abort_word, 4, cudaHostAllocMapped | cudaHostAllocPortable));
-    *cluster->abort_word = 0;
     for (uint32_t rank = 0; rank < problem->n_ranks; rank++)
         rank_open(cluster, rank);
     cluster_reset(cluster);
@@ -110,16 +112,19 @@ void cluster_close(struct cluster *cluster)
         MUST(cudaFree(cluster->allocations[i]));
     for (uint32_t rank = 0; rank < cluster->problem.n_ranks; rank++)
         MUST(cudaStreamDestroy(cluster->ranks[rank].stream));
-    MUST(cudaFreeHost(cluster->abort_word));
+    for (uint32_t rank = 0; rank < cluster->problem.n_ranks; rank++) {
+        MUST(cudaStreamDestroy(cluster->ranks[rank].abort_stream));
+        MUST(cudaFreeHost(cluster->ranks[rank].one));
+    }
 }
 
 void cluster_reset(struct cluster *cluster)
 {
     struct epd_error error;
-    *cluster->abort_word = 0;
     for (uint32_t rank = 0; rank < cluster->problem.n_ranks; rank++) {
         struct rank_memory *m = &cluster->ranks[rank];
         MUST(cudaSetDevice(m->device));
+        MUST(cudaMemsetAsync(m->abort_word, 0, sizeof(*m->abort_word), m->stream));
         if (cuda_workspace_reset_launch(&cluster->layout, m->workspace, m->stream, &error) != EPD_OK)
             exit(1);
         MUST(cudaStreamSynchronize(m->stream));
@@ -131,6 +136,20 @@ static double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* While kernels wait, the copy engine still gets through. */
+static void cluster_abort(struct cluster *cluster)
+{
+    for (uint32_t rank = 0; rank < cluster->problem.n_ranks; rank++) {
+        struct rank_memory *m = &cluster->ranks[rank];
+        MUST(cudaSetDevice(m->device));
+        MUST(cudaMemcpyAsync(m->abort_word, m->one, sizeof(*m->abort_word), cudaMemcpyHostToDevice,
+                             m->abort_stream));
+    }
+    for (uint32_t rank = 0; rank < cluster->problem.n_ranks; rank++)
+        MUST(cudaStreamSynchronize(cluster->ranks[rank].stream));
+    cluster_reset(cluster);
 }
 
 int cluster_wait(struct cluster *cluster, double seconds)
@@ -145,10 +164,7 @@ int cluster_wait(struct cluster *cluster, double seconds)
                 MUST(code);
             if (now() < deadline)
                 continue;
-            *(volatile uint32_t *)cluster->abort_word = 1;
-            for (uint32_t other = 0; other < cluster->problem.n_ranks; other++)
-                MUST(cudaStreamSynchronize(cluster->ranks[other].stream));
-            cluster_reset(cluster);
+            cluster_abort(cluster);
             return 0;
         }
     }
@@ -160,7 +176,7 @@ static struct cuda_exchange exchange_of(const struct cluster *cluster, uint32_t 
     struct cuda_exchange x = {
         .shape = shape_of(cluster, rank),
         .layout = cluster->layout,
-        .abort_word = cluster->abort_word,
+        .abort_word = cluster->ranks[rank].abort_word,
         .stage = stage,
         .send_blocks = cluster->send_blocks,
     };

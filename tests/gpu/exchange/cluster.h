@@ -33,7 +33,8 @@ struct problem {
 /* Device memory of one rank. */
 struct rank_memory {
     int device;
-    cudaStream_t stream;
+    cudaStream_t stream, abort_stream;
+    uint32_t *abort_word, *one; /* one: pinned, holds 1 */
     void *workspace;
     struct cuda_routing routing;
     void *topk_idx, *x, *recv_x, *y, *out, *dout, *dy;
@@ -45,7 +46,6 @@ struct cluster {
     struct problem problem;
     struct cuda_workspace layout;
     struct rank_memory ranks[CLUSTER_MAX_RANKS];
-    uint32_t *abort_word; /* mapped host memory */
     uint32_t max_blocks, send_blocks;
     int n_allocations;
     void *allocations[CLUSTER_MAX_RANKS * 32];
