@@ -154,8 +154,8 @@ START_TEST(three_contexts_interleave_with_their_backwards)
             layer_check_forward(&layer, outputs[idx]);
     }
     for (int i = 0; i < N; i++) {
-        crew_plan_destroy(&forward[i]);
         crew_plan_destroy(&backward[i]);
+        crew_plan_destroy(&forward[i]);
     }
     layer_fini(&layer);
     harness_close(&harness);
