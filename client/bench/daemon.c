@@ -1,5 +1,6 @@
 #include "client/bench/daemon.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -99,6 +100,17 @@ static void end_process(pid_t pid)
     (void)waitpid(pid, NULL, 0);
 }
 
+/* Sockets, locks, log, dumps: all files of the folder that we made. */
+static void empty_folder(const char *path)
+{
+    DIR *folder = opendir(path);
+    for (struct dirent *entry; folder && (entry = readdir(folder));)
+        if (entry->d_name[0] != '.')
+            (void)unlinkat(dirfd(folder), entry->d_name, 0);
+    if (folder)
+        closedir(folder);
+}
+
 void daemon_stop(struct daemon *daemon)
 {
     if (daemon->pid > 0)
@@ -106,9 +118,7 @@ void daemon_stop(struct daemon *daemon)
     daemon->pid = 0;
     if (!daemon->directory[0])
         return;
-    (void)unlink(daemon->socket_path);
-    (void)unlink(daemon->control_path);
-    (void)unlink(daemon->log_path);
+    empty_folder(daemon->directory);
     if (rmdir(daemon->directory) != 0)
         fprintf(stderr, "epd-bench: %s is left behind: %s\n", daemon->directory, strerror(errno));
     daemon->directory[0] = 0;

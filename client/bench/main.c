@@ -153,9 +153,9 @@ static enum epd_status bench_run(struct bench *bench)
     return status;
 }
 
-/* An interrupted benchmark still stops its daemon: the ranks die of the same signal (or of ours), run_job
- * returns. */
-static void ignore_signal(int number)
+/* An interrupted benchmark still stops its daemon: run_job sees that its waiting was interrupted, ends the
+ * ranks and fails. */
+static void interrupt(int number)
 {
     (void)number;
 }
