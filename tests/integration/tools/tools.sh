@@ -1,0 +1,155 @@
+#!/bin/bash
+# tools.sh CASE EPD EPDCTL TRAIN BENCH TEXT: runs one case below against a daemon of its own.
+set -euo pipefail
+
+case_name=$1
+epd=$2
+epdctl=$3
+train=$4
+bench=$5
+text=$6
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/epd-tools-XXXXXX")
+daemon=
+cleanup() {
+    local code=$?
+    [ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null || true
+    [ "$code" -eq 0 ] || tail -n 30 "$work"/log "$work"/out 2>/dev/null || true
+    rm -rf "$work"
+    exit "$code"
+}
+trap cleanup EXIT
+
+fail() {
+    echo "FAILED: $*" >&2
+    exit 1
+}
+
+# says FILE TEXT: the file has a line with this text.
+says() {
+    grep -q -F -- "$2" "$1" || {
+        cat "$1" >&2
+        fail "'$2' is not in the output"
+    }
+}
+
+# exits CODE COMMAND...: the command ends with this code; its output is in $work/out.
+exits() {
+    local wanted=$1 code=0
+    shift
+    "$@" >"$work/out" 2>&1 || code=$?
+    [ "$code" -eq "$wanted" ] || {
+        cat "$work/out" >&2
+        fail "$(basename "$1") ${*:2}: exit code $code, want $wanted"
+    }
+}
+
+start_daemon() {
+    export EPD_SOCKET=$work/epd.sock EPD_CONTROL_SOCKET=$work/epd-control.sock
+    "$epd" --backend host --devices 2 --socket "$EPD_SOCKET" --control-socket "$EPD_CONTROL_SOCKET" >"$work/log" 2>&1 &
+    daemon=$!
+    for _ in $(seq 300); do
+        "$epdctl" status >/dev/null 2>&1 && return
+        sleep 0.1
+    done
+    fail "the daemon does not answer"
+}
+
+stop_daemon() {
+    local code=0
+    kill "$daemon"
+    wait "$daemon" || code=$?
+    daemon=
+    [ "$code" -eq 0 ] || fail "the daemon ended with exit code $code"
+}
+
+case_training() {
+    start_daemon
+    exits 0 "$train" --ranks 4 --steps 12 --tokens 64 --hidden 32 --ffn 48 --text "$text" --reference \
+        --losses "$work/losses"
+    says "$work/out" "the runs agree"
+    [ "$(wc -l <"$work/losses")" -eq 12 ] || fail "not one line of losses per step"
+    # Three experts of a token, one rank with all experts, an odd context: nothing of it is special.
+    exits 0 "$train" --ranks 1 --steps 3 --tokens 33 --hidden 16 --ffn 24 --experts 5 --top-k 3 --context 3 \
+        --text "$text" --reference
+    exits 0 "$epdctl" --json stats
+    says "$work/out" '"copied_bytes": 0'
+    # A tolerance that nothing can meet turns into the exit code.
+    exits 1 "$train" --ranks 2 --steps 8 --tokens 64 --hidden 32 --ffn 48 --text "$text" --reference --tolerance 1e-30
+    stop_daemon
+}
+
+case_training_fails_when_a_rank_dies() {
+    start_daemon
+    "$train" --ranks 4 --steps 100000 --tokens 64 --hidden 32 --ffn 48 --text "$text" >"$work/out" 2>&1 &
+    local launcher=$! rank code=0
+    for _ in $(seq 300); do
+        grep -q 'step    10' "$work/out" && break
+        sleep 0.1
+    done
+    rank=$("$epdctl" clients | sed -n 's/.*train-moe rank 2 .* open  *\([0-9][0-9]*\) .*/\1/p')
+    [ -n "$rank" ] || fail "epdctl clients does not show rank 2"
+    kill -KILL "$rank"
+    wait "$launcher" || code=$?
+    [ "$code" -eq 1 ] || fail "exit code $code, want 1"
+    says "$work/out" "epd-train-moe: rank"
+    stop_daemon
+}
+
+case_epdctl_verbs() {
+    start_daemon
+    for verb in status stats clients groups plans devices dump version doctor; do
+        exits 0 "$epdctl" "$verb"
+        [ -s "$work/out" ] || fail "$verb says nothing"
+    done
+    for verb in status stats clients groups plans devices dump; do
+        exits 0 "$epdctl" --json "$verb"
+        says "$work/out" "\"verb\": \"$verb\""
+    done
+    exits 0 "$epdctl" --verbose status
+    says "$work/out" "restart_healthy"
+    exits 0 "$epdctl" devices
+    says "$work/out" "host"
+    exits 1 "$epdctl" evict 999999
+    says "$work/out" "EPD_UNKNOWN_ID"
+    exits 124 timeout 3 "$epdctl" --watch=1 stats
+    [ "$(grep -c '^epd ' "$work/out")" -ge 2 ] || fail "--watch looked only once"
+    exits 0 "$epdctl" drain
+    local code=0
+    wait "$daemon" || code=$?
+    daemon=
+    [ "$code" -eq 0 ] || fail "a drained daemon ended with exit code $code"
+}
+
+case_epdctl_exit_codes() {
+    export EPD_CONTROL_SOCKET=$work/nobody.sock
+    exits 3 "$epdctl" stats
+    says "$work/out" "no daemon at $work/nobody.sock"
+    exits 0 "$epdctl" version
+    exits 2 "$epdctl"
+    exits 2 "$epdctl" nonsense
+    exits 2 "$epdctl" evict
+    exits 2 "$epdctl" evict seven
+    exits 2 "$epdctl" --watch=soon stats
+    exits 0 "$epdctl" --help
+}
+
+case_bench() {
+    exits 0 "$bench" --daemon "$epd" --ranks 2 --tokens 16 --hidden 32 --ffn 48 --experts 4 --iters 3 --warmup 1 --json
+    for op in handoff_barrier handoff_grouped_gemm dispatch combine grouped_gemm moe_forward moe_backward; do
+        says "$work/out" "{\"op\": \"$op\""
+    done
+    says "$work/out" "ratio_to_one_process"
+    for dtype in bf16 f16; do
+        exits 0 "$bench" --daemon "$epd" --ranks 2 --tokens 16 --hidden 32 --ffn 48 --experts 4 --iters 2 --dtype $dtype \
+            --op moe_forward,moe_backward
+    done
+    exits 0 "$bench" --daemon "$epd" --op sessions --sessions 50
+    says "$work/out" "50 idle sessions"
+    exits 1 "$bench" --daemon "$epd" --case dsv3 --tokens 1000000 --op moe_forward
+    says "$work/out" "choose smaller"
+    exits 2 "$bench" --case nonsense
+    exits 1 "$bench" --daemon /nonexistent
+}
+
+"case_$case_name"
