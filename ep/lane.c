@@ -35,6 +35,7 @@ struct lane {
     _Atomic uint32_t bell;   /* futex word: a job was put, or stop */
     _Atomic uint32_t asleep; /* the lane is about to wait for the bell */
     _Atomic uint32_t ended;  /* futex word: jobs ever ended */
+    _Atomic uint32_t waited; /* lane_wait is about to wait for it */
     _Atomic uint32_t stopping;
 
     /* Loop thread. */
@@ -86,7 +87,8 @@ static void lane_end(struct lane *lane, struct lane_job *job)
     atomic_fetch_add_explicit(&lane->jobs_done, 1, memory_order_relaxed);
     ring_put(&lane->out, job);
     atomic_fetch_add(&lane->ended, 1);
-    futex_wake_all(&lane->ended);
+    if (atomic_load(&lane->waited))
+        futex_wake_all(&lane->ended);
     if (lane->notify)
         lane->notify(lane->notify_arg);
 }
@@ -303,8 +305,10 @@ uint32_t lane_poll(struct lane *lane)
 void lane_wait(struct lane *lane)
 {
     uint32_t ended = atomic_load(&lane->ended);
+    atomic_store(&lane->waited, 1);
     if (lane->n_out && ring_empty(&lane->out))
         futex_wait(&lane->ended, ended, NULL);
+    atomic_store(&lane->waited, 0);
 }
 
 uint32_t lane_n_jobs(const struct lane *lane)
