@@ -1,0 +1,176 @@
+"""This rank's membership in an expert-parallel group."""
+
+from __future__ import annotations
+
+import ctypes as c
+import dataclasses
+import math
+import os
+import types
+import uuid
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from . import structs
+from .buffer import Buffer
+from .dtype import DTypeLike, dtype_of, numpy_dtype
+from .errors import InvalidArgument, InvalidShape, Unsupported
+from .handle import Handle
+from .library import check
+from .ops import ActivationLike, Ops
+from .plan import Plan, Recipe, Tensor, create
+from .words import Activation, Backend, DType, GemmLayout, Op, Saved, word_of
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupInfo:
+    """What the daemon decided about a group."""
+
+    epoch: int
+    world_size: int
+    rank: int
+    n_local_experts: int
+    """L: experts of this rank."""
+    first_expert: int
+    """The first of them."""
+    capacity_rows: int
+    """C: rows that a rank can receive."""
+    device_idx: int
+    device_uuid: uuid.UUID
+
+
+class Group(Ops):
+    """Made by :meth:`epd.Client.join`. A context manager; leaves at the end of the block.
+
+    Ends with :meth:`leave`, with its client, or when nothing of it is referenced any more. The other ranks' next collective
+    launch then raises :class:`epd.PeerLost`.
+    """
+
+    def __init__(self, client: Client, handle: Handle, name: str) -> None:
+        self._client = client
+        self._api = client._api
+        self._handle = handle
+        self.name = name
+        info = structs.sized(structs.epd_group_info)
+        with handle as pointer:
+            check(self._api, self._api.epd_group_info(pointer, c.byref(info)))
+        self.info = GroupInfo(
+            epoch=info.epoch,
+            world_size=info.world_size,
+            rank=info.rank,
+            n_local_experts=info.n_local_experts,
+            first_expert=info.first_expert,
+            capacity_rows=info.capacity_rows,
+            device_idx=info.device_idx,
+            device_uuid=uuid.UUID(bytes=bytes(info.device_uuid)),
+        )
+        weakref.finalize(self, _retire, handle, client).atexit = False
+
+    def alloc_buffer(self, n_bytes: int) -> Buffer:
+        """Zeroed memory of the daemon on the group's device. Raises :class:`epd.Quota`, :class:`epd.NoMemory`."""
+        self._require_host("alloc_buffer")
+        created = c.c_void_p()
+        with self._handle as pointer:
+            check(self._api, self._api.epd_buffer_alloc(pointer, n_bytes, c.byref(created)))
+            return self._buffer(created)
+
+    def alloc(self, shape: int | tuple[int, ...], dtype: DTypeLike = DType.F32) -> npt.NDArray[Any]:
+        """A zeroed numpy array over a new buffer. bf16 is a ``uint16`` array of bits (:func:`epd.to_bf16`).
+
+        The buffer lives as long as the array, views of it and plans with it. An array without elements is legal: a rank may
+        have no tokens.
+        """
+        dims = (shape,) if isinstance(shape, int) else tuple(shape)
+        if min(dims, default=0) < 0:
+            raise InvalidShape(f"alloc: shape {dims}, want no negative dimension")
+        kind = dtype_of(dtype, "alloc")
+        n_bytes = math.prod(dims) * numpy_dtype(kind).itemsize
+        return self.alloc_buffer(max(n_bytes, 1)).array(dims, kind)
+
+    def register_memfd(self, fd: int, offset: int = 0, n_bytes: int | None = None) -> Buffer:
+        """Makes a range of a memfd of this process a buffer, by default the whole one. Host backend.
+
+        The memfd must be sealed with ``F_SEAL_SHRINK``; the fd stays the caller's and may be closed. Raises
+        :class:`epd.OutOfRange`, :class:`epd.InvalidArgument` (no memfd, not sealed), :class:`epd.Unsupported` (CUDA).
+        """
+        size = _file_size(fd) - offset if n_bytes is None else n_bytes
+        created = c.c_void_p()
+        with self._handle as pointer:
+            check(self._api, self._api.epd_buffer_register_memfd(pointer, fd, offset, size, c.byref(created)))
+            return self._buffer(created)
+
+    def plan(
+        self,
+        op: str | Op,
+        *,
+        context: Plan | None = None,
+        layout: str | GemmLayout | None = None,
+        activation: ActivationLike | None = None,
+        saved: str | Saved = Saved.NONE,
+        accumulate: bool = False,
+        delay_wgrad: bool = False,
+        **tensors: Tensor | None,
+    ) -> Plan:
+        """A plan of any op, its tensors by role (None: not bound), e.g. ``group.plan("combine", context=d, y=y, out=out)``.
+
+        The methods named after the ops say which op takes what. Collective for collective ops.
+        """
+        kind = word_of(Op, op, "op")
+        recipe = Recipe(
+            op=kind,
+            layout=GemmLayout.UNSPECIFIED if layout is None else word_of(GemmLayout, layout, "layout"),
+            activation=Activation.UNSPECIFIED if activation is None else word_of(Activation, activation, "activation"),
+            saved=word_of(Saved, saved, "saved"),
+            accumulate=accumulate,
+            delay_wgrad=delay_wgrad,
+            context=context,
+            tensors={name: tensor for name, tensor in tensors.items() if tensor is not None},
+        )
+        return create(self, recipe)
+
+    def leave(self) -> None:
+        """Leaves: destroys this rank's plans and gives its buffers back. Harmless the second time."""
+        self._handle.end()
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self.leave()
+
+    def _require_host(self, what: str) -> None:
+        backend = self._client.info.backend
+        if backend != Backend.HOST:
+            raise Unsupported(f"{what}: the daemon's backend is {backend.name.lower()}, numpy arrays need host")
+
+    def _buffer(self, created: c.c_void_p) -> Buffer:
+        """The owner of a new native buffer, made inside a call of the group."""
+        api, pointer = self._api, created.value
+        assert pointer is not None
+        n_bytes = api.epd_buffer_bytes(pointer)
+        handle = Handle(
+            self._handle.calls,
+            pointer,
+            f"buffer of {n_bytes} bytes of group {self.name}",
+            lambda ended: check(api, api.epd_buffer_release(ended)),
+            self._handle,
+        )
+        return Buffer(self, handle, api.epd_buffer_data(pointer), n_bytes)
+
+
+def _file_size(fd: int) -> int:
+    try:
+        return os.fstat(fd).st_size
+    except OSError as error:
+        raise InvalidArgument(f"register_memfd: fd {fd}: {error.strerror}") from None
+
+
+def _retire(handle: Handle, client: Client) -> None:
+    handle.calls.retire(handle)
