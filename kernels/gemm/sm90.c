@@ -213,6 +213,8 @@ static void fill_args(struct gemm_engine_plan *plan)
     args->box_rows = plan->config.box_rows;
     args->n_stages = plan->config.n_stages;
     args->stage_bytes = plan->config.stage_bytes;
+    args->skew_cycles = plan->config.skew_cycles;
+    args->flags = plan->config.flags;
     args->dtype_c = shape->dtype_c;
     args->dtype_bias = shape->dtype_bias;
     args->accumulate = shape->layout == EPD_GEMM_NT && shape->accumulate;

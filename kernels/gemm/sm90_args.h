@@ -42,6 +42,8 @@ struct sm90_args {
     uint32_t box_rows;                /* token rows that one copy of b brings (TN, NN) */
     uint32_t n_stages, stage_bytes;
     uint32_t n_clusters;
+    uint32_t skew_cycles; /* head start of the first warpgroup */
+    uint32_t flags;
     enum epd_dtype dtype_c;
     enum epd_dtype dtype_bias;
     int accumulate;

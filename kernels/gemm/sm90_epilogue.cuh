@@ -75,9 +75,13 @@ __device__ __forceinline__ uint32_t staged(uint32_t staging, uint32_t row, uint3
     return staging + row * 128 + ((piece ^ (row & 7)) << 4);
 }
 
-__device__ __forceinline__ void store_16_bytes(void *base, size_t element, uint4 value)
+__device__ __forceinline__ void store_16_bytes(const sm90_args &args, void *base, size_t element, uint4 value)
 {
-    *reinterpret_cast<uint4 *>(static_cast<uint16_t *>(base) + element) = value;
+    uint4 *to = reinterpret_cast<uint4 *>(static_cast<uint16_t *>(base) + element);
+    if (args.flags & 1)
+        __stcs(to, value);
+    else
+        *to = value;
 }
 
 /* Row weights of the two tokens this thread holds in 8-column block `block`; 1 past the tile's end. */
@@ -125,7 +129,7 @@ __device__ __forceinline__ void store_tokens(const sm90_args &args, const epilog
         for (uint32_t turn = 0; turn < 8; turn++) {
             uint32_t row = turn * 16 + (at.thread() >> 3), token = half * STAGED_TOKENS + row;
             if (token < at.rows && column < args.outer)
-                store_16_bytes(args.c, (at.row + token) * args.outer + column,
+                store_16_bytes(args, args.c, (at.row + token) * args.outer + column,
                                load_shared(staged(at.staging, row, piece)));
         }
     }
@@ -199,7 +203,7 @@ __device__ __forceinline__ void store_gated(const sm90_args &args, const epilogu
             for (uint32_t turn = 0; turn < 8; turn++) {
                 uint32_t row = turn * 16 + (at.thread() >> 3), token = half * STAGED_TOKENS + row;
                 if (token < at.rows && column < ffn)
-                    store_16_bytes(args.c, (at.row + token) * args.outer + (piece >> 2) * ffn + column,
+                    store_16_bytes(args, args.c, (at.row + token) * args.outer + (piece >> 2) * ffn + column,
                                    load_shared(staged(at.staging, row, piece)));
             }
         }
@@ -226,7 +230,7 @@ __device__ __forceinline__ void store_gated(const sm90_args &args, const epilogu
         for (uint32_t turn = 0; turn < 4; turn++) {
             uint32_t row = turn * 32 + (at.thread() >> 2), token = half * STAGED_TOKENS + row;
             if (token < at.rows && column < ffn)
-                store_16_bytes(args.act, (at.row + token) * ffn + column, load_shared(staged(at.staging, row, piece)));
+                store_16_bytes(args, args.act, (at.row + token) * ffn + column, load_shared(staged(at.staging, row, piece)));
         }
     }
 }
@@ -255,7 +259,7 @@ __device__ __forceinline__ void store_matrix_rows(const sm90_args &args, const e
         for (uint32_t turn = 0; turn < 8; turn++) {
             uint32_t row = turn * 8 + (at.thread() >> 4), to = at.outer_first + row;
             if (to < args.outer && in_tile < args.tile_inner && column < args.inner)
-                store_16_bytes(c, static_cast<size_t>(to) * args.inner + column,
+                store_16_bytes(args, c, static_cast<size_t>(to) * args.inner + column,
                                load_shared(staged(at.staging + (piece >> 3) * 8192, row, piece & 7)));
         }
     }
@@ -299,11 +303,10 @@ __device__ __forceinline__ void store_pairs(const sm90_args &args, const epilogu
 {
     if (args.dtype_c == EPD_F32) {
         float *to = static_cast<float *>(c);
+        /* One addition per element and launch: the order cannot matter. */
         if (args.accumulate)
-            for_each_pair(args, at, inner_first, [&](size_t element, uint32_t r) {
-                float2 old = *reinterpret_cast<float2 *>(to + element);
-                *reinterpret_cast<float2 *>(to + element) = make_float2(old.x + d[r], old.y + d[r + 1]);
-            });
+            for_each_pair(args, at, inner_first,
+                          [&](size_t element, uint32_t r) { add_pair(to + element, d[r], d[r + 1]); });
         else
             for_each_pair(args, at, inner_first, [&](size_t element, uint32_t r) {
                 *reinterpret_cast<float2 *>(to + element) = make_float2(d[r], d[r + 1]);

@@ -138,6 +138,12 @@ __device__ __forceinline__ void load_5d(uint32_t to, const CUtensorMap *map, uin
                  : "memory");
 }
 
+/* *to += {a, b} where the memory is, without reading it here. */
+__device__ __forceinline__ void add_pair(float *to, float a, float b)
+{
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(a), "f"(b) : "memory");
+}
+
 template <int N> __device__ __forceinline__ void registers_raise()
 {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
