@@ -154,10 +154,12 @@ static void check_socket_directory(struct doctor *doctor, const char *socket_pat
                       "%s: %s", directory, strerror(errno));
         return;
     }
-    if ((info.st_mode & S_IWOTH) && !(info.st_mode & S_ISVTX)) {
+    if (info.st_mode & (S_IWGRP | S_IWOTH)) {
         doctor_report(doctor, FINDING_FAIL, "socket folder",
-                      "chmod o-w it: anybody can put another socket in place", "%s is writable for everybody",
-                      directory);
+                      "chmod go-w it, or use another: epd refuses a folder in which others could put another "
+                      "socket in place",
+                      "%s, mode %04o, is writable for more than its owner", directory,
+                      (unsigned)info.st_mode & 07777);
         return;
     }
     doctor_report(doctor, FINDING_OK, "socket folder", NULL, "%s, mode %04o, uid %u, gid %u", directory,
@@ -200,8 +202,8 @@ static void check_daemon(struct doctor *doctor, const struct command *command)
     {
         if (json_number_value(hits) > 0)
             doctor_report(doctor, FINDING_WARN, "limit",
-                          "raise it in epd.conf, or find out who asks for so much",
-                          "%s refused something %.0f times", name, json_number_value(hits));
+                          "raise it in epd.conf, or find out who asks for so much", "%s was hit %.0f times",
+                          name, json_number_value(hits));
     }
     json_decref(status);
 }

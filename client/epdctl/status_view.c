@@ -55,7 +55,7 @@ static void print_limits(const json_t *status, FILE *out)
     json_object_foreach(field_object(status, "limits_hit"), name, hits)
     {
         if (json_number_value(hits) > 0)
-            fprintf(out, "  limit %s refused something %.0f times; raise it or ask who needs so much\n", name,
+            fprintf(out, "  limit %s was hit %.0f times; raise it, or find out who needs so much\n", name,
                     json_number_value(hits));
     }
 }
