@@ -14,6 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "client/public.h"
+
 #define START_DEADLINE_MS 20000 /* sanitizer builds on a busy machine start slowly */
 #define STOP_DEADLINE_MS  20000
 
@@ -65,6 +67,17 @@ static void exec_daemon(const struct daemon_process *daemon, unsigned n_devices,
     _exit(127);
 }
 
+/* The supervisor's socket accepts before the worker is up: a session that opens says that it is. */
+static void wait_until_served(const struct daemon_process *daemon)
+{
+    struct epd_open_options options = {
+        .size = sizeof(options), .socket_path = daemon->socket_path, .timeout_ms = START_DEADLINE_MS};
+    struct epd_client *client;
+    if (epd_open(&options, &client) != EPD_OK)
+        fail(daemon, epd_error_text());
+    epd_close(client);
+}
+
 void daemon_start(struct daemon_process *daemon, unsigned n_devices, const char *const *extra)
 {
     snprintf(daemon->directory, sizeof(daemon->directory), "/tmp/epd-test-XXXXXX");
@@ -84,6 +97,7 @@ void daemon_start(struct daemon_process *daemon, unsigned n_devices, const char 
         sleep_ms(10);
     }
     daemon_wait_worker(daemon, 0);
+    wait_until_served(daemon);
 }
 
 static void remove_directory(const char *path)

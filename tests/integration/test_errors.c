@@ -254,6 +254,7 @@ static void bindings_rank(const struct rank *rank)
     layer_open(&layer, rank, &small);
     static const int64_t splits[2] = {3, 4};
     struct layer_tensor a = layer_tensor(&layer, EPD_ROLE_A, EPD_F32, (int64_t[]){7, 16}, 2, NULL);
+    struct layer_tensor wide = layer_tensor(&layer, EPD_ROLE_A, EPD_F32, (int64_t[]){8, 16}, 2, NULL);
     struct layer_tensor b = layer_tensor(&layer, EPD_ROLE_B, EPD_F32, (int64_t[]){2, 8, 16}, 3, NULL);
     struct layer_tensor c = layer_tensor(&layer, EPD_ROLE_C, EPD_F32, (int64_t[]){7, 8}, 2, NULL);
     struct layer_tensor s = layer_tensor(&layer, EPD_ROLE_M_SPLITS, EPD_I64, (int64_t[]){2}, 1, splits);
@@ -270,7 +271,7 @@ static void bindings_rank(const struct rank *rank)
     expect_refused(&layer, t, 4, EPD_INVALID_DTYPE, "m_splits", "i64");
     RESET(), t[0].offset_bytes = 1 << 20;
     expect_refused(&layer, t, 4, EPD_OUT_OF_RANGE, "a", NULL);
-    RESET(), t[0].offset_bytes = 2;
+    RESET(), t[0].buffer = wide.tensor.buffer, t[0].offset_bytes = 2;
     expect_refused(&layer, t, 4, EPD_INVALID_ALIGNMENT, "a", "2");
     RESET();
     expect_refused(&layer, t, 3, EPD_INVALID_ARGUMENT, "m_splits", NULL);

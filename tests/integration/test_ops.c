@@ -239,11 +239,14 @@ static void fewer_tokens_rank(const struct rank *rank)
     void *first = values_alloc(c.out.n + 1, dtype_bytes(c.out.tensor.dtype));
     memcpy(first, c.out.data, layer.n_tokens * row_bytes);
     values_poison(c.out.data, layer.n_tokens * row_bytes);
-    RANK_CHECK(epd_plan_set_tokens(forward, layer.n_tokens + 1) == EPD_INVALID_SHAPE);
+    RANK_CHECK(epd_plan_set_tokens(forward, layer.n_tokens + 1) == EPD_INVALID_ARGUMENT);
     uint32_t fewer = rank->rank == 0 ? 0 : layer.n_tokens / 2;
     RANK_CHECK(epd_plan_set_tokens(forward, fewer) == EPD_OK);
     RANK_CHECK(layer_step(forward) == EPD_OK);
-    RANK_CHECK(memcmp(first, c.out.data, fewer * row_bytes) == 0);
+    /* not the same bits: how a GEMM splits its rows may depend on how many there are */
+    double *want = values_decoded(c.out.tensor.dtype, first, (size_t)fewer * layer.op_case->hidden);
+    layer_expect(&layer, "out of fewer tokens", &c.out, want, (size_t)fewer * layer.op_case->hidden);
+    free(want);
     RANK_CHECK(values_poisoned((char *)c.out.data + fewer * row_bytes, (layer.n_tokens - fewer) * row_bytes));
     free(first);
     layer_close(&layer);
