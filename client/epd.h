@@ -359,7 +359,7 @@ struct epd_plan_options {
     enum epd_op op;                 /* [in] */
     struct epd_plan *context;       /* [in] see the table; else NULL */
     enum epd_gemm_layout layout;    /* [in] grouped_gemm */
-    enum epd_activation activation; /* [in] activation*, moe_*; unspecified: EPD_SWIGLU */
+    enum epd_activation activation; /* [in] activation*, moe_*; unspecified: EPD_SWIGLU, in moe_backward its forward's */
     enum epd_saved saved;           /* [in] moe_forward: what to keep for backward */
     int accumulate;                 /* [in] wgrad adds to DW and DB instead of overwriting */
     int delay_wgrad;                /* [in] moe_backward: leave DW and DB to a moe_wgrad plan */

@@ -83,6 +83,19 @@ static uint32_t plan_tokens(const struct epd_plan *plan)
     return 0;
 }
 
+/* moe_backward takes what its forward has, the other ops have no activation. */
+static enum epd_activation plan_activation(const struct epd_plan_options *options)
+{
+    switch (options->op) {
+    case EPD_OP_ACTIVATION:
+    case EPD_OP_ACTIVATION_BWD:
+    case EPD_OP_MOE_FORWARD:
+        return options->activation ? options->activation : EPD_SWIGLU;
+    default:
+        return options->activation;
+    }
+}
+
 static enum epd_status plan_prepare(struct epd_group *group, const struct epd_plan_options *options,
                                     struct epd_plan *plan, struct epd_error *error)
 {
@@ -96,7 +109,7 @@ static enum epd_status plan_prepare(struct epd_group *group, const struct epd_pl
         .op = options->op,
         .context_plan_id = context ? context->reply.plan_id : 0,
         .layout = options->layout,
-        .activation = options->activation,
+        .activation = plan_activation(options),
         .saved = options->saved,
         .accumulate = options->accumulate != 0,
         .delay_wgrad = options->delay_wgrad != 0,
