@@ -272,25 +272,13 @@ static json_t *dump_document(struct worker *worker)
 
 /* ---- verbs that do something ---- */
 
-static json_t *drain_document(struct worker *worker)
-{
-    json_t *document = header(worker, "drain");
-    set(document, "draining", json_true());
-    worker_drain(worker);
-    return document;
-}
-
-static enum epd_status evict(struct session *asking, const struct message_control *control, json_t **document,
+static enum epd_status evict(struct worker *worker, const struct message_control *control,
                              struct epd_error *error)
 {
-    struct worker *worker = asking->worker;
     struct session *session = registry_find(&worker->registry, REGISTRY_SESSION, control->session_id);
     if (!session || session->state == SESSION_CLOSING)
         return error_set(error, EPD_UNKNOWN_ID, "session %" PRIu64 " does not exist", control->session_id);
     session_close(session, CLOSE_EVICTED, control->reason[0] ? control->reason : NULL);
-    *document = header(worker, "evict");
-    set(*document, "session_id", number(control->session_id));
-    set(*document, "evicted", json_true());
     return EPD_OK;
 }
 
@@ -318,11 +306,6 @@ static enum epd_status make_document(struct session *session, const struct messa
     case CONTROL_DEVICES:
         *document = devices_document(worker);
         return EPD_OK;
-    case CONTROL_DRAIN:
-        *document = drain_document(worker);
-        return EPD_OK;
-    case CONTROL_EVICT:
-        return evict(session, control, document, error);
     case CONTROL_DUMP:
         *document = dump_document(worker);
         return EPD_OK;
@@ -331,24 +314,41 @@ static enum epd_status make_document(struct session *session, const struct messa
     }
 }
 
-void control_answer(struct session *session, const struct message *message)
+static void answer_document(struct session *session, uint64_t request_id,
+                            const struct message_control *control)
 {
-    static const struct message_control stats = {.verb = CONTROL_STATS};
     struct epd_error error = {0};
     json_t *json = NULL;
     int fd = -1;
     uint64_t bytes = 0;
-    const struct message_control *control = message->kind == MESSAGE_CONTROL ? &message->control : &stats;
     enum epd_status status = make_document(session, control, &json, &error);
     if (status == EPD_OK)
         status = document_seal(json, &fd, &bytes, &error);
     if (status != EPD_OK) {
+        session_reply_error(session, request_id, &error);
+        return;
+    }
+    struct message reply = {
+        .kind = MESSAGE_REPLY_DOCUMENT, .request_id = request_id, .reply_document = {.bytes = bytes}};
+    session_send(session, &reply, fd);
+    (void)close(fd);
+}
+
+void control_answer(struct session *session, const struct message *message)
+{
+    static const struct message_control stats = {.verb = CONTROL_STATS};
+    const struct message_control *control = message->kind == MESSAGE_CONTROL ? &message->control : &stats;
+    struct worker *worker = session->worker;
+    struct epd_error error = {0};
+    if (control->verb != CONTROL_DRAIN && control->verb != CONTROL_EVICT) {
+        answer_document(session, message->request_id, control);
+        return;
+    }
+    if (control->verb == CONTROL_DRAIN)
+        worker_drain(worker);
+    else if (evict(worker, control, &error) != EPD_OK) {
         session_reply_error(session, message->request_id, &error);
         return;
     }
-    struct message reply = {.kind = MESSAGE_REPLY_DOCUMENT,
-                            .request_id = message->request_id,
-                            .reply_document = {.bytes = bytes}};
-    session_send(session, &reply, fd);
-    (void)close(fd);
+    session_reply_ok(session, message->request_id);
 }

@@ -1,4 +1,5 @@
-/* The control socket: each verb of enum control_verb becomes one JSON document. Loop thread.
+/* The control socket: drain and evict are answered with REPLY_OK (evict of a session that does not exist:
+ * EPD_UNKNOWN_ID); every other verb of enum control_verb becomes one JSON document. Loop thread.
  *
  * Every document is an object with "verb", "version" (of the daemon), "pid" (of the worker), "boot_id" (32
  * hex digits), "epoch", "time_unix_ms" and "uptime_ms". Names end in their unit (_ns _ms _bytes _rows

@@ -234,9 +234,8 @@ static enum epd_status check_request(const struct message_group_join *join, stru
     if (!join->name[0])
         return error_set(error, EPD_INVALID_ARGUMENT, "group name: empty");
     for (const char *at = join->name; *at; at++)
-        if (*at <= ' ' || *at > '~')
-            return error_set(error, EPD_INVALID_ARGUMENT,
-                             "group name: byte 0x%02x, want printable ASCII, no space",
+        if (*at < ' ' || *at > '~')
+            return error_set(error, EPD_INVALID_ARGUMENT, "group name: byte 0x%02x, want printable ASCII",
                              (unsigned)(unsigned char)*at);
     return EPD_OK;
 }

@@ -100,8 +100,21 @@ enum epd_status quota_open(struct accounts *accounts, const struct config *confi
     return EPD_OK;
 }
 
+enum epd_status quota_open_control(struct accounts *accounts, struct quota *quota, struct epd_error *error)
+{
+    *quota = (struct quota){0};
+    if (accounts->n_control >= QUOTA_MAX_CONTROL)
+        return error_set(error, EPD_QUOTA, "control sessions: %d open, at most that many", QUOTA_MAX_CONTROL);
+    accounts->n_control++;
+    return EPD_OK;
+}
+
 void quota_close(struct accounts *accounts, struct quota *quota)
 {
+    if (!quota->account) {
+        accounts->n_control--;
+        return;
+    }
     quota_give(quota, QUOTA_SESSIONS, 1);
     for (int kind = 0; kind < QUOTA_KIND_COUNT; kind++)
         assert(quota->used[kind] == 0);

@@ -16,6 +16,9 @@
     X(QUOTA_IMPORTED_BYTES, "imported_bytes")                                                                \
     X(QUOTA_SAVED_BYTES, "saved_bytes")
 
+/* Control sessions open at once. */
+#define QUOTA_MAX_CONTROL 64
+
 enum quota_kind {
 #define QUOTA_ENUM(id, name) id,
     QUOTA_TABLE(QUOTA_ENUM)
@@ -31,13 +34,13 @@ struct account {
 };
 
 struct quota {
-    struct account *account; /* borrowed: freed by the last quota_close of its uid */
+    struct account *account; /* borrowed: freed by the last quota_close of its uid; NULL: a control session */
     uint64_t used[QUOTA_KIND_COUNT];
 };
 
 struct accounts {
     struct list list;
-    uint64_t n_sessions;
+    uint64_t n_sessions, n_control;
     uint64_t n_hits[QUOTA_KIND_COUNT]; /* how often a limit refused something */
 };
 
@@ -45,7 +48,10 @@ void quota_init(struct accounts *accounts);
 /* A new session of the uid: EPD_QUOTA names the limit (all sessions, or those of the uid). */
 EPD_MUST_CHECK enum epd_status quota_open(struct accounts *accounts, const struct config *config,
                                           uint32_t uid, struct quota *quota, struct epd_error *error);
-/* Everything taken must have been given back. */
+/* A new control session: counted apart, so that ranks cannot lock people out. */
+EPD_MUST_CHECK enum epd_status quota_open_control(struct accounts *accounts, struct quota *quota,
+                                                  struct epd_error *error);
+/* Of either kind. Everything taken must have been given back. */
 void quota_close(struct accounts *accounts, struct quota *quota);
 EPD_MUST_CHECK enum epd_status quota_take(struct accounts *accounts, const struct config *config,
                                           struct quota *quota, enum quota_kind kind, uint64_t amount,
