@@ -94,8 +94,10 @@ static enum epd_status session_init(struct session *session, int fd, struct epd_
     list_init(&session->plans);
     list_init(&session->buffers);
     session->opened_ns = session->active_ns = clock_ns();
-    enum epd_status status =
-        quota_open(&worker->accounts, &worker->config, session->peer.uid, &session->quota, error);
+    enum epd_status status = session->kind == SESSION_CONTROL
+                                 ? quota_open_control(&worker->accounts, &session->quota, error)
+                                 : quota_open(&worker->accounts, &worker->config, session->peer.uid,
+                                              &session->quota, error);
     if (status != EPD_OK)
         return status;
     status = registry_add(&worker->registry, REGISTRY_SESSION, 0, session, &session->id, error);

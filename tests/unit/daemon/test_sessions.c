@@ -166,8 +166,8 @@ START_TEST(evicted_client_is_told_why)
     raw_send(&control, evict, -1);
     raw_expect_error(&control, EPD_UNKNOWN_ID, "does not exist");
     raw_close(&control);
-    ck_assert_uint_eq(atomic_load(&clients[2].page->closed), EPD_EVICTED);
     expect_closed(EPD_EVICTED, "maintenance", "evicted");
+    ck_assert_uint_eq(atomic_load(&clients[2].page->closed), EPD_EVICTED);
 }
 END_TEST
 
@@ -262,6 +262,7 @@ START_TEST(sessions_beyond_the_limit_are_told)
     raw_expect_closed(&fifth, EPD_QUOTA, "sessions of uid");
     raw_close(&fourth);
     raw_close(&fifth);
+    usleep(100000); /* the daemon hears of the end */
     raw_open(&fifth, epd.socket);
     raw_close(&fifth);
     step();
