@@ -15,7 +15,8 @@
 #endif
 /* A warp has two banks of SLOTS pieces: the terms of the next sum are on their way while this one is added.
  */
-static constexpr uint32_t WARPS = COMBINE_WARPS, THREADS = WARPS * 32, SLOTS = COMBINE_SLOTS;
+static constexpr uint32_t WARPS = COMBINE_WARPS, SLOTS = COMBINE_SLOTS;
+static constexpr uint32_t THREADS = (WARPS + 1) * 32; /* one more warp tells, in a block that sends */
 static constexpr uint32_t BANK_BYTES = SLOTS * CUDA_SUM_PIECE_BYTES, SHARED_BYTES = WARPS * 2 * BANK_BYTES;
 static constexpr uint32_t DEFAULT_SEND_BLOCKS = 20;
 static constexpr int SUM_VECS = CUDA_SUM_PIECE_BYTES / 16 / 32; /* of a lane */
@@ -74,7 +75,6 @@ static __device__ __forceinline__ void terms_load(const sum_banks &banks, uint32
     if (lane == 0)
         mbarrier_expect(banks.barriers + bank * 8, (end - first) * unit.bytes);
     __syncwarp();
-    fence_bulk();
     if (lane >= first && lane < end)
         bulk_copy(shared_address(bank_memory(banks, bank)) + (lane - first) * CUDA_SUM_PIECE_BYTES, unit.row,
                   unit.bytes, banks.barriers + bank * 8);
@@ -185,14 +185,15 @@ static __device__ __forceinline__ bool partial_next(const combine_params &p, uni
 
 /* Partial sums of the tokens of all other ranks, in order of token. Whole warp. */
 template <typename E>
-static __device__ void send_sums(const combine_params &p, sum_banks &banks, uint8_t *order, uint32_t epoch)
+static __device__ void send_sums(const combine_params &p, sum_banks &banks, uint8_t *order, sent_box &box)
 {
     const struct cuda_exchange &x = p.a.exchange;
     uint32_t lane = threadIdx.x % 32, most_tokens = 0;
     for (uint32_t rank = 0; rank < x.shape.world_size; rank++)
         most_tokens = max(most_tokens, rank == x.shape.rank ? 0 : (uint32_t)p.a.routing.slot_tokens[rank]);
     uint32_t n_units = most_tokens * (x.shape.world_size - 1) * p.pieces.n_pieces;
-    struct sent_unit sent = {0, 0};
+    uint32_t sent = 0;
+    uint64_t sent_ranks = 0; /* the last unit, which may still be on its way */
     unit_queue queue = {&state_of(x)->next[0], 0};
     queue_fetch(queue, lane);
     sum_unit unit, next;
@@ -210,15 +211,16 @@ static __device__ void send_sums(const combine_params &p, sum_banks &banks, uint
         float sum[SUM_VECS][vec16<E>::LANES];
         terms_add<E>(banks, unit, sum);
         sum_store<E>(sum, unit.bytes, bank_memory(banks, banks.turn));
-        fence_bulk();
+        fence_bulk_shared();
         __syncwarp();
         if (lane == 0) {
             bulk_store(unit.to, shared_address(bank_memory(banks, banks.turn)), unit.bytes);
             bulk_commit();
             if (polls(x)) {
                 bulk_wait_written<1>();
-                sent_tell(x, sent, epoch);
-                sent = {unit.id, 1ull << unit.rank};
+                box_put(box, threadIdx.x / 32, sent, sent_ranks);
+                sent = unit.id;
+                sent_ranks = 1ull << unit.rank;
             }
         }
         unit = next;
@@ -226,7 +228,8 @@ static __device__ void send_sums(const combine_params &p, sum_banks &banks, uint
     }
     if (lane == 0) {
         bulk_wait_written<0>();
-        sent_tell(x, sent, epoch);
+        box_put(box, threadIdx.x / 32, sent, sent_ranks);
+        box_done(box);
     }
     __syncwarp();
 }
@@ -270,6 +273,7 @@ static __device__ __forceinline__ bool token_next(const combine_params &p, unit_
                at;
         if (!own && polls(x))
             ok = wait_flag(arrival_at(x, shape.rank, rank, taken), epoch, true, x.abort_word);
+        fence_bulk_global();
     }
     unit.bytes = piece_length(p.pieces, piece);
     unit.to = static_cast<char *>(p.a.out.data) + (size_t)token * p.pieces.row_bytes + at;
@@ -305,8 +309,9 @@ template <typename E>
 static __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const __grid_constant__ combine_params p)
 {
     extern __shared__ __align__(128) unsigned char shared[];
-    __shared__ uint8_t orders[WARPS][32];
-    __shared__ __align__(8) uint64_t barriers[WARPS][2];
+    __shared__ uint8_t orders[WARPS + 1][32];
+    __shared__ __align__(8) uint64_t barriers[WARPS + 1][2];
+    __shared__ sent_box box;
     const struct cuda_exchange &x = p.a.exchange;
     uint32_t warp = threadIdx.x / 32, epoch = op_enter(x);
     sum_banks banks = {shared + warp * 2 * BANK_BYTES, shared_address(barriers[warp]), 0, 0};
@@ -314,6 +319,7 @@ static __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const __grid
         mbarrier_init(banks.barriers);
         mbarrier_init(banks.barriers + 8);
     }
+    box_init(box);
     __syncthreads();
     bool publishes = p.a.topk_weights.data && blockIdx.x == 0 && does(x, CUDA_STAGE_PUBLISH);
     bool sends = blockIdx.x < p.n_send && does(x, CUDA_STAGE_SEND), ok = true;
@@ -325,10 +331,12 @@ static __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const __grid
     }
     if (sends && ok && p.a.topk_weights.data)
         ok = signals_wait(x, SIGNAL_SLOTS, epoch);
-    if (sends && ok)
-        send_sums<E>(p, banks, orders[warp], epoch);
+    if (sends && ok && warp < WARPS)
+        send_sums<E>(p, banks, orders[warp], box);
+    else if (sends && ok && polls(x))
+        box_tell(x, box, WARPS, epoch);
     __syncwarp();
-    if (ok && does(x, CUDA_STAGE_RECEIVE))
+    if (ok && warp < WARPS && does(x, CUDA_STAGE_RECEIVE))
         finish_tokens<E>(p, banks, orders[warp], epoch);
     op_leave(x, epoch);
 }

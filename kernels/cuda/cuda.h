@@ -47,9 +47,12 @@ struct CUstream_st;
 #define CUDA_PIECE_BYTES 7168
 /* The same for sums, which stay in registers: a multiple of 512. */
 #define CUDA_SUM_PIECE_BYTES 3584
-/* Blocks of CUDA_STAGE_ALL when shape.max_blocks is 0. */
-#define CUDA_DEFAULT_BLOCKS 32
-#define CUDA_MAX_TOP_K      32
+/* Blocks of a launch when shape.max_blocks is 0. With few tokens latency counts, and more blocks shorten it.
+ */
+#define CUDA_DEFAULT_BLOCKS    32
+#define CUDA_FEW_TOKENS        512
+#define CUDA_FEW_TOKENS_BLOCKS 64
+#define CUDA_MAX_TOP_K         32
 
 enum cuda_stage {
     CUDA_STAGE_ALL = 0,

@@ -176,10 +176,35 @@ template <int PENDING> static __device__ __forceinline__ void bulk_wait_written(
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-/* Between ordinary accesses of this thread and bulk copies that follow. */
-static __device__ __forceinline__ void fence_bulk()
+/* Between ordinary accesses of this thread and bulk copies that follow: to shared memory, or to global memory
+ * that another device has written. */
+static __device__ __forceinline__ void fence_bulk_shared()
 {
-    asm volatile("fence.proxy.async;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+static __device__ __forceinline__ void fence_bulk_global()
+{
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
+/* Words in shared memory between warps of a block.
+ * ------------------------------------------------------------------ */
+
+static __device__ __forceinline__ void store_release_shared(uint32_t *word, uint32_t value)
+{
+    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(shared_address(word)), "r"(value)
+                 : "memory");
+}
+
+static __device__ __forceinline__ uint32_t load_acquire_shared(const uint32_t *word)
+{
+    uint32_t value;
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];"
+                 : "=r"(value)
+                 : "r"(shared_address(word))
+                 : "memory");
+    return value;
 }
 
 /* Flag words between devices.
@@ -188,6 +213,11 @@ static __device__ __forceinline__ void fence_bulk()
 static __device__ __forceinline__ void fence_system()
 {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
+}
+
+static __device__ __forceinline__ void fence_device()
+{
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 static __device__ __forceinline__ void store_flag(uint32_t *flag, uint32_t value)
@@ -212,10 +242,7 @@ static __device__ __forceinline__ uint32_t load_acquire(const uint32_t *flag)
 /* Waits for flag == value, or >= value (counting round) unless exact. False if the abort word was set
  * meanwhile. Hundreds of warps may wait at once: after a few looks they look seldom, so that they do not slow
  * down those who work, and at the abort word very seldom. */
-#ifndef LOOK_NS
-#define LOOK_NS 100
-#endif
-static constexpr uint32_t EAGER_LOOKS = 4, LOOK_NANOSECONDS = LOOK_NS, LOOKS_PER_ABORT = 128;
+static constexpr uint32_t EAGER_LOOKS = 4, LOOK_NANOSECONDS = 100, LOOKS_PER_ABORT = 128;
 
 static __device__ __forceinline__ bool wait_flag(const uint32_t *flag, uint32_t value, bool exact,
                                                  const uint32_t *abort_word)

@@ -10,6 +10,7 @@
 #include "kernels/cuda/route.cuh"
 
 static constexpr uint32_t WARPS = 28, THREADS = WARPS * 32;
+static constexpr uint32_t SENDERS = WARPS - 1; /* the last warp of a sending block tells */
 static constexpr uint32_t SHARED_BYTES = WARPS * CUDA_PIECE_BYTES;
 static constexpr uint32_t DEFAULT_SEND_BLOCKS = 10;
 
@@ -56,12 +57,13 @@ static __device__ __forceinline__ void send_piece(const dispatch_params &p, cons
 
 /* Every token once to every rank that needs it; the first piece is fetched while the peers are still to
  * enter. False after an abort. Whole warp; `worker` of n_workers. */
-static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, uint32_t worker,
+static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, sent_box &box, uint32_t worker,
                                    uint32_t n_workers, uint32_t epoch)
 {
     const struct cuda_exchange &x = p.a.exchange;
     uint32_t lane = threadIdx.x % 32, n_units = x.shape.n_tokens * p.pieces.n_pieces;
-    struct sent_unit sent = {0, 0};
+    uint32_t sent = 0;
+    uint64_t sent_ranks = 0; /* the last unit, which may still be on its way */
     bool entered = false, ok = true;
     for (uint32_t unit = worker; unit < n_units && ok; unit += n_workers) {
         uint32_t token = unit / p.pieces.n_pieces, piece = unit % p.pieces.n_pieces;
@@ -82,8 +84,9 @@ static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, ui
             send_piece(p, slot, unit, ranks);
             if (polls(x)) {
                 bulk_wait_written<1>();
-                sent_tell(x, sent, epoch);
-                sent = {unit, ranks};
+                box_put(box, threadIdx.x / 32, sent, sent_ranks);
+                sent = unit;
+                sent_ranks = ranks;
             }
         }
         if (!ok)
@@ -92,7 +95,8 @@ static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, ui
     }
     if (lane == 0) {
         bulk_wait_written<0>();
-        sent_tell(x, sent, epoch);
+        box_put(box, threadIdx.x / 32, sent, sent_ranks);
+        box_done(box);
     }
     __syncwarp();
     return ok;
@@ -291,7 +295,7 @@ static __device__ void receive_tokens(const dispatch_params &p, warp_slot &slot,
             if (!own && polls(x))
                 ok = wait_flag(arrival_at(x, shape.rank, r.source, r.token * p.pieces.n_pieces + r.piece),
                                epoch, true, x.abort_word);
-            fence_bulk();
+            fence_bulk_global();
             if (ok)
                 bulk_load(slot.address, from + (size_t)r.piece * p.pieces.piece_bytes,
                           piece_length(p.pieces, r.piece), slot.barrier);
@@ -312,12 +316,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ __align__(8) uint64_t barriers[WARPS];
     __shared__ uint32_t first_bad;
+    __shared__ sent_box box;
     const struct cuda_exchange &x = p.a.exchange;
     uint32_t warp = threadIdx.x / 32;
     void *piece = shared + warp * CUDA_PIECE_BYTES;
     warp_slot slot = {shared_address(piece), shared_address(&barriers[warp]), 0};
     if (threadIdx.x % 32 == 0)
         mbarrier_init(slot.barrier);
+    box_init(box);
     uint32_t epoch = op_enter(x);
     route_memory memory = route_partition(x.shape, shared, SHARED_BYTES);
     bool first = blockIdx.x == 0, routes = p.a.route && first,
@@ -341,8 +347,12 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
     if (sends && ok) {
-        fence_bulk();
-        ok = send_tokens(p, slot, (blockIdx.x - p.first_send) * WARPS + warp, p.n_send * WARPS, epoch);
+        fence_bulk_shared();
+        if (warp < SENDERS)
+            ok = send_tokens(p, slot, box, (blockIdx.x - p.first_send) * SENDERS + warp, p.n_send * SENDERS,
+                             epoch);
+        else if (polls(x))
+            box_tell(x, box, SENDERS, epoch);
     }
     ok = __syncthreads_and(ok);
     if (routes && ok && does(x, CUDA_STAGE_LAYOUT)) {
@@ -354,12 +364,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (ok) {
             route_layout(p.a, memory);
             signals_raise(x, SIGNAL_SLOTS, epoch);
+            route_keep(p.a);
         }
     }
     if (ok && does(x, CUDA_STAGE_RECEIVE)) {
         if (p.a.route || p.a.topk_weights.data)
             ok = signals_wait(x, SIGNAL_SLOTS, epoch);
         __syncthreads();
+        fence_bulk_shared();
         if (ok)
             receive_tokens<E>(p, slot, piece, epoch);
     }

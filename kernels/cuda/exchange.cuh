@@ -132,9 +132,10 @@ static __device__ __forceinline__ void op_leave(const struct cuda_exchange &x, u
     if (threadIdx.x != 0)
         return;
     workspace_state *state = state_of(x);
-    __threadfence();
+    fence_device();
     if (atomicAdd(&state->left, 1) != gridDim.x - 1)
         return;
+    fence_device(); /* after the last fetch of every queue */
     state->left = 0;
     state->next[0] = 0;
     state->next[1] = 0;
@@ -183,22 +184,73 @@ struct warp_slot {
     uint32_t parity;
 };
 
-/* Units whose stores may still be on their way, so that their arrival is told without stalling the next. Lane
- * 0. */
+/* Telling peers that pieces have arrived needs a fence for the whole system, which takes a microsecond or
+ * more and lets one warp of a multiprocessor through at a time. So a sending block has one warp, the teller,
+ * that does nothing else: the others hand it each piece that has been written, and one fence of it serves all
+ * that have come in meanwhile. */
 struct sent_unit {
+    uint64_t ranks; /* that have got it; 0 = none */
     uint32_t unit;
-    uint64_t ranks; /* 0 = none */
+    uint32_t full; /* 1: to be told */
 };
 
-static __device__ __forceinline__ void sent_tell(const struct cuda_exchange &x, sent_unit &sent,
-                                                 uint32_t epoch)
+/* In shared memory; a place per warp that sends, at most 32. */
+struct sent_box {
+    struct sent_unit units[32];
+    uint32_t n_done; /* warps that will hand over nothing more */
+};
+
+/* Whole block, before a barrier. */
+static __device__ __forceinline__ void box_init(sent_box &box)
 {
-    if (sent.ranks == 0)
+    if (threadIdx.x < 32)
+        box.units[threadIdx.x].full = 0;
+    if (threadIdx.x == 0)
+        box.n_done = 0;
+}
+
+/* Hands over a unit; waits until the teller has taken the one before. Lane 0 of a warp. */
+static __device__ __forceinline__ void box_put(sent_box &box, uint32_t warp, uint32_t unit, uint64_t ranks)
+{
+    sent_unit &place = box.units[warp];
+    if (ranks == 0)
         return;
-    fence_system();
-    for (uint64_t left = sent.ranks; left; left &= left - 1)
-        store_flag(arrival_at(x, __ffsll((long long)left) - 1, x.shape.rank, sent.unit), epoch);
-    sent.ranks = 0;
+    while (load_acquire_shared(&place.full))
+        __nanosleep(50);
+    place.ranks = ranks;
+    place.unit = unit;
+    store_release_shared(&place.full, 1);
+}
+
+static __device__ __forceinline__ void box_done(sent_box &box)
+{
+    __threadfence_block();
+    atomicAdd(&box.n_done, 1);
+}
+
+/* The teller: until all n_warps are done, which they will be without anyone's help. Whole warp. */
+static __device__ void box_tell(const struct cuda_exchange &x, sent_box &box, uint32_t n_warps,
+                                uint32_t epoch)
+{
+    uint32_t lane = threadIdx.x % 32;
+    for (;;) {
+        bool last = load_acquire_shared(&box.n_done) == n_warps;
+        bool full = lane < n_warps && load_acquire_shared(&box.units[lane].full);
+        if (!__any_sync(FULL_WARP, full)) {
+            if (__all_sync(FULL_WARP, last))
+                return;
+            __nanosleep(100);
+            continue;
+        }
+        uint64_t ranks = full ? box.units[lane].ranks : 0;
+        uint32_t unit = box.units[lane].unit;
+        if (full)
+            store_release_shared(&box.units[lane].full, 0);
+        __syncwarp();
+        fence_system();
+        for (; ranks; ranks &= ranks - 1)
+            store_flag(arrival_at(x, __ffsll((long long)ranks) - 1, x.shape.rank, unit), epoch);
+    }
 }
 
 /* Host side of the launchers.
@@ -266,7 +318,9 @@ static inline enum epd_status row_bytes_check(const struct cuda_exchange *x, siz
 /* Blocks of one launch: all of them must be resident when they wait for each other. */
 static inline uint32_t blocks_of(const struct cuda_exchange *x)
 {
-    uint32_t blocks = x->shape.max_blocks ? x->shape.max_blocks : CUDA_DEFAULT_BLOCKS;
+    uint32_t blocks = x->shape.max_blocks;
+    if (blocks == 0)
+        blocks = x->shape.max_tokens <= CUDA_FEW_TOKENS ? CUDA_FEW_TOKENS_BLOCKS : CUDA_DEFAULT_BLOCKS;
     int device = 0, n_multiprocessors = 0;
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)

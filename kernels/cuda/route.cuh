@@ -41,7 +41,9 @@ static __device__ route_memory route_partition(const struct exchange_shape &shap
 {
     route_memory m;
     size_t n_experts = shape.n_experts, tile = (size_t)shape.top_k * 32;
-    m.n_warps = route_warps(shape.n_experts, shape.top_k, shared_bytes, blockDim.x / 32);
+    uint32_t n_words = (shape.n_tokens + 31) / 32, n_warps = blockDim.x / 32;
+    n_warps = n_words == 0 ? 1 : n_words < n_warps ? n_words : n_warps;
+    m.n_warps = route_warps(shape.n_experts, shape.top_k, shared_bytes, n_warps);
     m.first_row = static_cast<int32_t *>(shared);
     m.rows = m.first_row + n_experts;
     m.bits = reinterpret_cast<uint32_t *>(m.rows + m.n_warps * n_experts);
@@ -347,12 +349,9 @@ static __device__ void route_layout(const struct cuda_dispatch_args &a, const ro
     const struct cuda_exchange &x = a.exchange;
     const struct exchange_shape &shape = x.shape;
     uint32_t warp = threadIdx.x / 32;
-    const int32_t *counts = reinterpret_cast<int32_t *>(workspace_of(x, shape.rank) + x.layout.counts);
     const int32_t *tokens = reinterpret_cast<int32_t *>(workspace_of(x, shape.rank) + x.layout.tokens);
     for (uint32_t rank = warp; rank < shape.world_size; rank += blockDim.x / 32)
         route_slabs(a, m, rank);
-    for (uint32_t i = threadIdx.x; i < shape.world_size * shape.n_experts; i += blockDim.x)
-        a.routing.base.counts[i] = counts[i];
     if (threadIdx.x < shape.world_size)
         a.routing.slot_tokens[threadIdx.x] = (int32_t)smaller(tokens[threadIdx.x], shape.max_tokens);
     __syncthreads();
@@ -363,6 +362,15 @@ static __device__ void route_layout(const struct cuda_dispatch_args &a, const ro
         word_place(a, m, warp, word);
         word_send(a, m, warp, word);
     }
+}
+
+/* What nobody waits for. Whole block. */
+static __device__ void route_keep(const struct cuda_dispatch_args &a)
+{
+    const struct cuda_exchange &x = a.exchange;
+    const int32_t *counts = reinterpret_cast<int32_t *>(workspace_of(x, x.shape.rank) + x.layout.counts);
+    for (uint32_t i = threadIdx.x; i < x.shape.world_size * x.shape.n_experts; i += blockDim.x)
+        a.routing.base.counts[i] = counts[i];
 }
 
 #endif
