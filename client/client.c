@@ -13,6 +13,10 @@
 /* How long epd_open and epd_reconnect wait for the daemon unless told otherwise. */
 #define CLIENT_OPEN_TIMEOUT_MS 10000
 
+/* How long a message may wait for room in the socket of a daemon that does not read. Then the call that sends
+ * it ends with EPD_TIMEOUT; nothing was sent. */
+#define CLIENT_SEND_TIMEOUT_MS 20000
+
 /* Longest statistics document that is taken from the daemon. */
 #define CLIENT_MAX_DOCUMENT_BYTES (64u << 20)
 
@@ -66,6 +70,7 @@ static enum epd_status client_connect(struct epd_client *client, uint32_t timeou
         .path = client->socket_path,
         .client_name = client->name,
         .deadline_ns = deadline_after_ms(timeout_ms ? timeout_ms : CLIENT_OPEN_TIMEOUT_MS),
+        .send_timeout_ms = CLIENT_SEND_TIMEOUT_MS,
         .lost = client_lost,
         .arg = client,
     };

@@ -15,10 +15,6 @@
 #include "proto/codec.h"
 #include "proto/packet.h"
 
-/* How long a message may wait for room in the socket of a daemon that does not read. Then the call that sends
- * it ends with EPD_TIMEOUT; nothing was sent. */
-#define CONNECTION_SEND_TIMEOUT_MS 20000
-
 /* How long a sender that found the socket closed waits for the watcher to say why. It reads what the daemon
  * sent before it closed, which is already there; when the time passes, the sender says EPD_DISCONNECTED. */
 #define CONNECTION_NOTICE_TIMEOUT_MS 1000
@@ -41,6 +37,7 @@ struct connection {
     struct page *page; /* owned; NULL until the hello was answered */
     struct message_reply_hello hello;
     char path[DIAL_PATH_BYTES];
+    uint32_t send_timeout_ms;
     void (*on_lost)(void *arg, struct connection *connection);
     void *on_lost_arg;
 
@@ -114,8 +111,8 @@ static enum epd_status packet_check(struct connection *connection, enum packet_r
     case PACKET_OK:
         return EPD_OK;
     case PACKET_AGAIN:
-        return error_set(error, EPD_TIMEOUT, "the daemon on %s took no message for %d ms; nothing was sent",
-                         connection->path, CONNECTION_SEND_TIMEOUT_MS);
+        return error_set(error, EPD_TIMEOUT, "the daemon on %s took no message for %u ms; nothing was sent",
+                         connection->path, connection->send_timeout_ms);
     case PACKET_EOF:
         return sender_lost(connection, error);
     default:
@@ -367,7 +364,8 @@ static void connection_free(struct connection *connection)
 static struct connection *connection_create(const struct connection_config *config, int socket,
                                             struct epd_error *error)
 {
-    const struct timeval send_timeout = {.tv_sec = CONNECTION_SEND_TIMEOUT_MS / 1000};
+    const struct timeval send_timeout = {.tv_sec = config->send_timeout_ms / 1000,
+                                         .tv_usec = (suseconds_t)(config->send_timeout_ms % 1000) * 1000};
     struct connection *connection = calloc(1, sizeof *connection);
 
     if (!connection) {
@@ -379,6 +377,7 @@ static struct connection *connection_create(const struct connection_config *conf
     connection->socket = socket;
     atomic_init(&connection->references, 1);
     connection->next_request_id = HELLO_REQUEST_ID + 1;
+    connection->send_timeout_ms = config->send_timeout_ms;
     connection->on_lost = config->lost;
     connection->on_lost_arg = config->arg;
     strcpy(connection->path, config->path);

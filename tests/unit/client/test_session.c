@@ -1,6 +1,7 @@
 /* The connection's life against a daemon that the test plays: hello, loss, late replies, reconnect. Every
  * test ends with as many fds as it began with. */
 #include <check.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,8 @@
 
 static struct fake fake;
 static int n_fds;
+static int stop_reading[2];
+static uint64_t n_read;
 
 static void setup(void)
 {
@@ -449,6 +452,51 @@ START_TEST(buffer_that_comes_after_its_caller_gave_up_is_given_back)
 }
 END_TEST
 
+static void script_read_nothing(struct fake *daemon)
+{
+    fake_accept(daemon);
+    fake_expect(daemon, MESSAGE_HELLO);
+    fake_answer_hello(daemon);
+    char any;
+    if (read(stop_reading[0], &any, 1) != 1) /* until the test has seen the timeout */
+        abort();
+    while (!fake_peer_closed(daemon))
+        n_read++;
+}
+
+START_TEST(launch_that_finds_no_room_ends_at_its_timeout_and_takes_no_number)
+{
+    const struct connection_config config = {.path = fake.path,
+                                             .client_name = "test",
+                                             .deadline_ns = deadline_after_ms(5000),
+                                             .send_timeout_ms = 50};
+    struct message_launch launch = {.plan_id = 1, .n_repeats = 1};
+    struct connection *connection;
+    struct epd_error error;
+    uint64_t last_seq = 0;
+    enum epd_status status;
+
+    n_read = 0;
+    ck_assert_int_eq(pipe2(stop_reading, O_CLOEXEC), 0);
+    fake_start(&fake, script_read_nothing);
+    ck_assert_int_eq(connection_open(&config, &connection, &error), EPD_OK);
+    do
+        status = connection_launch(connection, &launch, &last_seq, &error);
+    while (status == EPD_OK);
+    ck_assert_int_eq(status, EPD_TIMEOUT);
+    ck_assert_ptr_nonnull(strstr(error.text, "took no message for 50 ms; nothing was sent"));
+    ck_assert_int_eq(connection_check(connection, &error), EPD_OK); /* it may read again one day */
+    ck_assert_int_eq(write(stop_reading[1], "", 1), 1);
+    connection_release(connection);
+    pthread_join(fake.thread, NULL);
+    fake.script = NULL;
+    close(stop_reading[0]);
+    close(stop_reading[1]);
+    ck_assert_uint_gt(last_seq, 0);
+    ck_assert_uint_eq(n_read, last_seq); /* what got a number arrived */
+}
+END_TEST
+
 /* ---- reconnect ---- */
 
 static void script_two_lives(struct fake *daemon)
@@ -523,6 +571,7 @@ int main(void)
     tcase_add_test(cases, stats_are_a_text_and_a_document_that_is_too_short_is_an_error);
     tcase_add_test(cases, reply_of_another_kind_is_an_error_of_that_call_only);
     tcase_add_test(cases, buffer_that_comes_after_its_caller_gave_up_is_given_back);
+    tcase_add_test(cases, launch_that_finds_no_room_ends_at_its_timeout_and_takes_no_number);
     tcase_add_test(cases, reconnect_goes_on_with_the_next_worker_and_old_objects_stay_restarted);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
