@@ -73,37 +73,43 @@ configure_and_build() {
         cat "$build.log"
         return 1
     }
-    ninja -C "$build" -j "$jobs" --quiet
+    ninja -C "$build" -j "$jobs" -k 0 --quiet # what does build is tested
 }
 
-# junit_number FILE ATTRIBUTE: of the first testsuite element.
-junit_number() {
-    local number
-    number=$(tr '\n' ' ' <"$1" | sed -n "s/.*<testsuite[^>]*[[:space:]]$2=\"\([0-9][0-9]*\)\".*/\1/p" | head -n 1)
-    echo "${number:-0}"
+# count_report FILE: "passed failed skipped" of a JUnit report. A test that did not run is skipped only if it said so itself;
+# one whose program is missing has failed, whatever the report's own totals say.
+count_report() {
+    awk '
+        function settle() {
+            if (status == "run") passed++
+            else if (status == "notrun" && message ~ /^SKIP_/ || status == "disabled") skipped++
+            else if (status != "") failed++
+            status = ""
+            message = ""
+        }
+        /<testcase / { settle(); status = $0; sub(/.* status="/, "", status); sub(/".*/, "", status) }
+        /<skipped message="/ { message = $0; sub(/.*message="/, "", message); sub(/".*/, "", message) }
+        END { settle(); print passed + 0, failed + 0, skipped + 0 }' "$1"
 }
 
-# run_ctest PART CTEST_OPTION...: counts its tests; a run that leaves no report, or none but an empty one, is a failure.
+# run_ctest PART CTEST_OPTION...: counts its tests; a run that leaves no report is a failure.
 run_ctest() {
     local part=$1 build=$root/build-test-$1
-    local report=$build/junit.xml total failed skipped code=0
+    local report=$build/junit.xml passed failed skipped code=0
     shift
     rm -f "$report"
     # Address space randomisation as wide as newer kernels have it is more than the sanitizers of gcc 12 can map around.
     setarch -R ctest --test-dir "$build" -j "$jobs" --output-on-failure --output-junit "$report" --no-tests=ignore "$@" ||
         code=$?
     if [ ! -s "$report" ]; then
-        check "$part: ctest left no report" false
+        check "$part: ctest left no report (exit code $code)" false
         return
     fi
-    total=$(junit_number "$report" tests)
-    failed=$(junit_number "$report" failures)
-    skipped=$(($(junit_number "$report" skipped) + $(junit_number "$report" disabled)))
-    n_passed=$((n_passed + total - failed - skipped))
+    read -r passed failed skipped < <(count_report "$report")
+    n_passed=$((n_passed + passed))
     n_failed=$((n_failed + failed))
     n_skipped=$((n_skipped + skipped))
     [ "$failed" -eq 0 ] || failures+=("$part: $failed tests")
-    # Tests whose program is missing are no failures to the report, but they are to ctest.
     if [ "$code" -ne 0 ] && [ "$failed" -eq 0 ]; then
         check "$part: ctest ended with exit code $code" false
     fi
@@ -114,15 +120,19 @@ part_gcc() {
     run_ctest gcc
 }
 
+# gcc sees array bounds violated in code that its own instrumentation has made; the gcc part keeps the warning an error.
+sanitizer_flags=-DCMAKE_C_FLAGS=-Wno-error=array-bounds
+
 part_asan() {
     check "asan: build" configure_and_build asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_CUDA=OFF \
-        -DEPD_SANITIZE=address,undefined -DEPD_FAILPOINTS=ON
+        -DEPD_SANITIZE=address,undefined -DEPD_FAILPOINTS=ON "$sanitizer_flags"
     ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1 \
         UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 run_ctest asan
 }
 
 part_tsan() {
-    check "tsan: build" configure_and_build tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_CUDA=OFF -DEPD_SANITIZE=thread
+    check "tsan: build" configure_and_build tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_CUDA=OFF -DEPD_SANITIZE=thread \
+        "$sanitizer_flags"
     echo "NOTE: under ThreadSanitizer only the tests labelled unit and integration run"
     TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 run_ctest tsan -L 'unit|integration'
 }
