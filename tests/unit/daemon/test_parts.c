@@ -1,0 +1,312 @@
+/* Small parts by themselves: ids, quotas, counters, log limits, queues, recorder, failpoints. */
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/failpoint.h"
+#include "daemon/histogram.h"
+#include "daemon/launch_queue.h"
+#include "daemon/log.h"
+#include "daemon/quota.h"
+#include "daemon/recorder.h"
+#include "daemon/registry.h"
+#include "daemon/stats.h"
+#include "tests/unit/daemon/suite.h"
+
+static struct epd_error error;
+
+START_TEST(ids_grow_and_are_never_used_again)
+{
+    struct registry registry;
+    uint64_t ids[1000], last = 0;
+    int objects[1000];
+    registry_init(&registry, 0);
+    for (int i = 0; i < 1000; i++) {
+        ck_assert_int_eq(registry_add(&registry, REGISTRY_BUFFER, 7, &objects[i], &ids[i], &error), EPD_OK);
+        ck_assert_uint_gt(ids[i], last);
+        last = ids[i];
+    }
+    for (int i = 0; i < 1000; i += 3)
+        registry_remove(&registry, REGISTRY_BUFFER, ids[i]);
+    for (int i = 0; i < 1000; i++)
+        ck_assert_ptr_eq(registry_find(&registry, REGISTRY_BUFFER, ids[i]), i % 3 ? &objects[i] : NULL);
+    uint64_t id;
+    ck_assert_int_eq(registry_add(&registry, REGISTRY_BUFFER, 7, objects, &id, &error), EPD_OK);
+    ck_assert_uint_eq(id, 1001);
+    registry_remove(&registry, REGISTRY_BUFFER, id);
+    for (int i = 0; i < 1000; i++)
+        registry_remove(&registry, REGISTRY_BUFFER, ids[i]);
+    ck_assert_uint_eq(registry_count(&registry, REGISTRY_BUFFER), 0);
+    registry_fini(&registry);
+}
+END_TEST
+
+START_TEST(unknown_foreign_and_stale_ids_are_told_apart)
+{
+    struct registry registry;
+    uint64_t id;
+    int object;
+    void *found = NULL;
+    registry_init(&registry, 3);
+    ck_assert_int_eq(registry_add(&registry, REGISTRY_PLAN, 7, &object, &id, &error), EPD_OK);
+    ck_assert_uint_eq(id, 3 * REGISTRY_IDS_PER_WORKER + 1);
+    ck_assert_int_eq(registry_find_owned(&registry, REGISTRY_PLAN, id, 7, &found, &error), EPD_OK);
+    ck_assert_ptr_eq(found, &object);
+    ck_assert_int_eq(registry_find_owned(&registry, REGISTRY_PLAN, id, 8, &found, &error), EPD_FOREIGN_ID);
+    ck_assert_int_eq(registry_find_owned(&registry, REGISTRY_BUFFER, id, 7, &found, &error), EPD_UNKNOWN_ID);
+    ck_assert_int_eq(registry_find_owned(&registry, REGISTRY_PLAN, 5, 7, &found, &error), EPD_STALE_EPOCH);
+    ck_assert_int_eq(registry_find_owned(&registry, REGISTRY_PLAN, 0, 7, &found, &error), EPD_UNKNOWN_ID);
+    registry_remove(&registry, REGISTRY_PLAN, id);
+    registry_fini(&registry);
+}
+END_TEST
+
+START_TEST(quotas_of_session_and_uid_hold_and_are_given_back)
+{
+    struct accounts accounts;
+    struct config config;
+    struct quota a, b, c;
+    config_init(&config);
+    config.heap_per_session = 100;
+    config.heap_per_uid = 150;
+    config.sessions_per_uid = 2;
+    quota_init(&accounts);
+    ck_assert_int_eq(quota_open(&accounts, &config, 5, &a, &error), EPD_OK);
+    ck_assert_int_eq(quota_open(&accounts, &config, 5, &b, &error), EPD_OK);
+    ck_assert_int_eq(quota_open(&accounts, &config, 5, &c, &error), EPD_QUOTA);
+    ck_assert_ptr_nonnull(strstr(error.text, "sessions of uid 5: 2 held, 1 more wanted, at most 2"));
+    ck_assert_int_eq(quota_take(&accounts, &config, &a, QUOTA_HEAP_BYTES, 101, &error), EPD_QUOTA);
+    ck_assert_int_eq(quota_take(&accounts, &config, &a, QUOTA_HEAP_BYTES, 100, &error), EPD_OK);
+    ck_assert_uint_eq(quota_left(&config, &a, QUOTA_HEAP_BYTES), 0);
+    ck_assert_int_eq(quota_take(&accounts, &config, &b, QUOTA_HEAP_BYTES, 51, &error), EPD_QUOTA);
+    ck_assert_ptr_nonnull(strstr(error.text, "heap_bytes of uid 5: 100 held, 51 more wanted, at most 150"));
+    ck_assert_int_eq(quota_take(&accounts, &config, &b, QUOTA_HEAP_BYTES, UINT64_MAX, &error), EPD_QUOTA);
+    ck_assert_int_eq(quota_take(&accounts, &config, &b, QUOTA_IMPORTED_BYTES, UINT64_MAX / 2, &error),
+                     EPD_OK);
+    quota_give(&b, QUOTA_IMPORTED_BYTES, UINT64_MAX / 2);
+    quota_give(&a, QUOTA_HEAP_BYTES, 100);
+    ck_assert_int_eq(quota_take(&accounts, &config, &b, QUOTA_HEAP_BYTES, 100, &error), EPD_OK);
+    quota_give(&b, QUOTA_HEAP_BYTES, 100);
+    ck_assert_uint_eq(accounts.n_hits[QUOTA_HEAP_BYTES], 3);
+    quota_close(&accounts, &a);
+    quota_close(&accounts, &b);
+    ck_assert(list_empty(&accounts.list) && accounts.n_sessions == 0);
+}
+END_TEST
+
+START_TEST(control_sessions_do_not_count_against_ranks)
+{
+    struct accounts accounts;
+    struct config config;
+    struct quota rank, control;
+    config_init(&config);
+    config.sessions = 1;
+    quota_init(&accounts);
+    ck_assert_int_eq(quota_open(&accounts, &config, 5, &rank, &error), EPD_OK);
+    ck_assert_int_eq(quota_open_control(&accounts, &control, &error), EPD_OK);
+    quota_close(&accounts, &control);
+    quota_close(&accounts, &rank);
+}
+END_TEST
+
+START_TEST(quantiles_are_within_an_eighth)
+{
+    static struct histogram histogram;
+    ck_assert_uint_eq(histogram_quantile(&histogram, 0.5), 0);
+    for (uint64_t i = 1; i <= 100000; i++)
+        histogram_add(&histogram, i);
+    const double p50 = (double)histogram_quantile(&histogram, 0.5),
+                 p99 = (double)histogram_quantile(&histogram, 0.99);
+    ck_assert_double_ge(p50, 50000);
+    ck_assert_double_le(p50, 50000 * 1.125);
+    ck_assert_double_ge(p99, 99000);
+    ck_assert_double_le(p99, 100000);
+    ck_assert_uint_eq(histogram_quantile(&histogram, 1.0), 100000);
+    histogram_add(&histogram, UINT64_MAX);
+    ck_assert_uint_eq(histogram_quantile(&histogram, 1.0), UINT64_MAX);
+}
+END_TEST
+
+START_TEST(steps_are_counted_by_op_and_failure)
+{
+    static struct stats stats;
+    struct step_rank_result ranks[2] = {
+        {.status = EPD_OK, .rows = 5, .wire_bytes = 64, .flops = 1000, .phase_ns = {[EPD_PHASE_GEMM] = 30}},
+        {.status = EPD_CAPACITY_OVERFLOW, .rows = 7, .dropped_rows = 2, .phase_ns = {[EPD_PHASE_GEMM] = 40}}};
+    const struct step_result result = {.n_ranks = 2, .ranks = ranks};
+    stats_count_step(&stats, EPD_OP_MOE_FORWARD, &result, 12, 100, 200);
+    stats_count_failed(&stats, EPD_OP_MOE_FORWARD, EPD_TIMEOUT);
+    const struct stats_op *op = &stats.ops[EPD_OP_MOE_FORWARD];
+    ck_assert_uint_eq(op->launches, 3);
+    ck_assert_uint_eq(op->failed, 2);
+    ck_assert_uint_eq(op->tokens, 12);
+    ck_assert_uint_eq(op->rows, 12);
+    ck_assert_uint_eq(op->dropped_rows, 2);
+    ck_assert_uint_eq(op->wire_bytes, 64);
+    ck_assert_uint_eq(op->phase_ns[EPD_PHASE_GEMM], 70);
+    ck_assert_uint_eq(op->run_ns.count, 1);
+    ck_assert_uint_eq(stats.failed_launches[EPD_TIMEOUT], 1);
+    ck_assert_uint_eq(stats.failed_launches[EPD_CAPACITY_OVERFLOW], 1);
+    stats_count_error(&stats, (enum epd_status)4000);
+    ck_assert_uint_eq(stats.errors[EPD_INTERNAL], 1);
+}
+END_TEST
+
+START_TEST(load_knows_the_busiest_expert)
+{
+    struct load load;
+    const int64_t rows[4] = {10, 0, 30, 0};
+    ck_assert_int_eq(load_init(&load, 4, &error), EPD_OK);
+    load_count(&load, NULL, 0);
+    load_count(&load, rows, 4);
+    ck_assert_double_eq_tol(load.imbalance_last, 3.0, 1e-9);
+    ck_assert_uint_eq(load_hottest(&load), 2);
+    ck_assert_uint_eq(load.n_steps, 1);
+    load_fini(&load);
+}
+END_TEST
+
+static int count_lines(int fd)
+{
+    char text[65536];
+    ssize_t n = pread(fd, text, sizeof(text) - 1, 0);
+    int lines = 0;
+    for (ssize_t i = 0; i < n; i++)
+        lines += text[i] == '\n';
+    return lines;
+}
+
+START_TEST(log_is_limited_per_key_and_says_what_it_left_out)
+{
+    char path[] = "/tmp/epd-log-XXXXXX", text[4096] = "";
+    int fd = mkstemp(path);
+    struct log log;
+    log_init(&log, "worker", LOG_INFO, fd);
+    for (int i = 0; i < 100; i++)
+        (void)log_limited(&log, LOG_WARN, "a", 1000, "line %d", i);
+    ck_assert_int_eq(count_lines(fd), LOG_BURST);
+    ck_assert_int_eq(log_limited(&log, LOG_WARN, "b", 1000, "other key"), 1);
+    ck_assert_int_eq(log_limited(&log, LOG_WARN, "a", 1000 + LOG_WINDOW_NS, "again"), 1);
+    ck_assert_int_eq(count_lines(fd), LOG_BURST + 2);
+    ck_assert_int_gt(pread(fd, text, sizeof(text) - 1, 0), 0);
+    ck_assert_ptr_nonnull(strstr(text, "again left_out 95"));
+    ck_assert_uint_eq(log.n_suppressed, 95);
+    log_write(&log, LOG_DEBUG, "below the level");
+    log_write(&log, LOG_INFO, "a client's\nbytes \x1b[31m stay on one line");
+    ck_assert_int_eq(count_lines(fd), LOG_BURST + 3);
+    char large[2000];
+    memset(large, 'x', sizeof(large) - 1);
+    large[sizeof(large) - 1] = 0;
+    log_write(&log, LOG_INFO, "%s", large);
+    ck_assert_int_eq(count_lines(fd), LOG_BURST + 4);
+    close(fd);
+    log_write(&log, LOG_INFO, "nobody can read this");
+    ck_assert_uint_eq(log.n_unwritten, 1);
+    unlink(path);
+}
+END_TEST
+
+START_TEST(launch_queue_keeps_order_while_it_grows_and_wraps)
+{
+    struct launch_queue queue = {0};
+    uint64_t in = 0, out = 0;
+    for (int round = 0; round < 50; round++) {
+        for (int i = 0; i < 7; i++) {
+            const struct launch launch = {.seq = in++, .n_left = 1};
+            ck_assert_int_eq(launch_queue_append(&queue, &launch, &error), EPD_OK);
+        }
+        for (int i = 0; i < 5; i++) {
+            ck_assert_uint_eq(launch_queue_first(&queue)->seq, out++);
+            ck_assert_int_eq(launch_queue_pop(&queue), 1);
+        }
+    }
+    while (queue.count) {
+        ck_assert_uint_eq(launch_queue_first(&queue)->seq, out++);
+        (void)launch_queue_pop(&queue);
+    }
+    ck_assert_uint_eq(in, out);
+    ck_assert_ptr_null(launch_queue_first(&queue));
+    const struct launch armed = {.seq = 4, .n_left = 3};
+    ck_assert_int_eq(launch_queue_append(&queue, &armed, &error), EPD_OK);
+    ck_assert_int_eq(launch_queue_pop(&queue), 0);
+    ck_assert_uint_eq(launch_queue_first(&queue)->seq, 5);
+    launch_queue_fini(&queue);
+}
+END_TEST
+
+START_TEST(recorder_keeps_the_newest_steps_and_names_missing_ranks)
+{
+    struct recorder recorder;
+    int fd;
+    ck_assert_int_eq(recorder_create(&fd, &error), EPD_OK);
+    ck_assert_int_eq(recorder_open(&recorder, fd, &error), EPD_OK);
+    recorder_clear(&recorder);
+    const uint64_t first = recorder_begin(&recorder)->serial;
+    for (int i = 0; i < RECORDER_N_ENTRIES; i++) {
+        struct recorder_entry *entry = recorder_begin(&recorder);
+        entry->group_id = 3;
+        entry->ordinal = (uint64_t)i + 1;
+        entry->world_size = 4;
+        entry->arrived = 0xb;
+        entry->op = EPD_OP_DISPATCH;
+        entry->state = RECORDER_GATHERING;
+    }
+    ck_assert_ptr_null(recorder_find(&recorder, first));
+    ck_assert_ptr_nonnull(recorder_find(&recorder, first + 1));
+    json_t *ops = recorder_document(&recorder, 0);
+    ck_assert_uint_eq(json_array_size(ops), RECORDER_N_ENTRIES);
+    json_t *missing = json_object_get(json_array_get(ops, 5), "missing");
+    ck_assert_uint_eq(json_array_size(missing), 1);
+    ck_assert_int_eq(json_integer_value(json_array_get(missing, 0)), 2);
+    json_decref(ops);
+    char path[128];
+    ck_assert_int_eq(recorder_dump(&recorder, "/tmp", (int)getpid(), 9, path, sizeof(path), &error), EPD_OK);
+    struct stat info;
+    ck_assert_int_eq(stat(path, &info), 0);
+    ck_assert_uint_eq(info.st_mode & 0777, 0600);
+    unlink(path);
+    ck_assert_int_eq(recorder_dump(&recorder, "/nonexistent", 1, 9, path, sizeof(path), &error), EPD_SYSTEM);
+    recorder_close(&recorder);
+    close(fd);
+}
+END_TEST
+
+START_TEST(failpoints_are_parsed_and_refused)
+{
+    struct failpoints points;
+    ck_assert_int_eq(failpoint_parse(&points, NULL, &error), EPD_OK);
+    ck_assert_int_eq(failpoint_parse(&points, "step_submit=error@2,drain=sleep:5", &error), EPD_OK);
+    ck_assert_uint_eq(points.n_points, 2);
+    ck_assert_uint_eq(points.points[1].sleep_ms, 5);
+    ck_assert_int_eq(failpoint_parse(&points, "x=explode", &error), EPD_INVALID_ARGUMENT);
+    ck_assert_int_eq(failpoint_parse(&points, "x", &error), EPD_INVALID_ARGUMENT);
+#ifdef EPD_FAILPOINTS
+    ck_assert_int_eq(failpoint_parse(&points, "p=error@2", &error), EPD_OK);
+    ck_assert_int_eq(failpoint_hit(&points, "p", &error), EPD_OK);
+    ck_assert_int_eq(failpoint_hit(&points, "p", &error), EPD_SYSTEM);
+    ck_assert_int_eq(failpoint_hit(&points, "p", &error), EPD_OK);
+    ck_assert_int_eq(failpoint_hit(&points, "q", &error), EPD_OK);
+#endif
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {ids_grow_and_are_never_used_again,
+                                  unknown_foreign_and_stale_ids_are_told_apart,
+                                  quotas_of_session_and_uid_hold_and_are_given_back,
+                                  control_sessions_do_not_count_against_ranks,
+                                  quantiles_are_within_an_eighth,
+                                  steps_are_counted_by_op_and_failure,
+                                  load_knows_the_busiest_expert,
+                                  log_is_limited_per_key_and_says_what_it_left_out,
+                                  launch_queue_keeps_order_while_it_grows_and_wraps,
+                                  recorder_keeps_the_newest_steps_and_names_missing_ranks,
+                                  failpoints_are_parsed_and_refused,
+                                  NULL};
+    return suite_run("daemon_parts", tests, NULL, NULL);
+}
