@@ -93,5 +93,5 @@ def locate(array: Any, what: str) -> Location:
         base = base.base
     if not isinstance(base, Buffer):
         raise InvalidArgument(f"{what}: not in memory of the daemon, want an array made by Group.alloc or Buffer.array")
-    offset = array.__array_interface__["data"][0] - base.address
+    offset = array.ctypes.data - base.address
     return Location(base, offset if array.size else 0, dtype_of(array.dtype, what), array.shape)
