@@ -99,8 +99,10 @@ double job_host_bytes(const struct job *job)
 {
     const double element = job_dtype_bytes(job->dtype);
     const double tokens = (double)job->n_ranks * job->n_tokens;
-    const double rows = job->capacity_rows ? (double)job->n_ranks * (double)job->capacity_rows
-                                           : tokens * job->n_ranks * job->top_k;
+    /* Without a capacity: every token's choices, as many as one rank has experts for, could go to the same
+     * rank. */
+    const double choices = fmin(job->top_k, (double)job->n_experts / job->n_ranks);
+    const double rows = job->n_ranks * (job->capacity_rows ? (double)job->capacity_rows : tokens * choices);
     const double weights =
         job->op >= JOB_GROUPED_GEMM ? 3.0 * job->n_experts * job->hidden * job->ffn * element : 0;
     const double slabs =
