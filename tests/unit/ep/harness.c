@@ -1,6 +1,7 @@
 #include "tests/unit/ep/harness.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -111,16 +112,35 @@ enum epd_status harness_acquire(struct harness *harness, const struct memory_req
     return acquired.error.status;
 }
 
+/* The client's own memfd; *fd stays with it. */
+static struct memory_request import_request(uint32_t device_idx, uint64_t bytes, int *fd)
+{
+    *fd = memfd_create("client", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    ck_assert_int_ge(*fd, 0);
+    ck_assert_int_eq(ftruncate(*fd, (off_t)bytes), 0);
+    ck_assert_int_eq(fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+    return (struct memory_request){.device_idx = device_idx,
+                                   .kind = EPD_MEMORY_MEMFD,
+                                   .bytes = bytes,
+                                   .fd = fcntl(*fd, F_DUPFD_CLOEXEC, 0)};
+}
+
 static void client_init(struct client *client, struct harness *harness, uint32_t device_idx, uint64_t bytes)
 {
     struct epd_error error = {.status = EPD_OK};
     struct memory_request request = {
         .device_idx = device_idx, .kind = EPD_MEMORY_HEAP, .bytes = bytes, .fd = -1};
+    int own_fd = -1;
     *client = (struct client){.bytes = bytes, .used = GAP_BYTES};
+    if (harness->imports)
+        request = import_request(device_idx, bytes, &own_fd);
     ck_assert_msg(page_create(&client->page, &client->page_fd, &error) == EPD_OK, "%s", error.text);
     ck_assert_msg(harness_acquire(harness, &request, &client->memory, &error) == EPD_OK, "%s", error.text);
-    client->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd(client->memory), 0);
+    int fd = own_fd >= 0 ? own_fd : memory_fd(client->memory);
+    client->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     ck_assert(client->base != MAP_FAILED);
+    if (own_fd >= 0)
+        close(own_fd);
     values_poison(client->base, GAP_BYTES);
 }
 

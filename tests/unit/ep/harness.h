@@ -12,12 +12,13 @@
 
 #define HARNESS_MAX_RANKS    8
 #define HARNESS_MAX_BINDINGS 64
-#define HARNESS_MAX_SLABS    160
+#define HARNESS_MAX_SLABS    512
 
 struct harness {
     struct node *node;
     _Atomic uint32_t bell; /* futex word: notify was called */
     int n_fds;             /* open before the node was */
+    int imports;           /* clients bring memfds of their own instead of memory of the heap */
 };
 
 void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_limit_bytes);

@@ -307,7 +307,7 @@ START_TEST(a_step_of_fewer_tokens_leaves_the_rest_of_the_output_alone)
     const struct layer *layer = &exchange.layer;
     uint32_t fewer[HARNESS_MAX_RANKS];
     for (uint32_t r = 0; r < layer->op_case->world_size; r++)
-        fewer[r] = layer->n_tokens[r] / (r + 2);
+        fewer[r] = layer->n_tokens[r] - 30 * r - 37; /* none on the last */
     launch_expect(&exchange.dispatch, fewer, EPD_OK);
     launch_expect(&exchange.combine, fewer, EPD_OK);
     launch_expect(&exchange.combine_bwd, fewer, EPD_OK);
@@ -317,7 +317,7 @@ START_TEST(a_step_of_fewer_tokens_leaves_the_rest_of_the_output_alone)
         const struct slab *outputs[] = {&x->out, &x->dx, &x->d_weights, &x->d_weights_y};
         for (size_t i = 0; i < COUNT(outputs); i++) {
             size_t written = fewer[r] * outputs[i]->bytes / layer->n_tokens[r];
-            ck_assert(!values_poisoned(outputs[i]->data, written));
+            ck_assert(!written || !values_poisoned(outputs[i]->data, written));
             ck_assert(values_poisoned((char *)outputs[i]->data + written, outputs[i]->bytes - written));
         }
     }

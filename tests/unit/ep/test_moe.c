@@ -7,7 +7,8 @@
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 /* Forward, backward and what they leave, on n_devices. */
-static void run_case(const struct op_case *op_case, uint32_t n_devices, struct layer_modes modes)
+static void run_case_in(const struct op_case *op_case, uint32_t n_devices, struct layer_modes modes,
+                        int imports)
 {
     struct harness harness;
     struct layer layer;
@@ -15,6 +16,7 @@ static void run_case(const struct op_case *op_case, uint32_t n_devices, struct l
     struct crew_plan forward, backward;
     struct outcome outcome;
     harness_open(&harness, n_devices, 0);
+    harness.imports = imports;
     layer_init(&layer, &harness, op_case);
     layer_take_outputs(&layer, outputs);
     layer_forward_plan(&layer, modes, outputs, &forward);
@@ -40,6 +42,18 @@ static void run_case(const struct op_case *op_case, uint32_t n_devices, struct l
     layer_fini(&layer);
     harness_close(&harness);
 }
+
+static void run_case(const struct op_case *op_case, uint32_t n_devices, struct layer_modes modes)
+{
+    run_case_in(op_case, n_devices, modes, 0);
+}
+
+START_TEST(a_layer_works_in_imported_memory)
+{
+    run_case_in(op_case_named("uniform f32"), 2, (struct layer_modes){.saved = EPD_SAVED_CONTEXT}, 1);
+    run_case_in(op_case_named("eight ranks"), 3, (struct layer_modes){.saved = EPD_SAVED_RECOMPUTE}, 1);
+}
+END_TEST
 
 START_TEST(a_layer_and_its_gradients_match_the_reference_in_every_case)
 {
@@ -197,6 +211,7 @@ int main(void)
     const TTest *const tests[] = {
         a_layer_and_its_gradients_match_the_reference_in_every_case,
         a_layer_that_recomputes_matches_the_reference,
+        a_layer_works_in_imported_memory,
         any_number_of_ranks_works_on_any_number_of_devices,
         saved_recomputed_and_delayed_gradients_are_the_same_bits,
         three_contexts_interleave_with_their_backwards,
