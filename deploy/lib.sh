@@ -6,7 +6,7 @@
 epd_build_packages="build-essential cmake ninja-build pkg-config libuv1-dev libprotobuf-c-dev protobuf-c-compiler libinih-dev \
 libjansson-dev libopenblas-dev"
 # What the tests, the manuals and the other compiler take on top.
-epd_test_packages="check scdoc clang clang-format libclang-rt-14-dev util-linux"
+epd_test_packages="check scdoc clang clang-format libclang-rt-14-dev util-linux python3 python3-numpy python3-pytest"
 
 say() {
     printf '\n== %s\n' "$*"

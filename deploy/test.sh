@@ -4,7 +4,7 @@
 #
 #   gcc     everything with gcc, EPD_CUDA=OFF, all tests
 #   asan    with AddressSanitizer and UndefinedBehaviorSanitizer, all tests
-#   tsan    with ThreadSanitizer, the unit and integration tests
+#   tsan    with ThreadSanitizer, the unit and integration tests but those of single kernels
 #   clang   everything with clang and -Werror, and the fuzzers over their seeds
 #   cuda    EPD_CUDA=ON where nvcc is, the tests labelled gpu (they skip without a GPU)
 #   format  clang-format of every tracked C file
@@ -133,8 +133,9 @@ part_asan() {
 part_tsan() {
     check "tsan: build" configure_and_build tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_CUDA=OFF -DEPD_SANITIZE=thread \
         "$sanitizer_flags"
-    echo "NOTE: under ThreadSanitizer only the tests labelled unit and integration run"
-    TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 run_ctest tsan -L 'unit|integration'
+    echo "NOTE: under ThreadSanitizer only the tests labelled unit and integration run, without those of single kernels,"
+    echo "      which have one thread and take minutes there"
+    TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 run_ctest tsan -L 'unit|integration' -E '^kernels_'
 }
 
 part_clang() {
