@@ -189,7 +189,7 @@ check_shell() {
     while read -r file; do
         bash -n "$root/$file" || code=1
     done < <(tree_files '*.sh'; echo .ci/run)
-    return $code
+    return "$code"
 }
 
 part_format() {
@@ -207,20 +207,26 @@ part_shell() {
     check "shell" check_shell
 }
 
-# shellcheck disable=SC2086 # lists of names
-install_packages $epd_build_packages $epd_test_packages
+# One function, so that bash has read the whole file before a run of minutes begins.
+main() {
+    # shellcheck disable=SC2086 # lists of names
+    install_packages $epd_build_packages $epd_test_packages
 
-for part in ${only:-$parts}; do
-    say "$part"
-    started=$SECONDS
-    "part_$part"
-    echo "$part took $((SECONDS - started)) s"
-done
+    for part in ${only:-$parts}; do
+        say "$part"
+        started=$SECONDS
+        "part_$part"
+        echo "$part took $((SECONDS - started)) s"
+    done
 
-say "summary"
-for failure in "${failures[@]+"${failures[@]}"}"; do
-    echo "failed: $failure"
-done
-[ "$n_skipped" -eq 0 ] || echo "$n_skipped skipped (no GPU, or not built here)"
-echo "$n_passed passed, $n_failed failed"
-[ "$n_failed" -eq 0 ]
+    say "summary"
+    for failure in "${failures[@]+"${failures[@]}"}"; do
+        echo "failed: $failure"
+    done
+    [ "$n_skipped" -eq 0 ] || echo "$n_skipped skipped (no GPU, or not built here)"
+    echo "$n_passed passed, $n_failed failed"
+    [ "$n_failed" -eq 0 ]
+    exit $?
+}
+
+main
