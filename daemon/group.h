@@ -23,8 +23,8 @@ struct session;
 enum group_state {
     GROUP_JOINING, /* waits for missing ranks until the join timer; joins are answered when it ends */
     GROUP_OPEN,    /* plans and launches; joins of its name get EPD_IN_USE */
-    GROUP_BROKEN,  /* a rank is gone (or the join failed): plans and collective launches get `lost`; the name
-                      is free */
+    GROUP_BROKEN,  /* a rank is gone (or the join failed): collective plans and launches get `lost`, local
+                      ones go on; the name is free */
 };
 
 /* The collective step that is being gathered: every rank's next collective launch. It has no list of its own:

@@ -321,7 +321,8 @@ enum epd_status rank_plan_create(struct session *session, uint64_t request_id,
     enum epd_status status = group_find_member(session, request->group_id, &member, error);
     if (status != EPD_OK)
         return status;
-    if (member->group->state == GROUP_BROKEN) {
+    /* Local ops need no peer: a rank may finish its own work after others have left. */
+    if (member->group->state == GROUP_BROKEN && (op_is_collective(request->op) || !member->group->team)) {
         *error = member->group->lost;
         return error->status;
     }

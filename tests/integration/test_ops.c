@@ -266,8 +266,7 @@ static long long sum_of(const json_t *value, const char *key, int *n_found)
     json_t *item;
     size_t i;
     if (json_is_object(value)) {
-        json_object_foreach((json_t *)value, name, item)
-        {
+        json_object_foreach ((json_t *)value, name, item) {
             if (strcmp(name, key) == 0 && json_is_integer(item)) {
                 sum += json_integer_value(item);
                 ++*n_found;
@@ -275,7 +274,8 @@ static long long sum_of(const json_t *value, const char *key, int *n_found)
             sum += sum_of(item, key, n_found);
         }
     }
-    json_array_foreach(value, i, item) sum += sum_of(item, key, n_found);
+    json_array_foreach (value, i, item)
+        sum += sum_of(item, key, n_found);
     return sum;
 }
 
