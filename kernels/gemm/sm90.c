@@ -21,6 +21,8 @@ struct gemm_engine_plan {
     struct sm90_args args; /* what does not change between launches; maps of the last pointers */
     const void *mapped_a;
     const void *mapped_b;
+    const void *mapped_c;
+    const void *mapped_act;
     CUtensorMap *part_maps; /* owned, device, [n_groups]; NULL without pointer_parts */
     encode_tiled_fn encode;
 };
@@ -28,6 +30,8 @@ struct gemm_engine_plan {
 /* A view for the copy engine: dims and box innermost first, strides in bytes of every dimension but the first. */
 struct map_view {
     const void *base;
+    enum epd_dtype dtype;
+    int narrow; /* rows of 64 bytes in shared memory, else of 128 */
     uint32_t n_dims;
     cuuint64_t dims[5];
     cuuint64_t strides[4];
@@ -109,10 +113,12 @@ static enum epd_status encode_map(const struct gemm_engine_plan *plan, const str
                                   struct epd_error *error)
 {
     static const cuuint32_t unit[5] = {1, 1, 1, 1, 1};
-    CUtensorMapDataType type = plan->problem.shape.dtype == EPD_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                                    : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    CUtensorMapDataType type = view->dtype == EPD_F32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                               : view->dtype == EPD_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    CUtensorMapSwizzle swizzle = view->narrow ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
     CUresult result = plan->encode(map, type, view->n_dims, (void *)(uintptr_t)view->base, view->dims, view->strides,
-                                   view->box, unit, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   view->box, unit, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         return error_set(error, EPD_CUDA, "cuTensorMapEncodeTiled: error %d for a %u-dimensional view at %p", (int)result,
@@ -125,6 +131,7 @@ static struct map_view rows_view(const struct gemm_engine_plan *plan, const void
 {
     return (struct map_view){
         .base = base,
+        .dtype = plan->problem.shape.dtype,
         .n_dims = 2,
         .dims = {columns, plan->problem.max_rows > 0 ? (cuuint64_t)plan->problem.max_rows : 1},
         .strides = {(cuuint64_t)columns * 2},
@@ -139,6 +146,7 @@ static struct map_view weights_view(const struct gemm_problem *problem, const vo
     if (problem->activation)
         return (struct map_view){
             .base = base,
+            .dtype = problem->shape.dtype,
             .n_dims = 5, /* k, row of 8, gate or up, block of 8 rows, group */
             .dims = {k, 8, 2, n / 16, groups},
             .strides = {k * 2, n / 2 * k * 2, 8 * k * 2, n * k * 2},
@@ -146,6 +154,7 @@ static struct map_view weights_view(const struct gemm_problem *problem, const vo
         };
     return (struct map_view){
         .base = base,
+        .dtype = problem->shape.dtype,
         .n_dims = 3,
         .dims = {k, n, groups},
         .strides = {k * 2, n * k * 2},
@@ -153,32 +162,109 @@ static struct map_view weights_view(const struct gemm_problem *problem, const vo
     };
 }
 
-/* The maps follow the pointers; the same pointers as last time cost nothing. */
-static enum epd_status map_operands(struct gemm_engine_plan *plan, const struct gemm_args *args, struct epd_error *error)
+/* c of TN and NN, 16 bits: eight token rows of 64 columns leave at a time; of an activation's plan 32 gate or up
+ * columns, [rows, 2, F]. */
+static struct map_view tokens_out_view(const struct gemm_problem *problem, const void *base)
+{
+    cuuint64_t columns = problem->shape.layout == EPD_GEMM_TN ? problem->shape.n : problem->shape.k;
+    cuuint64_t rows = (cuuint64_t)problem->max_rows;
+    if (problem->activation)
+        return (struct map_view){
+            .base = base,
+            .dtype = problem->shape.dtype,
+            .narrow = 1,
+            .n_dims = 3,
+            .dims = {columns / 2, 2, rows},
+            .strides = {columns, columns * 2},
+            .box = {32, 1, 8},
+        };
+    return (struct map_view){
+        .base = base,
+        .dtype = problem->shape.dtype,
+        .n_dims = 2,
+        .dims = {columns, rows},
+        .strides = {columns * 2},
+        .box = {64, 8},
+    };
+}
+
+static struct map_view act_view(const struct gemm_problem *problem, const void *base)
+{
+    return (struct map_view){
+        .base = base,
+        .dtype = problem->shape.dtype,
+        .narrow = 1,
+        .n_dims = 2,
+        .dims = {problem->shape.n / 2, (cuuint64_t)problem->max_rows},
+        .strides = {problem->shape.n},
+        .box = {32, 8},
+    };
+}
+
+/* dW of NT: 64 rows of 128 bytes leave at a time. */
+static struct map_view gradients_view(const struct gemm_problem *problem, const void *base)
+{
+    cuuint64_t n = problem->shape.n, k = problem->shape.k, bytes = dtype_bytes(problem->shape.dtype_c);
+    return (struct map_view){
+        .base = base,
+        .dtype = problem->shape.dtype_c,
+        .n_dims = 3,
+        .dims = {k, n, problem->pointer_parts ? 1 : problem->n_groups},
+        .strides = {k * bytes, n * k * bytes},
+        .box = {(cuuint32_t)(128 / bytes), 64, 1},
+    };
+}
+
+/* Encodes unless the pointer is that of the last launch. */
+static enum epd_status map_once(const struct gemm_engine_plan *plan, const struct map_view *view, const void **mapped,
+                                CUtensorMap *map, struct epd_error *error)
+{
+    if (view->base == *mapped)
+        return EPD_OK;
+    enum epd_status status = encode_map(plan, view, map, error);
+    if (status == EPD_OK)
+        *mapped = view->base;
+    return status;
+}
+
+static enum epd_status map_inputs(struct gemm_engine_plan *plan, const struct gemm_args *args, struct epd_error *error)
 {
     const struct gemm_shape *shape = &plan->problem.shape;
     int nt = shape->layout == EPD_GEMM_NT;
     /* Without a row nothing is read, but a map wants an address. */
     const void *none = plan->problem.max_rows == 0 ? plan->args.counters : NULL;
-    const void *a = nt ? args->a : plan->problem.pointer_parts ? (const void *)plan->part_maps : args->b;
-    const void *b = nt ? args->b : args->a;
+    const void *weights = plan->problem.pointer_parts ? (const void *)plan->part_maps : args->b;
+    const void *a = nt ? args->a : weights, *b = nt ? args->b : args->a;
     a = a ? a : none;
     b = b ? b : none;
-    if (a != plan->mapped_a) {
-        struct map_view view = nt ? rows_view(plan, a, shape->n) : weights_view(&plan->problem, a);
-        enum epd_status status = encode_map(plan, &view, &plan->args.a, error);
-        if (status != EPD_OK)
-            return status;
-        plan->mapped_a = a;
+    struct map_view a_view = nt ? rows_view(plan, a, shape->n) : weights_view(&plan->problem, a);
+    struct map_view b_view = rows_view(plan, b, shape->layout == EPD_GEMM_NN ? shape->n : shape->k);
+    enum epd_status status = map_once(plan, &a_view, &plan->mapped_a, &plan->args.a, error);
+    return status == EPD_OK ? map_once(plan, &b_view, &plan->mapped_b, &plan->args.b, error) : status;
+}
+
+/* Only what the copy engine writes: f32 rows of TN and NN go by plain stores. */
+static enum epd_status map_outputs(struct gemm_engine_plan *plan, const struct gemm_launch *launch,
+                                   struct epd_error *error)
+{
+    const struct gemm_problem *problem = &plan->problem;
+    if (problem->shape.layout == EPD_GEMM_NT) {
+        const void *c = problem->pointer_parts ? (const void *)plan->part_maps : launch->args.c;
+        struct map_view view = gradients_view(problem, c);
+        return map_once(plan, &view, &plan->mapped_c, &plan->args.c, error);
     }
-    if (b != plan->mapped_b) {
-        struct map_view view = rows_view(plan, b, shape->layout == EPD_GEMM_NN ? shape->n : shape->k);
-        enum epd_status status = encode_map(plan, &view, &plan->args.b, error);
-        if (status != EPD_OK)
-            return status;
-        plan->mapped_b = b;
+    if (problem->max_rows == 0)
+        return EPD_OK;
+    enum epd_status status = EPD_OK;
+    if (problem->shape.dtype_c != EPD_F32 && !(problem->activation && !problem->keep_preact)) {
+        struct map_view view = tokens_out_view(problem, launch->args.c);
+        status = map_once(plan, &view, &plan->mapped_c, &plan->args.c, error);
     }
-    return EPD_OK;
+    if (status == EPD_OK && problem->activation) {
+        struct map_view view = act_view(problem, launch->act);
+        status = map_once(plan, &view, &plan->mapped_act, &plan->args.act, error);
+    }
+    return status;
 }
 
 static enum epd_status prepare_kernels(struct gemm_engine_plan *plan, struct epd_error *error)
@@ -213,8 +299,6 @@ static void fill_args(struct gemm_engine_plan *plan)
     args->box_rows = plan->config.box_rows;
     args->n_stages = plan->config.n_stages;
     args->stage_bytes = plan->config.stage_bytes;
-    args->skew_cycles = plan->config.skew_cycles;
-    args->flags = plan->config.flags;
     args->dtype_c = shape->dtype_c;
     args->dtype_bias = shape->dtype_bias;
     args->accumulate = shape->layout == EPD_GEMM_NT && shape->accumulate;
@@ -258,7 +342,6 @@ static enum epd_status sm90_create(const struct gemm_problem *problem, int devic
     if (!plan)
         return error_set(error, EPD_NO_MEMORY, "sm90: no memory for a plan of %zu bytes", sizeof(*plan));
     *plan = (struct gemm_engine_plan){.problem = *problem};
-    plan->problem.pointer_parts = problem->pointer_parts && problem->shape.layout != EPD_GEMM_NT;
     plan->config = sm90_config_choose(problem, (uint32_t)n_sms / 2);
     fill_args(plan);
     status = load_encode(&plan->encode, error);
@@ -291,13 +374,14 @@ static enum epd_status check_launch(const struct gemm_engine_plan *plan, const s
     const struct gemm_problem *problem = &plan->problem;
     int nt = problem->shape.layout == EPD_GEMM_NT;
     if (problem->max_rows == 0)
-        return nt && !args->c_parts ? check_pointer(args->c, "c", error) : EPD_OK;
+        return nt && !problem->pointer_parts ? check_pointer(args->c, "c", error) : EPD_OK;
     enum epd_status status = check_pointer(args->a, "a", error);
-    if (status == EPD_OK && !problem->pointer_parts)
+    if (status == EPD_OK && (nt || !problem->pointer_parts))
         status = check_pointer(args->b, "b", error);
-    if (status == EPD_OK && problem->pointer_parts && !args->b_parts)
-        return error_set(error, EPD_INVALID_ARGUMENT, "grouped_gemm b: the plan wants %u pointers", problem->n_groups);
-    if (status == EPD_OK && !(nt && args->c_parts) && !(problem->activation && !problem->keep_preact))
+    if (status == EPD_OK && problem->pointer_parts && !(nt ? (const void *)args->c_parts : (const void *)args->b_parts))
+        return error_set(error, EPD_INVALID_ARGUMENT, "grouped_gemm %s: the plan wants %u pointers", nt ? "c" : "b",
+                         problem->n_groups);
+    if (status == EPD_OK && !(nt && problem->pointer_parts) && !(problem->activation && !problem->keep_preact))
         status = check_pointer(args->c, "c", error);
     if (status == EPD_OK && problem->activation)
         status = check_pointer(launch->act, "act", error);
@@ -328,6 +412,23 @@ static cudaError_t enqueue(const struct gemm_engine_plan *plan, const struct sm9
     return cudaErrorInvalidValue;
 }
 
+/* The pointers are in device memory, so their maps are made there, ahead of the product. */
+static enum epd_status write_part_maps(const struct gemm_engine_plan *plan, const struct gemm_args *given,
+                                       struct sm90_args *args, cudaStream_t stream, struct epd_error *error)
+{
+    int nt = plan->problem.shape.layout == EPD_GEMM_NT;
+    const void *const *parts = nt ? (const void *const *)given->c_parts : given->b_parts;
+    if (nt) {
+        args->c_parts = given->c_parts;
+        args->c_parts_map = plan->part_maps;
+    } else {
+        args->a_parts = plan->part_maps;
+    }
+    return gemm_check_cuda(
+        sm90_parts_launch(nt ? &args->c : &args->a, parts, plan->problem.n_groups, plan->part_maps, stream),
+        "launch of the tensor map kernel", error);
+}
+
 static enum epd_status sm90_launch(struct gemm_engine_plan *plan, const struct gemm_launch *launch,
                                    struct CUstream_st *stream, struct epd_error *error)
 {
@@ -335,25 +436,23 @@ static enum epd_status sm90_launch(struct gemm_engine_plan *plan, const struct g
     const struct gemm_args *given = &launch->args;
     enum epd_status status = check_launch(plan, launch, error);
     if (status == EPD_OK)
-        status = map_operands(plan, given, error);
+        status = map_inputs(plan, given, error);
+    if (status == EPD_OK)
+        status = map_outputs(plan, launch, error);
     if (status != EPD_OK)
         return status;
     struct sm90_args args = plan->args;
     args.m_splits = given->groups.m_splits;
     args.offsets = given->groups.offsets;
     args.max_rows = given->groups.max_rows;
-    args.c = problem->activation && !problem->keep_preact ? NULL : given->c;
-    args.c_parts = given->c_parts;
+    args.c_data = problem->activation && !problem->keep_preact ? NULL : given->c;
     args.bias = problem->shape.dtype_bias ? given->bias : NULL;
     args.dbias = problem->shape.layout == EPD_GEMM_NT && problem->shape.dtype_bias ? given->dbias : NULL;
-    args.act = launch->act;
+    args.act_data = launch->act;
     args.row_weights = problem->row_weights ? launch->row_weights : NULL;
     args.error = given->error;
     if (problem->pointer_parts) {
-        args.a_parts = plan->part_maps;
-        status = gemm_check_cuda(
-            sm90_parts_launch(&plan->args.a, given->b_parts, problem->n_groups, plan->part_maps, stream),
-            "launch of the tensor map kernel", error);
+        status = write_part_maps(plan, given, &args, stream, error);
         if (status != EPD_OK)
             return status;
     }

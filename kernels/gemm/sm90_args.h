@@ -32,7 +32,10 @@ struct sm90_counters {
 struct sm90_args {
     CUtensorMap a;
     CUtensorMap b;
-    const CUtensorMap *a_parts; /* [L] device, one map per group; NULL: `a` holds all groups */
+    CUtensorMap c;                  /* where copies write c: 16-bit c; f32 c of NT */
+    CUtensorMap act;                /* of the output of an activation */
+    const CUtensorMap *a_parts;     /* [L] device, one map per group; NULL: `a` holds all groups */
+    const CUtensorMap *c_parts_map; /* likewise for c of NT */
     const int64_t *m_splits;    /* [L] */
     const int64_t *offsets;     /* [L + 1] or NULL = packed */
     int64_t max_rows;
@@ -42,17 +45,15 @@ struct sm90_args {
     uint32_t box_rows;                /* token rows that one copy of b brings (TN, NN) */
     uint32_t n_stages, stage_bytes;
     uint32_t n_clusters;
-    uint32_t skew_cycles; /* head start of the first warpgroup */
-    uint32_t flags;
     enum epd_dtype dtype_c;
     enum epd_dtype dtype_bias;
     int accumulate;
     enum epd_activation activation;
-    void *c; /* NULL with an activation: the pre-activation is not kept */
+    void *c_data; /* NULL with an activation: the pre-activation is not kept */
     void *const *c_parts;
     const void *bias;
     void *dbias;
-    void *act;
+    void *act_data;
     const float *row_weights;
     struct sm90_counters *counters;
     struct kernel_error *error;

@@ -9,8 +9,6 @@ struct sm90_config {
     uint32_t box_rows;   /* token rows of one copy: 8, 16, 32 or 64 */
     uint32_t n_stages;
     uint32_t stage_bytes;
-    uint32_t skew_cycles; /* head start of a block's first warpgroup */
-    uint32_t flags;
 };
 
 /* n_clusters: how many run at a time (half the multiprocessors). */

@@ -2,9 +2,10 @@
  * holds, for every 8 inner columns c: d[4c], d[4c+1] at outer row 16w + l/4, columns 2(l%4) and the next, and
  * d[4c+2], d[4c+3] eight outer rows further.
  *
- * 16-bit results go through 16 KiB of shared memory of the warpgroup and leave as 16-byte stores of whole 128-byte lines;
- * every store is guarded by the tile's rows and the matrix's columns, so a ragged last tile touches no neighbour. The two
- * warpgroups of a block never wait for each other here: while one stores, the other multiplies. */
+ * Results go through two 8 KiB buffers of the warpgroup and leave by the copy engine in the background: while one buffer
+ * drains the other is filled, and the warpgroup is soon back at its products. Token rows leave eight at a time, the last
+ * few of a group by guarded plain stores: nothing past the group's end is written. The loops have no branch inside a
+ * round, so that conversions of many elements overlap (with one per element the epilogue took five times as long). */
 #ifndef EPD_KERNELS_GEMM_SM90_EPILOGUE_CUH
 #define EPD_KERNELS_GEMM_SM90_EPILOGUE_CUH
 
@@ -17,12 +18,13 @@
 namespace sm90
 {
 
-constexpr uint32_t STAGING_BYTES = 16384; /* of one warpgroup */
-constexpr uint32_t STAGED_TOKENS = 128;   /* x 64 outer rows x 2 bytes */
+constexpr uint32_t ROUND_BYTES = 8192;
+constexpr uint32_t STAGING_BYTES = 2 * ROUND_BYTES; /* of one warpgroup */
 
 /* Who writes what of a tile. */
 struct epilogue_place {
-    uint32_t staging;     /* shared address */
+    uint32_t staging;     /* shared address of the two buffers */
+    uint32_t round;       /* parity: the buffer that is next */
     uint32_t barrier;     /* id of the warpgroup's barrier */
     uint32_t warp, lane;  /* in the warpgroup, in the warp */
     uint32_t outer_first; /* of this warpgroup */
@@ -69,19 +71,39 @@ __device__ __forceinline__ void store_any(void *base, enum epd_dtype dtype, size
         static_cast<__nv_bfloat16 *>(base)[idx] = __float2bfloat16_rn(value);
 }
 
-/* 128-byte rows, 16-byte pieces exchanged by row so that neither side meets a bank twice. */
+/* Rows of 128 (64) bytes, 16-byte pieces exchanged by row as the copy engine's 128-byte (64-byte) swizzle has it, so
+ * that neither side meets a bank twice. */
 __device__ __forceinline__ uint32_t staged(uint32_t staging, uint32_t row, uint32_t piece)
 {
     return staging + row * 128 + ((piece ^ (row & 7)) << 4);
 }
 
-__device__ __forceinline__ void store_16_bytes(const sm90_args &args, void *base, size_t element, uint4 value)
+__device__ __forceinline__ uint32_t staged_64(uint32_t staging, uint32_t row, uint32_t piece)
 {
-    uint4 *to = reinterpret_cast<uint4 *>(static_cast<uint16_t *>(base) + element);
-    if (args.flags & 1)
-        __stcs(to, value);
-    else
-        *to = value;
+    return staging + row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
+}
+
+/* A buffer to write; the copies of two rounds ago have read it. Copies are issued by warp 0 only. */
+__device__ __forceinline__ uint32_t round_begin(epilogue_place &at)
+{
+    if (at.warp == 0)
+        store_wait_read<1>();
+    warpgroup_sync(at.barrier);
+    uint32_t buffer = at.staging + at.round * ROUND_BYTES;
+    at.round ^= 1;
+    return buffer;
+}
+
+/* It is written: the copy engine may read. Then warp 0 issues copies and every lane of it commits once. */
+__device__ __forceinline__ void round_written(const epilogue_place &at)
+{
+    proxy_fence();
+    warpgroup_sync(at.barrier);
+}
+
+__device__ __forceinline__ void store_16_bytes(void *base, size_t element, uint4 value)
+{
+    *reinterpret_cast<uint4 *>(static_cast<uint16_t *>(base) + element) = value;
 }
 
 /* Row weights of the two tokens this thread holds in 8-column block `block`; 1 past the tile's end. */
@@ -96,74 +118,98 @@ __device__ __forceinline__ row_pair token_weights(const sm90_args &args, const e
     return weights;
 }
 
-/* TN, NN to 16 bits: D is [outer, token], memory is [token, outer]. */
-template <bool HALF>
-__device__ __forceinline__ void store_tokens(const sm90_args &args, const epilogue_place &at, float (&d)[128],
-                                             row_pair bias)
+/* What the epilogues do to a result on its way out. The accumulators themselves are never written: the compiler would
+ * have to keep two versions of them and would serialise the products. */
+template <bool WEIGHTED> struct finisher {
+    row_pair bias;
+    row_pair weights = {1.0f, 1.0f};
+
+    __device__ finisher(row_pair bias_) : bias(bias_)
+    {
+    }
+
+    __device__ __forceinline__ void block(const sm90_args &args, const epilogue_place &at, uint32_t block)
+    {
+        if constexpr (WEIGHTED)
+            weights = token_weights(args, at, block);
+    }
+
+    /* Element i (0..3) of the thread's four in the block. */
+    __device__ __forceinline__ float operator()(float value, uint32_t i) const
+    {
+        value += i & 2 ? bias.high : bias.low;
+        return WEIGHTED ? value * (i & 1 ? weights.high : weights.low) : value;
+    }
+
+    template <bool HALF> __device__ __forceinline__ uint32_t pack_two(const float *d, uint32_t i) const
+    {
+        return pack<HALF>((*this)(d[i], i), (*this)(d[i + 1], i + 1));
+    }
+};
+
+/* TN, NN to 16 bits: D is [outer, token], memory is [token, outer]; 64 tokens a round. */
+template <bool HALF, bool WEIGHTED>
+__device__ __forceinline__ void store_tokens(const sm90_args &args, epilogue_place &at, float (&d)[128], row_pair bias)
 {
+    finisher<WEIGHTED> out(bias);
 #pragma unroll
-    for (uint32_t half = 0; half < 2; half++) {
-        if (half * STAGED_TOKENS >= at.rows)
+    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 64) {
+        if (first >= at.rows)
             break;
-        warpgroup_sync(at.barrier);
+        uint32_t buffer = round_begin(at);
 #pragma unroll
-        for (uint32_t pair = 0; pair < 8; pair++) {
-            uint32_t block = half * 16 + pair * 2, r = block * 4;
-            if (block * 8 >= at.rows)
-                break;
-            row_pair w0 = {1.0f, 1.0f}, w1 = w0;
-            if (args.row_weights) {
-                w0 = token_weights(args, at, block);
-                w1 = token_weights(args, at, block + 1);
-            }
-            uint32_t row = pair * 16 + (at.lane >> 4) * 8 + (at.lane & 7);
-            store_matrix_transposed(staged(at.staging, row, at.warp * 2 + (at.lane >> 3 & 1)),
-                                    pack<HALF>((d[r] + bias.low) * w0.low, (d[r + 1] + bias.low) * w0.high),
-                                    pack<HALF>((d[r + 2] + bias.high) * w0.low, (d[r + 3] + bias.high) * w0.high),
-                                    pack<HALF>((d[r + 4] + bias.low) * w1.low, (d[r + 5] + bias.low) * w1.high),
-                                    pack<HALF>((d[r + 6] + bias.high) * w1.low, (d[r + 7] + bias.high) * w1.high));
+        for (uint32_t pair = 0; pair < 4; pair++) {
+            uint32_t block = first / 8 + pair * 2, row = pair * 16 + (at.lane >> 4) * 8 + (at.lane & 7);
+            out.block(args, at, block);
+            uint32_t v0 = out.template pack_two<HALF>(d + block * 4, 0);
+            uint32_t v1 = out.template pack_two<HALF>(d + block * 4, 2);
+            out.block(args, at, block + 1);
+            uint32_t v2 = out.template pack_two<HALF>(d + block * 4 + 4, 0);
+            uint32_t v3 = out.template pack_two<HALF>(d + block * 4 + 4, 2);
+            store_matrix_transposed(staged(buffer, row, at.warp * 2 + (at.lane >> 3 & 1)), v0, v1, v2, v3);
         }
-        warpgroup_sync(at.barrier);
-        uint32_t piece = at.thread() & 7, column = at.outer_first + piece * 8;
-#pragma unroll
-        for (uint32_t turn = 0; turn < 8; turn++) {
-            uint32_t row = turn * 16 + (at.thread() >> 3), token = half * STAGED_TOKENS + row;
-            if (token < at.rows && column < args.outer)
-                store_16_bytes(args, args.c, (at.row + token) * args.outer + column,
-                               load_shared(staged(at.staging, row, piece)));
+        round_written(at);
+        uint32_t n = min(at.rows - first, 64u);
+        if (at.warp == 0) {
+            if (at.lane < n / 8)
+                store_2d(&args.c, buffer + at.lane * 1024, at.outer_first, at.row + first + at.lane * 8);
+            store_commit();
         }
+        uint32_t row = (n & ~7u) + at.thread() / 8, piece = at.thread() & 7, column = at.outer_first + piece * 8;
+        if (row < n && column < args.outer)
+            store_16_bytes(args.c_data, (at.row + first + row) * args.outer + column,
+                           load_shared(staged(buffer, row, piece)));
     }
 }
 
 /* TN, NN to fp32: straight from the registers, eight lanes fill a 32-byte sector. */
+template <bool WEIGHTED>
 __device__ __forceinline__ void store_tokens_f32(const sm90_args &args, const epilogue_place &at, float (&d)[128],
                                                  row_pair bias)
 {
-    float *c = static_cast<float *>(args.c);
+    finisher<WEIGHTED> out(bias);
+    float *c = static_cast<float *>(args.c_data);
     uint32_t column = at.outer_first + at.warp * 16 + (at.lane >> 2);
 #pragma unroll
     for (uint32_t block = 0; block < 32; block++) {
         if (block * 8 >= at.rows)
             break;
-        row_pair w = {1.0f, 1.0f};
-        if (args.row_weights)
-            w = token_weights(args, at, block);
+        out.block(args, at, block);
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             uint32_t token = block * 8 + (at.lane & 3) * 2 + (i & 1), to = column + (i >> 1) * 8;
-            float value = (d[block * 4 + i] + (i >> 1 ? bias.high : bias.low)) * (i & 1 ? w.high : w.low);
             if (token < at.rows && to < args.outer)
-                c[(at.row + token) * args.outer + to] = value;
+                c[(at.row + token) * args.outer + to] = out(d[block * 4 + i], i);
         }
     }
 }
 
 /* f(g) u; the formulas of enum epd_activation. */
-__device__ __forceinline__ float gated(enum epd_activation kind, float gate, float up)
+template <enum epd_activation KIND> __device__ __forceinline__ float gated(float gate, float up)
 {
-    if (kind == EPD_SWIGLU)
+    if constexpr (KIND == EPD_SWIGLU)
         return __fdividef(gate, 1.0f + __expf(-gate)) * up;
-    if (kind == EPD_RELU2) {
+    if constexpr (KIND == EPD_RELU2) {
         float positive = fmaxf(gate, 0.0f);
         return positive * positive * up;
     }
@@ -173,94 +219,127 @@ __device__ __forceinline__ float gated(enum epd_activation kind, float gate, flo
 }
 
 /* TN with an activation: outer rows come as 8 gate, 8 up, 8 gate, ..: this thread's `low` row is the gate of column f and
- * its `high` row the up of the same column. at.outer_first counts columns of F here. */
+ * its `high` row the up of the same column. at.outer_first counts columns of F here, 32 to a warpgroup. First the
+ * pre-activation, 64 tokens a round: a buffer holds 4 KiB of gate and 4 KiB of up. */
 template <bool HALF>
-__device__ __forceinline__ void store_gated(const sm90_args &args, const epilogue_place &at, float (&d)[128],
-                                            row_pair bias)
+__device__ __forceinline__ void store_preact(const sm90_args &args, epilogue_place &at, float (&d)[128], row_pair bias)
 {
+    finisher<false> out(bias);
     const uint32_t ffn = args.outer / 2;
 #pragma unroll
-    for (uint32_t half = 0; half < 2; half++) {
-        if (half * STAGED_TOKENS >= at.rows)
+    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 64) {
+        if (first >= at.rows)
             break;
-        if (args.c) {
-            warpgroup_sync(at.barrier);
+        uint32_t buffer = round_begin(at);
 #pragma unroll
-            for (uint32_t pair = 0; pair < 8; pair++) {
-                uint32_t block = half * 16 + pair * 2, r = block * 4;
-                if (block * 8 >= at.rows)
-                    break;
-                uint32_t row = pair * 16 + (at.lane >> 4) * 8 + (at.lane & 7);
-                store_matrix_transposed(staged(at.staging, row, at.warp + (at.lane >> 3 & 1) * 4),
-                                        pack<HALF>(d[r] + bias.low, d[r + 1] + bias.low),
-                                        pack<HALF>(d[r + 2] + bias.high, d[r + 3] + bias.high),
-                                        pack<HALF>(d[r + 4] + bias.low, d[r + 5] + bias.low),
-                                        pack<HALF>(d[r + 6] + bias.high, d[r + 7] + bias.high));
-            }
-            warpgroup_sync(at.barrier);
-            uint32_t piece = at.thread() & 7, column = at.outer_first + (piece & 3) * 8;
-#pragma unroll
-            for (uint32_t turn = 0; turn < 8; turn++) {
-                uint32_t row = turn * 16 + (at.thread() >> 3), token = half * STAGED_TOKENS + row;
-                if (token < at.rows && column < ffn)
-                    store_16_bytes(args, args.c, (at.row + token) * args.outer + (piece >> 2) * ffn + column,
-                                   load_shared(staged(at.staging, row, piece)));
-            }
+        for (uint32_t pair = 0; pair < 4; pair++) {
+            uint32_t r = (first / 8 + pair * 2) * 4, row = pair * 16 + (at.lane >> 4) * 8 + (at.lane & 7);
+            store_matrix_transposed(staged_64(buffer + (at.lane >> 3 & 1) * 4096, row, at.warp),
+                                    out.template pack_two<HALF>(d + r, 0), out.template pack_two<HALF>(d + r, 2),
+                                    out.template pack_two<HALF>(d + r + 4, 0), out.template pack_two<HALF>(d + r + 4, 2));
         }
-        warpgroup_sync(at.barrier);
+        round_written(at);
+        uint32_t n = min(at.rows - first, 64u), box = at.lane & 7, up = at.lane >> 3 & 1;
+        if (at.warp == 0) {
+            if (at.lane < 16 && box < n / 8)
+                store_3d(&args.c, buffer + up * 4096 + box * 512, at.outer_first, up, at.row + first + box * 8);
+            store_commit();
+        }
+        uint32_t row = (n & ~7u) + at.thread() / 8, piece = at.thread() & 3, column = at.outer_first + piece * 8;
+        up = at.thread() >> 2 & 1;
+        if (row < n && column < ffn)
+            store_16_bytes(args.c_data, (at.row + first + row) * args.outer + up * ffn + column,
+                           load_shared(staged_64(buffer + up * 4096, row, piece)));
+    }
+}
+
+/* Then the activation, 128 tokens a round. */
+template <bool HALF, bool WEIGHTED, enum epd_activation KIND>
+__device__ __forceinline__ void store_act(const sm90_args &args, epilogue_place &at, float (&d)[128], row_pair bias)
+{
+    const uint32_t ffn = args.outer / 2;
+    finisher<WEIGHTED> weigh({0.0f, 0.0f});
+#pragma unroll
+    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 128) {
+        if (first >= at.rows)
+            break;
+        uint32_t buffer = round_begin(at);
 #pragma unroll
         for (uint32_t four = 0; four < 4; four++) {
-            uint32_t v[4] = {0, 0, 0, 0};
+            uint32_t v[4];
 #pragma unroll
             for (uint32_t i = 0; i < 4; i++) {
-                uint32_t block = half * 16 + four * 4 + i, r = block * 4;
-                if (block * 8 >= at.rows)
-                    break;
-                row_pair w = {1.0f, 1.0f};
-                if (args.row_weights)
-                    w = token_weights(args, at, block);
-                v[i] = pack<HALF>(gated(args.activation, d[r] + bias.low, d[r + 2] + bias.high) * w.low,
-                                  gated(args.activation, d[r + 1] + bias.low, d[r + 3] + bias.high) * w.high);
+                uint32_t block = first / 8 + four * 4 + i, r = block * 4;
+                float act[2] = {gated<KIND>(d[r] + bias.low, d[r + 2] + bias.high),
+                                gated<KIND>(d[r + 1] + bias.low, d[r + 3] + bias.high)};
+                weigh.block(args, at, block);
+                v[i] = weigh.template pack_two<HALF>(act, 0);
             }
-            store_matrix_transposed(staged(at.staging, four * 32 + at.lane, at.warp), v[0], v[1], v[2], v[3]);
+            store_matrix_transposed(staged_64(buffer, four * 32 + at.lane, at.warp), v[0], v[1], v[2], v[3]);
         }
-        warpgroup_sync(at.barrier);
-        uint32_t piece = at.thread() & 3, column = at.outer_first + piece * 8;
+        round_written(at);
+        uint32_t n = min(at.rows - first, 128u);
+        if (at.warp == 0) {
+            if (at.lane < n / 8)
+                store_2d(&args.act, buffer + at.lane * 512, at.outer_first, at.row + first + at.lane * 8);
+            store_commit();
+        }
+        uint32_t row = (n & ~7u) + at.thread() / 4, piece = at.thread() & 3, column = at.outer_first + piece * 8;
+        if (row < n && column < ffn)
+            store_16_bytes(args.act_data, (at.row + first + row) * ffn + column,
+                           load_shared(staged_64(buffer, row, piece)));
+    }
+}
+
+/* NT to 16 bits, overwriting: D and memory are both [outer, inner]; 64 columns a round, the copies clip at the matrix. */
+template <bool HALF>
+__device__ __forceinline__ void store_columns(const sm90_args &args, epilogue_place &at, const CUtensorMap *map,
+                                              int group, uint32_t inner_first, float (&d)[128])
+{
 #pragma unroll
-        for (uint32_t turn = 0; turn < 4; turn++) {
-            uint32_t row = turn * 32 + (at.thread() >> 2), token = half * STAGED_TOKENS + row;
-            if (token < at.rows && column < ffn)
-                store_16_bytes(args, args.act, (at.row + token) * ffn + column, load_shared(staged(at.staging, row, piece)));
+    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 64) {
+        if (first >= args.tile_inner)
+            break;
+        uint32_t buffer = round_begin(at);
+#pragma unroll
+        for (uint32_t pair = 0; pair < 4; pair++) {
+            uint32_t r = (first / 8 + pair * 2) * 4;
+            uint32_t row = at.warp * 16 + (at.lane >> 3 & 1) * 8 + (at.lane & 7), piece = pair * 2 + (at.lane >> 4);
+            store_matrix(staged(buffer, row, piece), pack<HALF>(d[r], d[r + 1]), pack<HALF>(d[r + 2], d[r + 3]),
+                         pack<HALF>(d[r + 4], d[r + 5]), pack<HALF>(d[r + 6], d[r + 7]));
+        }
+        round_written(at);
+        if (at.warp == 0) {
+            if (at.lane == 0 && at.outer_first < args.outer)
+                store_3d(map, buffer, inner_first + first, at.outer_first, group);
+            store_commit();
         }
     }
 }
 
-/* NT to 16 bits, overwriting: D and memory are both [outer, inner]. */
-template <bool HALF>
-__device__ __forceinline__ void store_matrix_rows(const sm90_args &args, const epilogue_place &at, void *c,
-                                                  uint32_t inner_first, float (&d)[128])
+/* NT to fp32, overwriting or adding: 32 columns a round. */
+__device__ __forceinline__ void store_columns_f32(const sm90_args &args, epilogue_place &at, const CUtensorMap *map,
+                                                  int group, uint32_t inner_first, float (&d)[128])
 {
 #pragma unroll
-    for (uint32_t half = 0; half < 2; half++) {
-        if (half * 128 >= args.tile_inner)
+    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 32) {
+        if (first >= args.tile_inner)
             break;
-        warpgroup_sync(at.barrier);
+        uint32_t buffer = round_begin(at);
 #pragma unroll
-        for (uint32_t pair = 0; pair < 8; pair++) {
-            uint32_t r = (half * 16 + pair * 2) * 4;
-            uint32_t row = at.warp * 16 + (at.lane >> 3 & 1) * 8 + (at.lane & 7), piece = pair * 2 + (at.lane >> 4);
-            store_matrix(staged(at.staging + (piece >> 3) * 8192, row, piece & 7), pack<HALF>(d[r], d[r + 1]),
-                         pack<HALF>(d[r + 2], d[r + 3]), pack<HALF>(d[r + 4], d[r + 5]),
-                         pack<HALF>(d[r + 6], d[r + 7]));
+        for (uint32_t block = 0; block < 4; block++) {
+            uint32_t r = (first / 8 + block) * 4, row = at.warp * 16 + (at.lane >> 2);
+            uint32_t to = staged(buffer, row, block * 2 + (at.lane >> 1 & 1)) + (at.lane & 1) * 8;
+            store_shared_pair(to, d[r], d[r + 1]);
+            store_shared_pair(to + 8 * 128, d[r + 2], d[r + 3]);
         }
-        warpgroup_sync(at.barrier);
-        uint32_t piece = at.thread() & 15, in_tile = half * 128 + piece * 8, column = inner_first + in_tile;
-#pragma unroll
-        for (uint32_t turn = 0; turn < 8; turn++) {
-            uint32_t row = turn * 8 + (at.thread() >> 4), to = at.outer_first + row;
-            if (to < args.outer && in_tile < args.tile_inner && column < args.inner)
-                store_16_bytes(args, c, static_cast<size_t>(to) * args.inner + column,
-                               load_shared(staged(at.staging + (piece >> 3) * 8192, row, piece & 7)));
+        round_written(at);
+        if (at.warp == 0) {
+            if (at.lane == 0 && at.outer_first < args.outer && args.accumulate)
+                add_3d(map, buffer, inner_first + first, at.outer_first, group);
+            else if (at.lane == 0 && at.outer_first < args.outer)
+                store_3d(map, buffer, inner_first + first, at.outer_first, group);
+            store_commit();
         }
     }
 }
@@ -279,10 +358,10 @@ __device__ __forceinline__ void store_zeros(const sm90_args &args, const epilogu
     }
 }
 
-/* NT to fp32, or adding to what is there: a thread's pair of columns at a time, four lanes to a sector. One rounding. */
-template <class PAIR_OP>
-__device__ __forceinline__ void for_each_pair(const sm90_args &args, const epilogue_place &at, uint32_t inner_first,
-                                              PAIR_OP operation)
+/* NT adding to 16 bits: sum in fp32, one rounding; a thread's pair of columns at a time. */
+template <bool HALF>
+__device__ __forceinline__ void add_columns(const sm90_args &args, const epilogue_place &at, void *c,
+                                            uint32_t inner_first, float (&d)[128])
 {
 #pragma unroll
     for (uint32_t block = 0; block < 32; block++) {
@@ -291,38 +370,15 @@ __device__ __forceinline__ void for_each_pair(const sm90_args &args, const epilo
             break;
 #pragma unroll
         for (uint32_t high = 0; high < 2; high++) {
-            uint32_t to = at.outer_first + at.warp * 16 + high * 8 + (at.lane >> 2);
-            if (to < args.outer && column < args.inner)
-                operation(static_cast<size_t>(to) * args.inner + column, block * 4 + high * 2);
+            uint32_t to = at.outer_first + at.warp * 16 + high * 8 + (at.lane >> 2), r = block * 4 + high * 2;
+            if (to >= args.outer || column >= args.inner)
+                continue;
+            size_t element = static_cast<size_t>(to) * args.inner + column;
+            uint32_t *pair = reinterpret_cast<uint32_t *>(static_cast<uint16_t *>(c) + element);
+            float2 old = HALF ? __half22float2(*reinterpret_cast<__half2 *>(pair))
+                              : __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 *>(pair));
+            *pair = pack<HALF>(old.x + d[r], old.y + d[r + 1]);
         }
-    }
-}
-
-__device__ __forceinline__ void store_pairs(const sm90_args &args, const epilogue_place &at, void *c,
-                                            uint32_t inner_first, float (&d)[128])
-{
-    if (args.dtype_c == EPD_F32) {
-        float *to = static_cast<float *>(c);
-        /* One addition per element and launch: the order cannot matter. */
-        if (args.accumulate)
-            for_each_pair(args, at, inner_first,
-                          [&](size_t element, uint32_t r) { add_pair(to + element, d[r], d[r + 1]); });
-        else
-            for_each_pair(args, at, inner_first, [&](size_t element, uint32_t r) {
-                *reinterpret_cast<float2 *>(to + element) = make_float2(d[r], d[r + 1]);
-            });
-    } else if (args.dtype_c == EPD_F16) {
-        for_each_pair(args, at, inner_first, [&](size_t element, uint32_t r) {
-            __half2 *to = reinterpret_cast<__half2 *>(static_cast<__half *>(c) + element);
-            float2 old = __half22float2(*to);
-            *to = __floats2half2_rn(old.x + d[r], old.y + d[r + 1]);
-        });
-    } else {
-        for_each_pair(args, at, inner_first, [&](size_t element, uint32_t r) {
-            __nv_bfloat162 *to = reinterpret_cast<__nv_bfloat162 *>(static_cast<__nv_bfloat16 *>(c) + element);
-            float2 old = __bfloat1622float2(*to);
-            *to = __floats2bfloat162_rn(old.x + d[r], old.y + d[r + 1]);
-        });
     }
 }
 

@@ -292,14 +292,6 @@ struct consumer {
     }
 };
 
-/* Left alone, both warpgroups reach their epilogues together and the tensor cores wait. A head start of the first lasts:
- * whoever stores loses what the other gains meanwhile. */
-__device__ __forceinline__ void give_head_start(uint32_t cycles)
-{
-    for (long long start = clock64(); clock64() - start < cycles;)
-        ;
-}
-
 /* The inner size of the instruction is a compile-time number: one product loop for each. */
 template <class Op>
 __device__ __forceinline__ void multiply_tokens(consumer &with, uint32_t rows, float (&d)[128])
@@ -365,15 +357,23 @@ __device__ __forceinline__ row_pair load_bias(const sm90_args &args, const epilo
     return bias;
 }
 
-template <class Op> __device__ void finish_tokens(const sm90_args &args, const epilogue_place &at, row_pair bias,
-                                                  float (&d)[128])
+template <class Op, bool WEIGHTED>
+__device__ __forceinline__ void finish_tokens(const sm90_args &args, epilogue_place &at, row_pair bias, float (&d)[128])
 {
-    if constexpr (Op::GATED)
-        store_gated<Op::F16>(args, at, d, bias);
-    else if (args.dtype_c == EPD_F32)
-        store_tokens_f32(args, at, d, bias);
-    else
-        store_tokens<Op::F16>(args, at, d, bias);
+    if constexpr (Op::GATED) {
+        if (args.c_data)
+            store_preact<Op::F16>(args, at, d, bias);
+        if (args.activation == EPD_SWIGLU)
+            store_act<Op::F16, WEIGHTED, EPD_SWIGLU>(args, at, d, bias);
+        else if (args.activation == EPD_GEGLU)
+            store_act<Op::F16, WEIGHTED, EPD_GEGLU>(args, at, d, bias);
+        else
+            store_act<Op::F16, WEIGHTED, EPD_RELU2>(args, at, d, bias);
+    } else if (args.dtype_c == EPD_F32) {
+        store_tokens_f32<WEIGHTED>(args, at, d, bias);
+    } else {
+        store_tokens<Op::F16, WEIGHTED>(args, at, d, bias);
+    }
 }
 
 /* All eight columns of the product with ones are the same: the first lane of four stores. */
@@ -394,25 +394,32 @@ __device__ __forceinline__ void store_dbias(const sm90_args &args, const epilogu
 __device__ __forceinline__ void *group_matrix(const sm90_args &args, int group)
 {
     size_t group_bytes = static_cast<size_t>(args.outer) * args.inner * (args.dtype_c == EPD_F32 ? 4 : 2);
-    return args.c_parts ? args.c_parts[group] : static_cast<uint8_t *>(args.c) + group * group_bytes;
+    return args.c_parts ? args.c_parts[group] : static_cast<uint8_t *>(args.c_data) + group * group_bytes;
 }
 
-__device__ __forceinline__ void finish_columns(const sm90_args &args, const epilogue_place &at, const tile &now,
+__device__ __forceinline__ void finish_columns(const sm90_args &args, epilogue_place &at, const tile &now,
                                                float (&d)[128])
 {
-    void *c = group_matrix(args, now.group);
     uint32_t inner_first = (now.place >> 16) * args.tile_inner;
-    if (args.accumulate || args.dtype_c == EPD_F32)
-        store_pairs(args, at, c, inner_first, d);
+    const CUtensorMap *map = args.c_parts_map ? args.c_parts_map + now.group : &args.c;
+    int group = args.c_parts_map ? 0 : now.group;
+    if (args.c_parts_map && at.warp == 0)
+        acquire_map(map);
+    if (args.dtype_c == EPD_F32)
+        store_columns_f32(args, at, map, group, inner_first, d);
+    else if (args.accumulate && args.dtype_c == EPD_F16)
+        add_columns<true>(args, at, group_matrix(args, now.group), inner_first, d);
+    else if (args.accumulate)
+        add_columns<false>(args, at, group_matrix(args, now.group), inner_first, d);
     else if (args.dtype_c == EPD_F16)
-        store_matrix_rows<true>(args, at, c, inner_first, d);
+        store_columns<true>(args, at, map, group, inner_first, d);
     else
-        store_matrix_rows<false>(args, at, c, inner_first, d);
+        store_columns<false>(args, at, map, group, inner_first, d);
 }
 
 /* One tile of NT; the tile after the last column is the sum of dY's rows. */
 template <class Op>
-__device__ __forceinline__ void finish_group(consumer &with, const epilogue_place &at, const tile &now, float (&d)[128])
+__device__ __forceinline__ void finish_group(consumer &with, epilogue_place &at, const tile &now, float (&d)[128])
 {
     const sm90_args &args = with.args;
     uint32_t inner_first = (now.place >> 16) * args.tile_inner;
@@ -437,8 +444,6 @@ template <class Op> __device__ void consume(const sm90_args &args, const shared_
     at.barrier = 1 + with.warpgroup;
     at.warp = with.thread / 32;
     at.lane = with.lane;
-    if (with.warpgroup == 1)
-        give_head_start(args.skew_cycles);
     while (true) {
         tile now = tiles.wait();
         __syncwarp();
@@ -446,7 +451,7 @@ template <class Op> __device__ void consume(const sm90_args &args, const shared_
             tiles.release();
         tiles.advance();
         if (now.group < 0)
-            return;
+            break;
         uint32_t first = ((now.place & 0xffff) * 2 + rank) * SM90_OUTER_ROWS + with.warpgroup * 64;
         at.outer_first = Op::GATED ? first / 2 : first;
         at.row = now.row;
@@ -455,11 +460,15 @@ template <class Op> __device__ void consume(const sm90_args &args, const shared_
         if constexpr (Op::TOKENS_INNER) {
             row_pair bias = load_bias<Op>(args, at, now.group);
             multiply_tokens<Op>(with, now.rows, d);
-            finish_tokens<Op>(args, at, bias, d);
+            if (args.row_weights)
+                finish_tokens<Op, true>(args, at, bias, d);
+            else
+                finish_tokens<Op, false>(args, at, bias, d);
         } else {
             finish_group<Op>(with, at, now, d);
         }
     }
+    store_wait_read<0>();
 }
 
 template <class Op>

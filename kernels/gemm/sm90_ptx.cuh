@@ -138,10 +138,38 @@ __device__ __forceinline__ void load_5d(uint32_t to, const CUtensorMap *map, uin
                  : "memory");
 }
 
-/* *to += {a, b} where the memory is, without reading it here. */
-__device__ __forceinline__ void add_pair(float *to, float a, float b)
+/* Shared to global, in the background; the issuing thread commits and may later wait until shared memory was read. */
+__device__ __forceinline__ void store_2d(const CUtensorMap *map, uint32_t from, int x, int y)
 {
-    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(a), "f"(b) : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from),
+                 "r"(x), "r"(y)
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_3d(const CUtensorMap *map, uint32_t from, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+/* global += shared, element by element, where the memory is. */
+__device__ __forceinline__ void add_3d(const CUtensorMap *map, uint32_t from, int x, int y, int z)
+{
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_commit()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Until all but the last PENDING commits of this thread have read shared memory. */
+template <int PENDING> __device__ __forceinline__ void store_wait_read()
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
 template <int N> __device__ __forceinline__ void registers_raise()
@@ -189,6 +217,11 @@ __device__ __forceinline__ uint4 load_shared(uint32_t address)
                  : "r"(address)
                  : "memory");
     return value;
+}
+
+__device__ __forceinline__ void store_shared_pair(uint32_t address, float a, float b)
+{
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
 }
 
 __device__ __forceinline__ void store_shared_zero(uint32_t address)

@@ -43,8 +43,6 @@ struct sm90_config __wrap_sm90_config_choose(const struct gemm_problem *problem,
     uint32_t boxed = (config.tile_inner + config.box_rows - 1) / config.box_rows * config.box_rows;
     config.stage_bytes = 128 * (128 + boxed);
     config.n_stages = from_environment("GEMM_STAGES", 8);
-    config.skew_cycles = from_environment("GEMM_SKEW", config.skew_cycles);
-    config.flags = from_environment("GEMM_FLAGS", config.flags);
     while (sm90_smem_bytes(config.n_stages, config.stage_bytes) > 232448)
         config.n_stages--;
     return config;
