@@ -9,16 +9,11 @@
  * cuda.h. */
 #include "kernels/cuda/exchange.cuh"
 
-#ifndef COMBINE_WARPS
-#define COMBINE_WARPS 10
-#define COMBINE_SLOTS 3
-#endif
-/* A warp has two banks of SLOTS pieces: the terms of the next sum are on their way while this one is added.
- */
-static constexpr uint32_t WARPS = COMBINE_WARPS, SLOTS = COMBINE_SLOTS;
-static constexpr uint32_t THREADS = (WARPS + 1) * 32; /* one more warp tells, in a block that sends */
-static constexpr uint32_t BANK_BYTES = SLOTS * CUDA_SUM_PIECE_BYTES, SHARED_BYTES = WARPS * 2 * BANK_BYTES;
-static constexpr uint32_t DEFAULT_SEND_BLOCKS = 20;
+/* A warp has a ring of pieces: the terms of this sum and of the next are on their way while others are added.
+ * One more piece holds the sum that is sent. One more warp tells, in a block that sends. */
+static constexpr uint32_t WARPS = 10, THREADS = (WARPS + 1) * 32, RING = 5;
+static constexpr uint32_t WARP_BYTES = (RING + 1) * CUDA_SUM_PIECE_BYTES, SHARED_BYTES = WARPS * WARP_BYTES;
+static constexpr uint32_t DEFAULT_SEND_BLOCKS = 18;
 static constexpr int SUM_VECS = CUDA_SUM_PIECE_BYTES / 16 / 32; /* of a lane */
 
 struct combine_params {
@@ -54,67 +49,75 @@ static __device__ __forceinline__ void terms_order(sum_unit &unit, uint8_t *orde
     unit.weight = __shfl_sync(FULL_WARP, weight, from);
 }
 
-/* The two banks of a warp. */
-struct sum_banks {
+/* Slots are filled at the head and emptied at the tail, in the order of the terms. */
+struct term_ring {
     unsigned char *memory;
-    uint32_t barriers; /* two mbarriers */
-    uint32_t parities; /* a bit each */
-    uint32_t turn;     /* the bank of the current sum */
+    uint32_t barriers; /* an mbarrier per slot */
+    uint32_t parities; /* a bit per slot */
+    uint32_t head, tail, n_full;
 };
 
-static __device__ __forceinline__ unsigned char *bank_memory(const sum_banks &banks, uint32_t bank)
+/* Starts loading the unit's terms from `issued` on, as far as there is room. Whole warp. */
+static __device__ __forceinline__ void terms_issue(term_ring &ring, const sum_unit &unit, uint32_t &issued)
 {
-    return banks.memory + bank * BANK_BYTES;
+    uint32_t lane = threadIdx.x % 32, left = unit.n - issued, room = RING - ring.n_full;
+    uint32_t n = left < room ? left : room;
+    if (lane - issued < n) {
+        uint32_t slot = ring.head + lane - issued;
+        slot -= slot >= RING ? RING : 0;
+        bulk_load(shared_address(ring.memory) + slot * CUDA_SUM_PIECE_BYTES, unit.row, unit.bytes,
+                  ring.barriers + slot * 8);
+    }
+    issued += n;
+    ring.n_full += n;
+    ring.head += n;
+    ring.head -= ring.head >= RING ? RING : 0;
 }
 
-/* Starts loading terms first .. first + SLOTS - 1. Whole warp. */
-static __device__ __forceinline__ void terms_load(const sum_banks &banks, uint32_t bank, const sum_unit &unit,
-                                                  uint32_t first)
-{
-    uint32_t lane = threadIdx.x % 32, end = first + SLOTS < unit.n ? first + SLOTS : unit.n;
-    if (lane == 0)
-        mbarrier_expect(banks.barriers + bank * 8, (end - first) * unit.bytes);
-    __syncwarp();
-    if (lane >= first && lane < end)
-        bulk_copy(shared_address(bank_memory(banks, bank)) + (lane - first) * CUDA_SUM_PIECE_BYTES, unit.row,
-                  unit.bytes, banks.barriers + bank * 8);
-}
-
-/* The sum of the terms in their order, in fp32; the first of them are on their way. Lane holds vectors lane,
- * lane + 32,
- * .. Whole warp. */
+/* Adds the oldest term in the ring. Lane holds vectors lane, lane + 32, .. of the piece. Whole warp. */
 template <typename E>
-static __device__ __forceinline__ void terms_add(sum_banks &banks, const sum_unit &unit,
-                                                 float (&sum)[SUM_VECS][vec16<E>::LANES])
+static __device__ __forceinline__ void term_add(term_ring &ring, uint32_t bytes, float weight,
+                                                float (&sum)[SUM_VECS][vec16<E>::LANES])
 {
     uint32_t lane = threadIdx.x % 32;
+    const uint4 *piece = reinterpret_cast<const uint4 *>(ring.memory + ring.tail * CUDA_SUM_PIECE_BYTES);
+    bulk_load_wait(ring.barriers + ring.tail * 8, ring.parities >> ring.tail & 1);
+#pragma unroll
+    for (int v = 0; v < SUM_VECS; v++) {
+        if ((lane + 32 * v) * 16 >= bytes)
+            break;
+        float values[vec16<E>::LANES];
+        vec16<E>::unpack(piece[lane + 32 * v], values);
+#pragma unroll
+        for (int i = 0; i < vec16<E>::LANES; i++)
+            sum[v][i] += weight * values[i];
+    }
+    __syncwarp();
+    ring.parities ^= 1u << ring.tail;
+    ring.n_full--;
+    ring.tail = ring.tail + 1 == RING ? 0 : ring.tail + 1;
+}
+
+/* The sum of the terms in their order, in fp32; the ring is kept full with what is left of them and then with
+ * those of the next unit. Whole warp. */
+template <typename E>
+static __device__ __forceinline__ void unit_add(term_ring &ring, const sum_unit &unit, uint32_t &issued,
+                                                const sum_unit &next, uint32_t &next_issued,
+                                                float (&sum)[SUM_VECS][vec16<E>::LANES])
+{
 #pragma unroll
     for (int v = 0; v < SUM_VECS; v++)
 #pragma unroll
         for (int i = 0; i < vec16<E>::LANES; i++)
             sum[v][i] = 0.0f;
-    for (uint32_t first = 0; first < unit.n; first += SLOTS) {
-        if (first > 0)
-            terms_load(banks, banks.turn, unit, first);
-        bulk_load_wait(banks.barriers + banks.turn * 8, banks.parities >> banks.turn & 1);
-        banks.parities ^= 1u << banks.turn;
-        for (uint32_t term = first; term < first + SLOTS && term < unit.n; term++) {
-            const uint4 *piece = reinterpret_cast<const uint4 *>(bank_memory(banks, banks.turn) +
-                                                                 (term - first) * CUDA_SUM_PIECE_BYTES);
-            float weight = __shfl_sync(FULL_WARP, unit.weight, term);
-#pragma unroll
-            for (int v = 0; v < SUM_VECS; v++) {
-                if ((lane + 32 * v) * 16 >= unit.bytes)
-                    break;
-                float values[vec16<E>::LANES];
-                vec16<E>::unpack(piece[lane + 32 * v], values);
-#pragma unroll
-                for (int i = 0; i < vec16<E>::LANES; i++)
-                    sum[v][i] += weight * values[i];
-            }
-        }
-        __syncwarp();
+    for (uint32_t term = 0; term < unit.n; term++) {
+        terms_issue(ring, unit, issued);
+        if (issued == unit.n)
+            terms_issue(ring, next, next_issued);
+        term_add<E>(ring, unit.bytes, __shfl_sync(FULL_WARP, unit.weight, term), sum);
     }
+    if (issued == unit.n)
+        terms_issue(ring, next, next_issued);
 }
 
 template <typename E>
@@ -151,157 +154,208 @@ static __device__ void publish_weights(const struct cuda_combine_args &a)
     }
 }
 
-/* Takes units until one has terms here; false at the end. Whole warp. */
+/* A unit whose slots are being looked up, one ahead of the unit whose terms are being loaded. Lane k holds
+ * slot k. */
+struct unit_lookup {
+    uint32_t taken; /* >= n_units: there is none */
+    uint32_t token, source, piece;
+    int32_t row, expert;
+    float weight;
+};
+
+static __device__ __forceinline__ unit_lookup partial_lookup(const combine_params &p, unit_queue &queue,
+                                                             uint32_t n_units)
+{
+    const struct exchange_shape &shape = p.a.exchange.shape;
+    uint32_t lane = threadIdx.x % 32, n_others = shape.world_size - 1;
+    unit_lookup u = {queue_take(queue, lane), 0, 0, 0, -1, -1, 1.0f};
+    if (u.taken >= n_units)
+        return u;
+    uint32_t place = u.taken / p.pieces.n_pieces;
+    u.piece = u.taken % p.pieces.n_pieces;
+    u.token = place / n_others;
+    u.source = (shape.rank + 1 + place % n_others) % shape.world_size;
+    if (lane < shape.top_k) {
+        size_t i = (size_t)u.token * shape.top_k + lane;
+        const float *weights = weights_of(p.a, u.source);
+        u.row = p.a.routing.slot_row[(size_t)u.source * shape.max_tokens * shape.top_k + i];
+        u.weight = weights ? weights[i] : 1.0f;
+    }
+    return u;
+}
+
+/* The next unit that has terms here; one without terms at the end. Whole warp. */
 static __device__ __forceinline__ bool partial_next(const combine_params &p, unit_queue &queue,
-                                                    uint32_t n_units, uint8_t *order, sum_unit &unit)
+                                                    uint32_t n_units, unit_lookup &ahead, uint8_t *order,
+                                                    sum_unit &unit)
 {
     const struct cuda_exchange &x = p.a.exchange;
-    const struct exchange_shape &shape = x.shape;
-    uint32_t lane = threadIdx.x % 32, n_others = shape.world_size - 1, live = 0, taken;
-    while (live == 0 && (taken = queue_take(queue, lane)) < n_units) {
-        uint32_t piece = taken % p.pieces.n_pieces, place = taken / p.pieces.n_pieces,
-                 token = place / n_others;
-        uint32_t source = (shape.rank + 1 + place % n_others) % shape.world_size;
-        int32_t row = -1;
-        float weight = 1.0f;
-        if (lane < shape.top_k && token < (uint32_t)p.a.routing.slot_tokens[source]) {
-            size_t i = (size_t)token * shape.top_k + lane;
-            const float *weights = weights_of(p.a, source);
-            row = p.a.routing.slot_row[(size_t)source * shape.max_tokens * shape.top_k + i];
-            weight = weights ? weights[i] : 1.0f;
-        }
-        live = __ballot_sync(FULL_WARP, row >= 0);
-        size_t at = (size_t)piece * p.pieces.piece_bytes;
-        unit.bytes = piece_length(p.pieces, piece);
-        unit.id = token * p.pieces.n_pieces + piece;
-        unit.rank = source;
-        unit.to = stage_at(x, source, shape.rank, token) + at;
+    uint32_t lane = threadIdx.x % 32;
+    unit.n = 0;
+    while (ahead.taken < n_units) {
+        unit_lookup u = ahead;
+        ahead = partial_lookup(p, queue, n_units);
+        if (u.token >= (uint32_t)p.a.routing.slot_tokens[u.source])
+            u.row = -1;
+        uint32_t live = __ballot_sync(FULL_WARP, u.row >= 0);
+        if (live == 0)
+            continue;
+        size_t at = (size_t)u.piece * p.pieces.piece_bytes;
+        unit.bytes = piece_length(p.pieces, u.piece);
+        unit.id = u.token * p.pieces.n_pieces + u.piece;
+        unit.rank = u.source;
+        unit.to = stage_at(x, u.source, x.shape.rank, u.token) + at;
         const char *y =
-            static_cast<const char *>(p.a.y) + (size_t)(row < 0 ? 0 : row) * p.pieces.row_bytes + at;
-        terms_order(unit, order, live, __popc(live & ((1u << lane) - 1)), y, weight);
+            static_cast<const char *>(p.a.y) + (size_t)(u.row < 0 ? 0 : u.row) * p.pieces.row_bytes + at;
+        terms_order(unit, order, live, __popc(live & ((1u << lane) - 1)), y, u.weight);
+        return true;
     }
-    return live != 0;
+    return false;
+}
+
+/* Sums that are on their way, oldest first, and the box of the block that they are handed to. Lane 0. */
+static constexpr int SENT = 2;
+
+struct sent_sums {
+    uint32_t unit[SENT];
+    uint64_t ranks[SENT];
+};
+
+static __device__ __forceinline__ void sums_sent(sent_sums &sent, sent_box &box, uint32_t unit,
+                                                 uint64_t ranks)
+{
+    box_put(box, threadIdx.x / 32, sent.unit[0], sent.ranks[0]);
+    sent.unit[0] = sent.unit[1];
+    sent.ranks[0] = sent.ranks[1];
+    sent.unit[1] = unit;
+    sent.ranks[1] = ranks;
 }
 
 /* Partial sums of the tokens of all other ranks, in order of token. Whole warp. */
 template <typename E>
-static __device__ void send_sums(const combine_params &p, sum_banks &banks, uint8_t *order, sent_box &box)
+static __device__ void send_sums(const combine_params &p, term_ring &ring, uint8_t *order, sent_box &box)
 {
     const struct cuda_exchange &x = p.a.exchange;
-    uint32_t lane = threadIdx.x % 32, most_tokens = 0;
+    uint32_t lane = threadIdx.x % 32, most_tokens = 0, issued = 0;
     for (uint32_t rank = 0; rank < x.shape.world_size; rank++)
         most_tokens = max(most_tokens, rank == x.shape.rank ? 0 : (uint32_t)p.a.routing.slot_tokens[rank]);
     uint32_t n_units = most_tokens * (x.shape.world_size - 1) * p.pieces.n_pieces;
-    uint32_t sent = 0;
-    uint64_t sent_ranks = 0; /* the last unit, which may still be on its way */
+    unsigned char *result = ring.memory + RING * CUDA_SUM_PIECE_BYTES;
+    sent_sums sent = {{0, 0}, {0, 0}};
     unit_queue queue = {&state_of(x)->next[0], 0};
     queue_fetch(queue, lane);
+    unit_lookup ahead = partial_lookup(p, queue, n_units);
     sum_unit unit, next;
-    bool more = partial_next(p, queue, n_units, order, unit);
-    if (more)
-        terms_load(banks, banks.turn, unit, 0);
+    bool more = partial_next(p, queue, n_units, ahead, order, unit);
     while (more) {
-        more = partial_next(p, queue, n_units, order, next);
-        /* The other bank's sum has left it; the latest store was from there. */
+        uint32_t next_issued = 0;
+        terms_issue(ring, unit, issued);
+        more = partial_next(p, queue, n_units, ahead, order, next);
+        float sum[SUM_VECS][vec16<E>::LANES];
+        unit_add<E>(ring, unit, issued, next, next_issued, sum);
         if (lane == 0)
             bulk_wait_read();
         __syncwarp();
-        if (more)
-            terms_load(banks, banks.turn ^ 1, next, 0);
-        float sum[SUM_VECS][vec16<E>::LANES];
-        terms_add<E>(banks, unit, sum);
-        sum_store<E>(sum, unit.bytes, bank_memory(banks, banks.turn));
+        sum_store<E>(sum, unit.bytes, result);
         fence_bulk_shared();
         __syncwarp();
         if (lane == 0) {
-            bulk_store(unit.to, shared_address(bank_memory(banks, banks.turn)), unit.bytes);
+            bulk_store(unit.to, shared_address(result), unit.bytes);
             bulk_commit();
             if (polls(x)) {
-                bulk_wait_written<1>();
-                box_put(box, threadIdx.x / 32, sent, sent_ranks);
-                sent = unit.id;
-                sent_ranks = 1ull << unit.rank;
+                bulk_wait_written<SENT>();
+                sums_sent(sent, box, unit.id, 1ull << unit.rank);
             }
         }
         unit = next;
-        banks.turn ^= 1;
+        issued = next_issued;
     }
     if (lane == 0) {
         bulk_wait_written<0>();
-        box_put(box, threadIdx.x / 32, sent, sent_ranks);
+        sums_sent(sent, box, 0, 0);
+        sums_sent(sent, box, 0, 0);
         box_done(box);
     }
     __syncwarp();
 }
 
+static __device__ __forceinline__ unit_lookup token_lookup(const combine_params &p, unit_queue &queue)
+{
+    const struct exchange_shape &shape = p.a.exchange.shape;
+    uint32_t lane = threadIdx.x % 32;
+    unit_lookup u = {queue_take(queue, lane), 0, shape.rank, 0, -1, -1, 1.0f};
+    u.token = u.taken / p.pieces.n_pieces;
+    u.piece = u.taken % p.pieces.n_pieces;
+    if (lane < shape.top_k && u.token < shape.n_tokens) {
+        size_t i = (size_t)u.token * shape.top_k + lane;
+        const float *weights = weights_of(p.a, shape.rank);
+        u.row = p.a.routing.base.row[i];
+        u.expert = p.a.routing.base.expert[i];
+        u.weight = weights ? weights[i] : 1.0f;
+    }
+    return u;
+}
+
 /* The next piece of out and its terms: own slots and the partial sums of other ranks, by rank, then k; waits
  * for the latter. False at the end, and after an abort. Whole warp. */
-static __device__ __forceinline__ bool token_next(const combine_params &p, unit_queue &queue, uint8_t *order,
-                                                  uint32_t epoch, sum_unit &unit)
+static __device__ __forceinline__ bool token_next(const combine_params &p, unit_queue &queue,
+                                                  unit_lookup &ahead, uint8_t *order, uint32_t epoch,
+                                                  sum_unit &unit)
 {
     const struct cuda_exchange &x = p.a.exchange;
     const struct exchange_shape &shape = x.shape;
-    uint32_t lane = threadIdx.x % 32, rank = UINT32_MAX, taken = queue_take(queue, lane);
-    if (taken >= shape.n_tokens * p.pieces.n_pieces)
+    uint32_t lane = threadIdx.x % 32;
+    unit_lookup u = ahead;
+    unit.n = 0;
+    if (u.token >= shape.n_tokens)
         return false;
-    uint32_t token = taken / p.pieces.n_pieces, piece = taken % p.pieces.n_pieces;
-    size_t at = (size_t)piece * p.pieces.piece_bytes;
-    int32_t row = -1;
-    float weight = 1.0f;
-    if (lane < shape.top_k) {
-        size_t i = (size_t)token * shape.top_k + lane;
-        const float *weights = weights_of(p.a, shape.rank);
-        int32_t expert = p.a.routing.base.expert[i];
-        float own_weight = weights ? weights[i] : 1.0f;
-        row = p.a.routing.base.row[i];
-        if (row >= 0)
-            rank = (uint32_t)expert / shape.n_local_experts;
-        if (rank == shape.rank)
-            weight = own_weight;
-    }
+    ahead = token_lookup(p, queue);
+    uint32_t rank = u.row >= 0 ? (uint32_t)u.expert / shape.n_local_experts : UINT32_MAX;
     uint32_t peers = __match_any_sync(FULL_WARP, rank);
     bool own = rank == shape.rank, leads = lane == (uint32_t)__ffs(peers) - 1, ok = true;
-    uint32_t live = __ballot_sync(FULL_WARP, row >= 0 && (own || leads)), pos = 0;
+    uint32_t live = __ballot_sync(FULL_WARP, u.row >= 0 && (own || leads)), pos = 0;
     for (uint32_t left = live; left; left &= left - 1) {
         uint32_t other = __ffs(left) - 1, other_rank = __shfl_sync(FULL_WARP, rank, other);
         pos += other_rank < rank || (other_rank == rank && other < lane);
     }
+    size_t at = (size_t)u.piece * p.pieces.piece_bytes;
     const char *from = NULL;
-    if (live >> lane & 1) {
-        from = (own ? static_cast<const char *>(p.a.y) + (size_t)row * p.pieces.row_bytes
-                    : stage_at(x, shape.rank, rank, token)) +
+    if (live >> lane & 1)
+        from = (own ? static_cast<const char *>(p.a.y) + (size_t)u.row * p.pieces.row_bytes
+                    : stage_at(x, shape.rank, rank, u.token)) +
                at;
-        if (!own && polls(x))
-            ok = wait_flag(arrival_at(x, shape.rank, rank, taken), epoch, true, x.abort_word);
+    if ((live >> lane & 1) && !own && polls(x)) {
+        ok = wait_flag(arrival_at(x, shape.rank, rank, u.taken), epoch, true, x.abort_word);
         fence_bulk_global();
     }
-    unit.bytes = piece_length(p.pieces, piece);
-    unit.to = static_cast<char *>(p.a.out.data) + (size_t)token * p.pieces.row_bytes + at;
-    terms_order(unit, order, live, pos, from, weight);
-    return __all_sync(FULL_WARP, ok);
+    unit.bytes = piece_length(p.pieces, u.piece);
+    unit.to = static_cast<char *>(p.a.out.data) + (size_t)u.token * p.pieces.row_bytes + at;
+    terms_order(unit, order, live, pos, from, own ? u.weight : 1.0f);
+    if (__all_sync(FULL_WARP, ok))
+        return true;
+    unit.n = 0;
+    return false;
 }
 
 /* Whole warp. */
 template <typename E>
-static __device__ void finish_tokens(const combine_params &p, sum_banks &banks, uint8_t *order,
-                                     uint32_t epoch)
+static __device__ void finish_tokens(const combine_params &p, term_ring &ring, uint8_t *order, uint32_t epoch)
 {
-    uint32_t lane = threadIdx.x % 32;
+    uint32_t issued = 0;
     unit_queue queue = {&state_of(p.a.exchange)->next[1], 0};
-    queue_fetch(queue, lane);
+    queue_fetch(queue, threadIdx.x % 32);
+    unit_lookup ahead = token_lookup(p, queue);
     sum_unit unit, next;
-    bool more = token_next(p, queue, order, epoch, unit);
-    if (more && unit.n)
-        terms_load(banks, banks.turn, unit, 0);
+    bool more = token_next(p, queue, ahead, order, epoch, unit);
     while (more) {
-        more = token_next(p, queue, order, epoch, next);
-        if (more && next.n)
-            terms_load(banks, banks.turn ^ 1, next, 0);
+        uint32_t next_issued = 0;
+        terms_issue(ring, unit, issued);
+        more = token_next(p, queue, ahead, order, epoch, next);
         float sum[SUM_VECS][vec16<E>::LANES];
-        terms_add<E>(banks, unit, sum);
+        unit_add<E>(ring, unit, issued, next, next_issued, sum);
         sum_store<E>(sum, unit.bytes, unit.to);
         unit = next;
-        banks.turn ^= 1;
+        issued = next_issued;
     }
 }
 
@@ -310,15 +364,13 @@ static __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const __grid
 {
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ uint8_t orders[WARPS + 1][32];
-    __shared__ __align__(8) uint64_t barriers[WARPS + 1][2];
+    __shared__ __align__(8) uint64_t barriers[WARPS + 1][RING];
     __shared__ sent_box box;
     const struct cuda_exchange &x = p.a.exchange;
     uint32_t warp = threadIdx.x / 32, epoch = op_enter(x);
-    sum_banks banks = {shared + warp * 2 * BANK_BYTES, shared_address(barriers[warp]), 0, 0};
-    if (threadIdx.x % 32 == 0) {
-        mbarrier_init(banks.barriers);
-        mbarrier_init(banks.barriers + 8);
-    }
+    term_ring ring = {shared + warp * WARP_BYTES, shared_address(barriers[warp]), 0, 0, 0, 0};
+    if (threadIdx.x % 32 < RING)
+        mbarrier_init(ring.barriers + threadIdx.x % 32 * 8);
     box_init(box);
     __syncthreads();
     bool publishes = p.a.topk_weights.data && blockIdx.x == 0 && does(x, CUDA_STAGE_PUBLISH);
@@ -332,12 +384,12 @@ static __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const __grid
     if (sends && ok && p.a.topk_weights.data)
         ok = signals_wait(x, SIGNAL_SLOTS, epoch);
     if (sends && ok && warp < WARPS)
-        send_sums<E>(p, banks, orders[warp], box);
+        send_sums<E>(p, ring, orders[warp], box);
     else if (sends && ok && polls(x))
         box_tell(x, box, WARPS, epoch);
     __syncwarp();
     if (ok && warp < WARPS && does(x, CUDA_STAGE_RECEIVE))
-        finish_tokens<E>(p, banks, orders[warp], epoch);
+        finish_tokens<E>(p, ring, orders[warp], epoch);
     op_leave(x, epoch);
 }
 

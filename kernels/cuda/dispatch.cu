@@ -12,7 +12,7 @@
 static constexpr uint32_t WARPS = 28, THREADS = WARPS * 32;
 static constexpr uint32_t SENDERS = WARPS - 1; /* the last warp of a sending block tells */
 static constexpr uint32_t SHARED_BYTES = WARPS * CUDA_PIECE_BYTES;
-static constexpr uint32_t DEFAULT_SEND_BLOCKS = 10;
+static constexpr uint32_t DEFAULT_SEND_BLOCKS = 8;
 
 struct dispatch_params {
     struct cuda_dispatch_args a;
@@ -48,9 +48,14 @@ static __device__ __forceinline__ void send_piece(const dispatch_params &p, cons
     uint32_t token = unit / p.pieces.n_pieces, piece = unit % p.pieces.n_pieces;
     size_t at = (size_t)piece * p.pieces.piece_bytes;
     bulk_load_wait(slot.barrier, slot.parity);
-    for (uint64_t left = ranks; left; left &= left - 1) {
-        uint32_t to = __ffsll((long long)left) - 1;
-        bulk_store(stage_at(x, to, x.shape.rank, token) + at, slot.address, piece_length(p.pieces, piece));
+    uint64_t below = (1ull << x.shape.rank) - 1;
+    /* Each rank begins with the one after it, so that they do not all send to the first. */
+    for (int half = 0; half < 2; half++) {
+        for (uint64_t left = half == 0 ? ranks & ~below : ranks & below; left; left &= left - 1) {
+            uint32_t to = __ffsll((long long)left) - 1;
+            bulk_store(stage_at(x, to, x.shape.rank, token) + at, slot.address,
+                       piece_length(p.pieces, piece));
+        }
     }
     bulk_commit();
 }
@@ -328,6 +333,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     route_memory memory = route_partition(x.shape, shared, SHARED_BYTES);
     bool first = blockIdx.x == 0, routes = p.a.route && first,
          publishes = !p.a.route && first && p.a.topk_weights.data;
+    bool shared_routing = p.a.route && routing_is_shared(x.shape);
     bool sends = does(x, CUDA_STAGE_SEND) && blockIdx.x - p.first_send < p.n_send, ok = true;
     __syncthreads();
 
@@ -337,6 +343,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         ok = signals_wait(x, SIGNAL_ENTERED, epoch);
     if (routes && ok && does(x, CUDA_STAGE_SEND)) {
         route_scan(p.a, memory, true);
+        if (shared_routing)
+            route_share(p.a);
         signals_raise(x, SIGNAL_COUNTS, epoch);
         if (threadIdx.x == 0)
             route_record_bad(p.a, first_bad);
@@ -356,20 +364,22 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
     ok = __syncthreads_and(ok);
     if (routes && ok && does(x, CUDA_STAGE_LAYOUT)) {
-        if (!p.route_alone) {
+        if (!p.route_alone && !shared_routing) {
             route_count(p.a, memory, true, &first_bad);
             route_scan(p.a, memory, false);
         }
         ok = signals_wait(x, SIGNAL_COUNTS, epoch);
         if (ok) {
-            route_layout(p.a, memory);
-            signals_raise(x, SIGNAL_SLOTS, epoch);
+            shared_routing ? route_layout_shared(p.a, memory) : route_layout(p.a, memory);
+            shared_routing ? signal_raise_here(x, SIGNAL_SLOTS, epoch)
+                           : signals_raise(x, SIGNAL_SLOTS, epoch);
             route_keep(p.a);
         }
     }
     if (ok && does(x, CUDA_STAGE_RECEIVE)) {
         if (p.a.route || p.a.topk_weights.data)
-            ok = signals_wait(x, SIGNAL_SLOTS, epoch);
+            ok = shared_routing ? signal_wait_here(x, SIGNAL_SLOTS, epoch)
+                                : signals_wait(x, SIGNAL_SLOTS, epoch);
         __syncthreads();
         fence_bulk_shared();
         if (ok)

@@ -114,6 +114,26 @@ static __device__ __forceinline__ bool signals_wait_warp(const struct cuda_excha
     return __all_sync(FULL_WARP, ok);
 }
 
+/* Between the blocks of this rank alone. Whole block. */
+static __device__ __forceinline__ void signal_raise_here(const struct cuda_exchange &x, signal_kind kind,
+                                                         uint32_t epoch)
+{
+    __syncthreads();
+    if (!polls(x) || threadIdx.x != 0)
+        return;
+    fence_device();
+    store_flag(signal_at(x, x.shape.rank, kind, x.shape.rank), epoch);
+}
+
+static __device__ __forceinline__ bool signal_wait_here(const struct cuda_exchange &x, signal_kind kind,
+                                                        uint32_t epoch)
+{
+    bool ok = true;
+    if (polls(x) && threadIdx.x == 0)
+        ok = wait_flag(signal_at(x, x.shape.rank, kind, x.shape.rank), epoch, false, x.abort_word);
+    return __syncthreads_and(ok);
+}
+
 /* Everything this block has written is seen by whoever sees the signal. Whole block. */
 static __device__ __forceinline__ void signals_raise(const struct cuda_exchange &x, signal_kind kind,
                                                      uint32_t epoch)

@@ -36,12 +36,21 @@ static __host__ __device__ inline uint32_t route_warps(uint32_t n_experts, uint3
     return fit < max_warps ? (uint32_t)fit : max_warps;
 }
 
+/* See route_share. */
+static constexpr uint32_t SHARED_ROUTING_TOKENS = 2048; /* of all ranks */
+
+static __host__ __device__ inline bool routing_is_shared(const struct exchange_shape &shape)
+{
+    return shape.world_size > 1 && shape.world_size * shape.max_tokens <= SHARED_ROUTING_TOKENS;
+}
+
 static __device__ route_memory route_partition(const struct exchange_shape &shape, void *shared,
                                                size_t shared_bytes)
 {
     route_memory m;
     size_t n_experts = shape.n_experts, tile = (size_t)shape.top_k * 32;
-    uint32_t n_words = (shape.n_tokens + 31) / 32, n_warps = blockDim.x / 32;
+    uint32_t n_words = (shape.max_tokens + 31) / 32, n_warps = blockDim.x / 32;
+    n_words *= routing_is_shared(shape) ? shape.world_size : 1;
     n_warps = n_words == 0 ? 1 : n_words < n_warps ? n_words : n_warps;
     m.n_warps = route_warps(shape.n_experts, shape.top_k, shared_bytes, n_warps);
     m.first_row = static_cast<int32_t *>(shared);
@@ -56,10 +65,9 @@ struct word_range {
     uint32_t begin, end;
 };
 
-static __device__ __forceinline__ word_range words_of_warp(const struct exchange_shape &shape,
-                                                           uint32_t n_warps, uint32_t warp)
+static __device__ __forceinline__ word_range words_of_warp(uint32_t n_words, uint32_t n_warps, uint32_t warp)
 {
-    uint32_t n_words = (shape.n_tokens + 31) / 32, each = (n_words + n_warps - 1) / n_warps;
+    uint32_t each = (n_words + n_warps - 1) / n_warps;
     word_range range = {warp * each, (warp + 1) * each};
     range.begin = range.begin < n_words ? range.begin : n_words;
     range.end = range.end < n_words ? range.end : n_words;
@@ -82,11 +90,11 @@ static __device__ __forceinline__ int32_t topk_expert(const struct tensor &topk_
     return value == -1 ? -1 : value >= 0 && value < n_experts ? (int32_t)value : NO_EXPERT;
 }
 
-/* Experts of the 32 tokens of a word into the tile, all loads in flight at once: latency is what routing
- * costs. From topk_idx, or, if `again`, from routing.expert. One warp. */
+/* n experts from `first` on into the tile, all loads in flight at once: latency is what routing costs. From
+ * checked, or, if that is NULL, from topk_idx. One warp. */
 static constexpr uint32_t LOADS = 8;
 
-static __device__ __forceinline__ void word_load(const struct cuda_dispatch_args &a, bool again,
+static __device__ __forceinline__ void word_load(const struct cuda_dispatch_args &a, const int32_t *checked,
                                                  int32_t *tile, uint32_t first, uint32_t n)
 {
     for (uint32_t i0 = threadIdx.x % 32; i0 < n; i0 += 32 * LOADS) {
@@ -95,8 +103,8 @@ static __device__ __forceinline__ void word_load(const struct cuda_dispatch_args
         for (uint32_t b = 0; b < LOADS; b++) {
             uint32_t i = i0 + 32 * b;
             if (i < n)
-                experts[b] = again ? a.routing.base.expert[first + i]
-                                   : topk_expert(a.topk_idx, first + i, a.exchange.shape.n_experts);
+                experts[b] = checked ? checked[first + i]
+                                     : topk_expert(a.topk_idx, first + i, a.exchange.shape.n_experts);
         }
 #pragma unroll
         for (uint32_t b = 0; b < LOADS; b++)
@@ -107,10 +115,10 @@ static __device__ __forceinline__ void word_load(const struct cuda_dispatch_args
 }
 
 /* (token, k) of a word: how many there are. */
-static __device__ __forceinline__ uint32_t word_slots(const struct exchange_shape &shape, uint32_t word)
+static __device__ __forceinline__ uint32_t word_slots(uint32_t n_tokens, uint32_t top_k, uint32_t word)
 {
-    uint32_t n_tokens = shape.n_tokens - word * 32;
-    return (n_tokens < 32 ? n_tokens : 32) * shape.top_k;
+    uint32_t left = n_tokens - word * 32;
+    return (left < 32 ? left : 32) * top_k;
 }
 
 /* Adds the bits of a word to `rows` and clears them. Whole warp. */
@@ -147,6 +155,16 @@ static __device__ __forceinline__ void token_mark(const struct exchange_shape &s
     }
 }
 
+/* Whole block. */
+static __device__ __forceinline__ void rows_clear(const struct exchange_shape &shape, const route_memory &m)
+{
+    for (uint32_t i = threadIdx.x; i < m.n_warps * shape.n_experts; i += blockDim.x) {
+        m.rows[i] = 0;
+        m.bits[i] = 0;
+    }
+    __syncthreads();
+}
+
 /* Checks topk_idx into routing.expert (or reads it back, if `again`) and counts m.rows. first_bad: smallest t
  * * K + k that was refused. Whole block. */
 static __device__ void route_count(const struct cuda_dispatch_args &a, const route_memory &m, bool again,
@@ -156,18 +174,14 @@ static __device__ void route_count(const struct cuda_dispatch_args &a, const rou
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x == 0)
         *first_bad = UINT32_MAX;
-    for (uint32_t i = threadIdx.x; i < m.n_warps * shape.n_experts; i += blockDim.x) {
-        m.rows[i] = 0;
-        m.bits[i] = 0;
-    }
-    __syncthreads();
+    rows_clear(shape, m);
     if (warp < m.n_warps) {
         uint32_t *bits = m.bits + warp * shape.n_experts;
         int32_t *tile = m.tile_row + warp * 32 * shape.top_k;
-        word_range words = words_of_warp(shape, m.n_warps, warp);
+        word_range words = words_of_warp((shape.n_tokens + 31) / 32, m.n_warps, warp);
         for (uint32_t word = words.begin; word < words.end; word++) {
-            uint32_t first = word * 32 * shape.top_k, n = word_slots(shape, word);
-            word_load(a, again, tile, first, n);
+            uint32_t first = word * 32 * shape.top_k, n = word_slots(shape.n_tokens, shape.top_k, word);
+            word_load(a, again ? a.routing.base.expert : NULL, tile, first, n);
             if (lane * shape.top_k < n)
                 token_mark(shape, tile, bits, first, first_bad);
             word_close(shape.n_experts, m.rows + warp * shape.n_experts, bits, lane);
@@ -236,9 +250,10 @@ static __device__ __forceinline__ int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* The slabs of one receiving rank: first_row of this rank's rows in each, and, if the rank is this one, the
- * layout itself. One warp. */
-static __device__ void route_slabs(const struct cuda_dispatch_args &a, const route_memory &m, uint32_t rank)
+/* The slabs of one receiving rank: first_row of the rows in each that come after those of n_before ranks,
+ * and, if the rank is this one, the layout itself. One warp. */
+static __device__ void route_slabs(const struct cuda_dispatch_args &a, const route_memory &m, uint32_t rank,
+                                   uint32_t n_before)
 {
     const struct cuda_exchange &x = a.exchange;
     const struct exchange_shape &shape = x.shape;
@@ -252,7 +267,7 @@ static __device__ void route_slabs(const struct cuda_dispatch_args &a, const rou
         for (uint32_t from = 0; from < shape.world_size && l < shape.n_local_experts; from++) {
             int32_t n = counts[from * shape.n_experts + expert];
             rows += n;
-            before += from < shape.rank ? n : 0;
+            before += from < n_before ? n : 0;
         }
         int64_t padded = (rows + mask) & ~mask, end = padded;
         for (int step = 1; step < 32; step <<= 1) {
@@ -280,17 +295,16 @@ static __device__ void route_slabs(const struct cuda_dispatch_args &a, const rou
     route_record_overflow(a, next);
 }
 
-/* Rows and ranks of the 32 tokens of a word into the tiles. m.rows and m.bits as after the scan. One warp. */
+/* The tile's experts become rows; their ranks beside it. m.rows and m.bits as after the scan. One warp. */
 static __device__ void word_place(const struct cuda_dispatch_args &a, const route_memory &m, uint32_t warp,
-                                  uint32_t word)
+                                  uint32_t n)
 {
     const struct exchange_shape &shape = a.exchange.shape;
-    uint32_t lane = threadIdx.x % 32, earlier = (1u << lane) - 1, n = word_slots(shape, word);
+    uint32_t lane = threadIdx.x % 32, earlier = (1u << lane) - 1;
     uint32_t *bits = m.bits + warp * shape.n_experts;
     int32_t *rows = m.rows + warp * shape.n_experts;
     int32_t *tile_row = m.tile_row + warp * 32 * shape.top_k,
             *tile_rank = m.tile_rank + warp * 32 * shape.top_k;
-    word_load(a, true, tile_row, word * 32 * shape.top_k, n);
     for (uint32_t i = lane * shape.top_k, end = i + shape.top_k; i < end && i < n; i++)
         if (tile_row[i] >= 0)
             atomicOr(&bits[tile_row[i]], 1u << lane);
@@ -316,7 +330,7 @@ static __device__ void word_send(const struct cuda_dispatch_args &a, const route
     const struct exchange_shape &shape = x.shape;
     const int32_t *tile_row = m.tile_row + warp * 32 * shape.top_k,
                   *tile_rank = m.tile_rank + warp * 32 * shape.top_k;
-    uint32_t first = word * 32 * shape.top_k, n = word_slots(shape, word);
+    uint32_t first = word * 32 * shape.top_k, n = word_slots(shape.n_tokens, shape.top_k, word);
     const float *given = static_cast<const float *>(a.topk_weights.data);
     for (uint32_t i0 = threadIdx.x % 32; i0 < n; i0 += 32 * LOADS) {
         float weights[LOADS];
@@ -342,26 +356,127 @@ static __device__ void word_send(const struct cuda_dispatch_args &a, const route
     __syncwarp();
 }
 
-/* Stage 2: from the counts of all ranks the layout of this one, and the rows of its tokens, sent to their
- * ranks. Whole block. */
-static __device__ void route_layout(const struct cuda_dispatch_args &a, const route_memory &m)
+/* From the counts of all ranks the layout of this one; m.first_row as in route_slabs. Whole block. */
+static __device__ void route_lay_out(const struct cuda_dispatch_args &a, const route_memory &m,
+                                     uint32_t n_before)
 {
     const struct cuda_exchange &x = a.exchange;
     const struct exchange_shape &shape = x.shape;
-    uint32_t warp = threadIdx.x / 32;
     const int32_t *tokens = reinterpret_cast<int32_t *>(workspace_of(x, shape.rank) + x.layout.tokens);
-    for (uint32_t rank = warp; rank < shape.world_size; rank += blockDim.x / 32)
-        route_slabs(a, m, rank);
+    for (uint32_t rank = threadIdx.x / 32; rank < shape.world_size; rank += blockDim.x / 32)
+        route_slabs(a, m, rank, n_before);
     if (threadIdx.x < shape.world_size)
         a.routing.slot_tokens[threadIdx.x] = (int32_t)smaller(tokens[threadIdx.x], shape.max_tokens);
     __syncthreads();
+}
+
+/* Stage 2: the layout, and the rows of this rank's tokens, sent to their ranks. Whole block. */
+static __device__ void route_layout(const struct cuda_dispatch_args &a, const route_memory &m)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    uint32_t warp = threadIdx.x / 32;
+    route_lay_out(a, m, shape.rank);
     if (warp >= m.n_warps)
         return;
-    word_range words = words_of_warp(shape, m.n_warps, warp);
+    word_range words = words_of_warp((shape.n_tokens + 31) / 32, m.n_warps, warp);
     for (uint32_t word = words.begin; word < words.end; word++) {
-        word_place(a, m, warp, word);
+        word_load(a, a.routing.base.expert, m.tile_row + warp * 32 * shape.top_k, word * 32 * shape.top_k,
+                  word_slots(shape.n_tokens, shape.top_k, word));
+        word_place(a, m, warp, word_slots(shape.n_tokens, shape.top_k, word));
         word_send(a, m, warp, word);
     }
+}
+
+/* With few tokens a hop costs more than work. Then every rank sends its checked experts and weights to all at
+ * once with its counts, and each finds the rows of all tokens of all ranks itself: one hop instead of two,
+ * before the tokens fill the link. The experts lie in slot_row until rows take their place.
+ * -------------------------------------- */
+
+/* Whole block. */
+static __device__ void route_share(const struct cuda_dispatch_args &a)
+{
+    const struct cuda_exchange &x = a.exchange;
+    const float *weights = static_cast<const float *>(a.topk_weights.data);
+    for (uint32_t i = threadIdx.x; i < x.shape.n_tokens * x.shape.top_k; i += blockDim.x) {
+        int32_t expert = a.routing.base.expert[i];
+        float weight = weights ? weights[i] : 1.0f;
+        for (uint32_t to = 0; to < x.shape.world_size; to++) {
+            slot_rows_at(x, to, x.shape.rank)[i] = expert;
+            slot_weights_at(x, to, x.shape.rank)[i] = weight;
+        }
+    }
+}
+
+/* A word of another rank, or of this one. */
+struct shared_word {
+    uint32_t source, first, n;
+};
+
+static __device__ __forceinline__ shared_word shared_word_find(const struct cuda_dispatch_args &a,
+                                                               uint32_t word)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    shared_word found = {0, 0, 0};
+    for (; found.source + 1 < shape.world_size; found.source++) {
+        uint32_t n_words = ((uint32_t)a.routing.slot_tokens[found.source] + 31) / 32;
+        if (word < n_words)
+            break;
+        word -= n_words;
+    }
+    found.first = word * 32 * shape.top_k;
+    found.n = word_slots((uint32_t)a.routing.slot_tokens[found.source], shape.top_k, word);
+    return found;
+}
+
+static __device__ void shared_word_count(const struct cuda_dispatch_args &a, const route_memory &m,
+                                         uint32_t warp, uint32_t word)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    uint32_t lane = threadIdx.x % 32, *bits = m.bits + warp * shape.n_experts;
+    int32_t *tile = m.tile_row + warp * 32 * shape.top_k;
+    shared_word found = shared_word_find(a, word);
+    word_load(a, slot_rows_at(a.exchange, shape.rank, found.source), tile, found.first, found.n);
+    for (uint32_t i = lane * shape.top_k, end = i + shape.top_k; i < end && i < found.n; i++)
+        if (tile[i] >= 0)
+            atomicOr(&bits[tile[i]], 1u << lane);
+    word_close(shape.n_experts, m.rows + warp * shape.n_experts, bits, lane);
+}
+
+static __device__ void shared_word_place(const struct cuda_dispatch_args &a, const route_memory &m,
+                                         uint32_t warp, uint32_t word)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    int32_t *tile_row = m.tile_row + warp * 32 * shape.top_k,
+            *tile_rank = m.tile_rank + warp * 32 * shape.top_k;
+    shared_word found = shared_word_find(a, word);
+    int32_t *slot_rows = slot_rows_at(a.exchange, shape.rank, found.source) + found.first;
+    word_load(a, slot_rows, tile_row, 0, found.n);
+    word_place(a, m, warp, found.n);
+    for (uint32_t i = threadIdx.x % 32; i < found.n; i += 32) {
+        if (found.source == shape.rank)
+            a.routing.base.row[found.first + i] = tile_row[i];
+        slot_rows[i] = tile_rank[i] == (int32_t)shape.rank ? tile_row[i] : -1;
+    }
+    __syncwarp();
+}
+
+/* Stage 2 of a shared routing. Whole block. */
+static __device__ void route_layout_shared(const struct cuda_dispatch_args &a, const route_memory &m)
+{
+    const struct exchange_shape &shape = a.exchange.shape;
+    uint32_t warp = threadIdx.x / 32, n_words = 0;
+    rows_clear(shape, m);
+    route_lay_out(a, m, 0);
+    for (uint32_t rank = 0; rank < shape.world_size; rank++)
+        n_words += ((uint32_t)a.routing.slot_tokens[rank] + 31) / 32;
+    word_range words = words_of_warp(n_words, m.n_warps, warp);
+    for (uint32_t word = words.begin; warp < m.n_warps && word < words.end; word++)
+        shared_word_count(a, m, warp, word);
+    __syncthreads();
+    route_scan(a, m, false);
+    __syncthreads();
+    for (uint32_t word = words.begin; warp < m.n_warps && word < words.end; word++)
+        shared_word_place(a, m, warp, word);
 }
 
 /* What nobody waits for. Whole block. */

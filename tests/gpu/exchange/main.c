@@ -1,4 +1,4 @@
-/* exchange_test test [staged] [small] | bench [case|all] [dispatch block list] [combine block list]
+/* exchange_test test [staged] [small|few] | bench [case|all] [dispatch block list] [combine block list]
  * [iterations] */
 #include <string.h>
 
@@ -20,7 +20,7 @@ int main(int argc, char **argv)
     int fused = 1, small = 0;
     for (int i = 2; i < argc; i++) {
         fused &= strcmp(argv[i], "staged") != 0;
-        small |= strcmp(argv[i], "small") == 0;
+        small |= strcmp(argv[i], "small") == 0 ? 1 : strcmp(argv[i], "few") == 0 ? 3 : 0;
     }
     int failed = test_activation() + test_exchange(fused, small) + (fused ? test_abort() : 0);
     printf("%s: %d devices, %d failures\n", failed ? "FAILED" : "PASSED", device_count(), failed);

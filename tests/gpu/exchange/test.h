@@ -2,7 +2,8 @@
 #ifndef EPD_TESTS_GPU_EXCHANGE_TEST_H
 #define EPD_TESTS_GPU_EXCHANGE_TEST_H
 
-/* fused = 0: only stage by stage (for the sanitizers). small: only the small cases. */
+/* fused = 0: only stage by stage (for the sanitizers). small: only the
+ * small cases; > 1: only some of them. */
 int test_exchange(int fused, int small);
 int test_activation(void);
 int test_abort(void);

@@ -388,7 +388,7 @@ int test_exchange(int fused, int small)
     int failed = 0, n = 0;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         const struct test_case *c = &cases[i];
-        if (small && (size_t)c->max_tokens * c->hidden > 40000)
+        if (small && ((size_t)c->max_tokens * c->hidden > 40000 || (small > 1 && i % 3 != 2)))
             continue;
         int case_failed = run_case(c, fused);
         printf("%s R=%u T=%u K=%u E=%u H=%u align=%u %s %s spare=%ld\n", case_failed ? "FAIL" : "ok  ",
