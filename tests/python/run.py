@@ -8,7 +8,7 @@ SKIPPED = 77
 
 
 def missing():
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036
         return "this is Python {}.{}, the package needs 3.10".format(*sys.version_info)
     absent = [name for name in ("numpy", "pytest") if importlib.util.find_spec(name) is None]
     if absent:

@@ -6,6 +6,7 @@ import epd
 import numpy as np
 import pytest
 from epd.dtype import dtype_of
+from ranks import in_group
 
 
 def test_bf16_rounds_to_nearest_even_and_keeps_nan_and_infinity():
@@ -48,9 +49,19 @@ def test_other_dtypes_are_refused_with_what_is_allowed(given):
         dtype_of(given, "alloc")
 
 
-def test_arrays_of_ml_dtypes_are_bf16():
+def test_arrays_of_ml_dtypes_are_bf16(socket):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     values = np.array([1.5, -2.25, 3.1415926], np.float32)
     assert dtype_of(ml_dtypes.bfloat16, "x") is epd.DType.BF16
     assert (epd.to_bf16(values) == values.astype(ml_dtypes.bfloat16).view(np.uint16)).all()
     assert (epd.from_bf16(values.astype(ml_dtypes.bfloat16)) == values.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
+
+    def body(group):
+        a, b, c = (group.alloc(shape, ml_dtypes.bfloat16).view(ml_dtypes.bfloat16) for shape in ((2, 4), (1, 3, 4), (2, 3)))
+        a[...], b[...] = 1.5, 2
+        m_splits = group.alloc(1, "i64")
+        m_splits[...] = 2
+        group.grouped_gemm("TN", a=a, b=b, c=c, m_splits=m_splits)()
+        assert (c == 12).all()
+
+    in_group(socket, 1, body)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -63,10 +65,8 @@ def test_views_are_tensors_too(group):
     m_splits, out = given(group, np.array([2]), "i64"), group.alloc((10, 4))
     group.grouped_gemm("TN", a=pool[3:5], b=given(group, np.eye(4)[None], "f32"), c=out[6:8], m_splits=m_splits)()
     assert (out[6:8] == pool[3:5]).all() and not out[:6].any() and not out[8:].any()
-    same = group.grouped_gemm(
-        "TN", a=pool.reshape(5, 8)[:2], b=group.alloc((1, 3, 8)), c=group.alloc((2, 3)), m_splits=m_splits
-    )
-    same()
+    b, c = group.alloc((1, 3, 8)), group.alloc((2, 3))
+    group.grouped_gemm("TN", a=pool.reshape(5, 8)[:2], b=b, c=c, m_splits=m_splits)()
 
 
 def test_cycles_are_collected_without_a_trace(group):
@@ -218,6 +218,34 @@ def test_threads_may_share_a_plan_and_end_it_under_each_other(socket):
             thread.join(20)
             assert not thread.is_alive()
         assert not unexpected
+
+
+ENDS_AS_IT_IS = """
+import sys, threading, numpy, epd
+client = epd.connect(sys.argv[1])
+sizes = dict(n_experts=2, top_k=1, hidden=8, max_tokens=8, deadline=20)
+groups = []
+other = threading.Thread(target=lambda: groups.append(epd.connect(sys.argv[1]).join(sys.argv[2], 2, 1, **sizes)))
+other.start()
+group = client.join(sys.argv[2], 2, 0, **sizes)
+other.join()
+plans = []
+other = threading.Thread(target=lambda: plans.append(groups[0].barrier()))
+other.start()
+plan = group.barrier()
+other.join()
+threading.Thread(target=plan, daemon=True).start()  # waits for a rank that never comes
+x = group.alloc((8, 8))
+print("end")
+"""
+
+
+def test_a_program_may_end_without_closing_anything(socket):
+    begin = time.monotonic()
+    command = [sys.executable, "-c", ENDS_AS_IT_IS, socket, fresh_name()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+    assert time.monotonic() - begin < 15
 
 
 def test_a_forked_child_is_refused_and_does_not_end_the_parents_objects(client, group):

@@ -104,7 +104,12 @@ def n_mappings() -> int:
 
 
 def n_fds(pid: int | str) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """Open descriptors; the fewest of a while, because the daemon closes what a client left a moment later."""
+    counts = []
+    for _ in range(10):
+        counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+        time.sleep(0.02)
+    return min(counts)
 
 
 def training_steps(rank: int, socket: str, worker: int) -> dict[str, int]:
@@ -134,7 +139,7 @@ def training_steps(rank: int, socket: str, worker: int) -> dict[str, int]:
 
 def test_memory_does_not_grow_over_a_thousand_steps(own_daemon):
     for growth in on_processes(2, training_steps, own_daemon.socket, own_daemon.worker()):
-        assert growth["client"] < 1024 and growth["worker"] < 1024 and growth["fds"] == 0, growth
+        assert growth["client"] < 1024 and growth["worker"] < 1024 and growth["fds"] <= 0, growth
 
 
 def test_buffers_plans_and_groups_that_come_and_go_leave_nothing(own_daemon):
@@ -157,8 +162,8 @@ def test_buffers_plans_and_groups_that_come_and_go_leave_nothing(own_daemon):
                 group.leave()
             del group
         mappings, fds, worker_fds, worker_kib = begin
-        assert n_mappings() - mappings < 10 and n_fds("self") == fds
-        assert n_fds(own_daemon.worker()) == worker_fds and resident_kib(own_daemon.worker()) - worker_kib < 2048
+        assert n_mappings() - mappings < 10 and n_fds("self") <= fds
+        assert n_fds(own_daemon.worker()) <= worker_fds and resident_kib(own_daemon.worker()) - worker_kib < 2048
 
 
 def test_a_launch_costs_the_host_little(socket):

@@ -6,6 +6,7 @@ import ctypes as c
 import dataclasses
 import json
 import os
+import sys
 import types
 import uuid
 import weakref
@@ -62,7 +63,7 @@ class Client:
         options = structs.sized(
             structs.epd_open_options,
             socket_path=None if socket is None else os.fsencode(socket),
-            client_name=None if name is None else name.encode(),
+            client_name=_program_name() if name is None else name.encode(),
             timeout_ms=milliseconds(timeout, "connect timeout"),
         )
         opened = c.c_void_p()
@@ -218,12 +219,18 @@ def connect(socket: str | None = None, name: str | None = None, timeout: float |
     """Connects to the daemon of this node.
 
     socket: its path; by default ``$EPD_SOCKET``, else ``$XDG_RUNTIME_DIR/epd/epd.sock``, else ``/run/epd/epd.sock``.
-    name: shown by ``epdctl clients``; by default the program's. timeout: seconds to wait for a daemon that is not there yet.
+    name: shown by ``epdctl clients``; by default the script's. timeout: seconds to wait for a daemon that is not there yet.
 
     Raises :class:`epd.Disconnected` (no daemon within the timeout), :class:`epd.VersionMismatch`, :class:`epd.Quota`,
     :class:`epd.Permission`, :class:`epd.Draining`; :class:`epd.LibraryNotFound` without libepd.
     """
     return Client(socket, name, timeout)
+
+
+def _program_name() -> bytes | None:
+    """The script's name, which says more than the interpreter's; None, the library's default, without one."""
+    script = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return script.encode("ascii", "replace")[:63] if script.isprintable() and script else None
 
 
 def _number(text: str, what: str) -> int:

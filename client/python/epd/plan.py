@@ -61,8 +61,8 @@ class Plan:
     """An op bound to tensors. Made by :meth:`epd.Group.plan` and the constructors named after the ops.
 
     A plan keeps its tensors and its context plan. ``plan()`` runs one step: :meth:`launch`, then :meth:`wait`. Collective
-    plans must be made and launched in the same order on every rank of the group. It ends with :meth:`destroy`, when the last
-    reference goes, or with its group; all of them wait for a launch in flight.
+    plans must be made and launched in the same order on every rank of the group. It ends with :meth:`destroy` or when the last
+    reference goes, which wait for a launch in flight, or with its group, which does not.
     """
 
     def __init__(self, group: Group, handle: Handle, recipe: Recipe, locations: Sequence[Location]) -> None:

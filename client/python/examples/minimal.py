@@ -1,9 +1,8 @@
 """The smallest complete use of epd: a group of one rank runs one MoE layer (route, dispatch, two grouped GEMMs with SwiGLU
 between, combine) on random tokens. Needs a daemon on the host backend."""
 
-import numpy as np
-
 import epd
+import numpy as np
 
 T, H, F, E, K = 64, 32, 48, 8, 2
 
