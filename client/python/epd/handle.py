@@ -13,6 +13,7 @@ sentence, or while this thread holds a lock of this module. So a collected owner
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -46,16 +47,14 @@ class Calls:
 
     def _end_retired(self) -> None:
         self._depth.value = 1
-        while self._retired:
-            try:
-                handle = self._retired.popleft()
-            except IndexError:  # another thread took the last one
-                break
-            try:
-                handle.end()
-            except Error:  # the daemon keeps it; it ends with its group
-                continue
-        self._depth.value = 0
+        try:
+            while self._retired:
+                with contextlib.suppress(Error):  # what the daemon refuses to give up ends with its group
+                    self._retired.popleft().end()
+        except IndexError:  # another thread took the last one
+            pass
+        finally:
+            self._depth.value = 0
 
 
 class Handle:
