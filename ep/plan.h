@@ -20,6 +20,12 @@ struct plan_binding {
     int64_t shape[3];
 };
 
+/* Tensors per op: the table in binding_rules.c. Contexts: combine, dispatch_bwd and combine_bwd name their dispatch plan and
+ * use the routing of its latest step; moe_backward names its moe_forward plan, moe_wgrad its moe_backward plan. A context
+ * must have run since, and well, or the step ends EPD_INVALID_ARGUMENT:
+ *   - moe_backward uses up what the forward saved: one backward per forward. W1, B1, W2, B2 are the forward plan's unless
+ *     bound again. With EPD_SAVED_RECOMPUTE the forward plan's X must still hold what it held.
+ *   - moe_wgrad takes what the latest delayed moe_backward left; a new step of the forward plan takes it away. */
 struct plan_request {
     enum epd_op op;
     uint32_t rank;
