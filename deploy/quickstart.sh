@@ -96,7 +96,7 @@ done
 head -n 1 "$work/status"
 
 say "training on $text: first through epd, then the same without it"
-"$train" --ranks "$ranks" --steps "$steps" --text "$text" --reference
+"$train" --ranks "$ranks" --experts $((2 * ranks)) --steps "$steps" --text "$text" --reference
 
 say "what the daemon says: epdctl stats"
 "$epdctl" stats
