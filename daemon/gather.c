@@ -139,6 +139,9 @@ static void on_step(void *arg, const struct step_result *result)
     struct worker *worker = group->worker;
     const uint64_t now_ns = clock_ns();
     int failed = 0;
+    struct epd_error ignored = {0};
+    (void)!failpoint_hit(&worker->failpoints, "step_done",
+                         &ignored); /* may sleep or kill; the step has ended */
     for (uint32_t i = 0; i < flight->n_plans; i++) {
         flight->plans[i]->n_flights--;
         flight->plans[i]->n_failed += result->ranks[i].status != EPD_OK;

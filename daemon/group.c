@@ -121,7 +121,12 @@ static void on_timer(uv_timer_t *timer)
 {
     struct group *group = timer->data;
     const uint64_t now_ns = clock_ns();
+    const int late = now_ns > group->timer_at_ns + GROUP_LATE_NS;
     group->timer_at_ns = CLOCK_NEVER;
+    if (late) { /* the daemon itself was stopped: what the ranks sent meanwhile is read first */
+        group_arm(group, now_ns + GROUP_GRACE_NS);
+        return;
+    }
     group_hold(group);
     group_arm(group, check_join(group, now_ns));
     group_arm(group, check_joint_plans(group, now_ns));
@@ -276,8 +281,9 @@ static void open_complete(struct group *group)
     }
     group->state = GROUP_OPEN;
     group->epoch = worker_next_epoch(worker);
-    log_write(worker->log, LOG_INFO, "group %" PRIu64 " open name %s ranks %u epoch %" PRIu64, group->id,
-              group->name, group->world_size, group->epoch);
+    (void)log_limited(worker->log, LOG_INFO, "group_open", clock_ns(),
+                      "group %" PRIu64 " open name %s ranks %u epoch %" PRIu64, group->id, group->name,
+                      group->world_size, group->epoch);
     for (uint32_t rank = 0; rank < group->world_size; rank++)
         answer_join(group->members[rank]);
 }
@@ -392,8 +398,9 @@ void group_break(struct group *group, int32_t rank, const struct epd_error *erro
     group->lost = *error;
     group->lost_rank = rank;
     group->epoch = worker_next_epoch(worker);
-    log_write(worker->log, LOG_INFO, "group %" PRIu64 " broken name %s steps %" PRIu64 " reason %s",
-              group->id, group->name, group->n_launches, error->text);
+    (void)log_limited(worker->log, LOG_INFO, "group_broken", clock_ns(),
+                      "group %" PRIu64 " broken name %s steps %" PRIu64 " reason %s", group->id, group->name,
+                      group->n_launches, error->text);
     joint_plan_fail_all(group, error);
     gather_break(group);
 }

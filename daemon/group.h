@@ -20,6 +20,11 @@ struct session;
 /* Collective plans that not every rank has created yet. */
 #define GROUP_MAX_JOINT_PLANS 4096
 
+/* A timer that fires this much too late says that the daemon did not run; then nobody is blamed for this
+ * long. */
+#define GROUP_LATE_NS  (500ull * 1000000ull)
+#define GROUP_GRACE_NS (200ull * 1000000ull)
+
 enum group_state {
     GROUP_JOINING, /* waits for missing ranks until the join timer; joins are answered when it ends */
     GROUP_OPEN,    /* plans and launches; joins of its name get EPD_IN_USE */

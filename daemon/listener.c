@@ -74,7 +74,7 @@ static void on_pause_over(uv_timer_t *timer)
         abort();
 }
 
-/* Out of fds: the spare one lets us take a peer and hang up on it, so that it does not wait for nothing. */
+/* Out of fds: the spare one lets us take peers and hang up on them, so that they do not wait for nothing. */
 static void out_of_fds(struct listener *listener)
 {
     struct worker *worker = listener->worker;
@@ -82,10 +82,13 @@ static void out_of_fds(struct listener *listener)
     if (listener->spare_fd >= 0) {
         (void)close(listener->spare_fd);
         listener->spare_fd = -1;
-        int fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         const struct epd_error why = {EPD_QUOTA, "the daemon has no fds left"};
-        if (fd >= 0)
+        for (int i = 0; i < LISTENER_BATCH; i++) {
+            int fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+            if (fd < 0)
+                break;
             refuse(listener, fd, &why);
+        }
         listener->spare_fd = open_spare();
     }
     (void)uv_poll_stop(&listener->poll);

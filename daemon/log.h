@@ -15,7 +15,7 @@ enum log_level {
 
 /* A key (what a client can cause) may log LOG_BURST lines per LOG_WINDOW_NS; the next window says how many
  * were left out. */
-#define LOG_BURST     5
+#define LOG_BURST     20
 #define LOG_WINDOW_NS (10ull * 1000000000ull)
 #define LOG_MAX_KEYS  32
 

@@ -94,10 +94,10 @@ static enum epd_status session_init(struct session *session, int fd, struct epd_
     list_init(&session->plans);
     list_init(&session->buffers);
     session->opened_ns = session->active_ns = clock_ns();
-    enum epd_status status = session->kind == SESSION_CONTROL
-                                 ? quota_open_control(&worker->accounts, &session->quota, error)
-                                 : quota_open(&worker->accounts, &worker->config, session->peer.uid,
-                                              &session->quota, error);
+    enum epd_status status =
+        session->kind == SESSION_CONTROL
+            ? quota_open_control(&worker->accounts, &session->quota, error)
+            : quota_open(&worker->accounts, &worker->config, session->peer.uid, &session->quota, error);
     if (status != EPD_OK)
         return status;
     status = registry_add(&worker->registry, REGISTRY_SESSION, 0, session, &session->id, error);
@@ -133,8 +133,9 @@ enum epd_status session_open(struct worker *worker, enum session_kind kind, int 
     wait_as_needed(session);
     if (kind == SESSION_RANK)
         worker_watch(worker);
-    log_write(worker->log, kind == SESSION_RANK ? LOG_INFO : LOG_DEBUG,
-              "session %" PRIu64 " opened pid %d uid %u", session->id, (int)peer->pid, peer->uid);
+    (void)log_limited(worker->log, kind == SESSION_RANK ? LOG_INFO : LOG_DEBUG, "session_opened",
+                      session->opened_ns, "session %" PRIu64 " opened pid %d uid %u", session->id,
+                      (int)peer->pid, peer->uid);
     return EPD_OK;
 }
 
@@ -410,6 +411,9 @@ void session_close(struct session *session, enum close_reason reason, const char
     session->reason = reason;
     (void)snprintf(session->detail, sizeof(session->detail), "%s",
                    detail ? detail : close_reason_text(reason));
+    for (char *at = session->detail; *at; at++) /* it may hold a client's bytes, and goes into documents */
+        if (*at < ' ' || *at > '~')
+            *at = '?';
     list_remove(&session->in_worker);
     list_append(&session->worker->closing, &session->in_worker);
 }

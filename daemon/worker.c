@@ -44,7 +44,8 @@ void worker_dump(struct worker *worker, const char *why)
     char directory[CONFIG_TEXT_BYTES], path[CONFIG_TEXT_BYTES + 64];
     struct epd_error error = {0};
     dump_directory(&worker->config, directory, sizeof(directory));
-    if (recorder_dump(&worker->recorder, directory, (int)getpid(), worker->n_dumps++, path, sizeof(path),
+    if (recorder_dump(&worker->recorder, directory, worker->start.supervisor_pid,
+                      (uint32_t)worker->start.generation + worker->n_dumps++, path, sizeof(path),
                       &error) == EPD_OK)
         log_write(worker->log, LOG_WARN, "flight recorder written path %s because %s", path, why);
     else
@@ -296,6 +297,8 @@ static enum epd_status init_parts(struct worker *worker, struct epd_error *error
     enum epd_status status = failpoint_parse(&worker->failpoints, getenv("EPD_FAILPOINTS"), error);
     if (status == EPD_OK)
         status = arena_init(&worker->arena, EPD_MAX_ARENA_BYTES);
+    if (status != EPD_OK && !error->status)
+        return error_set(error, status, "no address space for the decode arena");
     if (status == EPD_OK)
         status = recorder_open(&worker->recorder, worker->start.recorder_fd, error);
     if (status != EPD_OK)

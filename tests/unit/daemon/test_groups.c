@@ -159,6 +159,22 @@ START_TEST(late_rank_hears_of_the_timeout_and_goes_on)
 }
 END_TEST
 
+START_TEST(stopped_daemon_blames_nobody)
+{
+    struct raw_plan plans[2];
+    raw_barrier_all(all, 2, raw_join_all(all, 2, "g"), plans);
+    raw_launch(all[0], &plans[0], 1);
+    raw_expect_silence(all[0], 50);
+    const pid_t worker = (pid_t)epd_status_number(&epd, "pid");
+    kill(worker, SIGSTOP);
+    raw_launch(all[1], &plans[1], 1);
+    usleep(1200000);
+    kill(worker, SIGCONT);
+    ck_assert_int_eq(raw_done(all[0], &plans[0], ""), EPD_OK);
+    ck_assert_int_eq(raw_done(all[1], &plans[1], ""), EPD_OK);
+}
+END_TEST
+
 START_TEST(lost_rank_ends_pending_and_later_launches_and_frees_the_name)
 {
     struct raw_plan plans[3];
@@ -349,6 +365,7 @@ int main(void)
     tcase_add_test(tcase, wrong_seq_and_wrong_hash_are_named);
     tcase_add_test(tcase, missing_rank_is_named_and_evicted_when_it_stays_away);
     tcase_add_test(tcase, late_rank_hears_of_the_timeout_and_goes_on);
+    tcase_add_test(tcase, stopped_daemon_blames_nobody);
     tcase_add_test(tcase, lost_rank_ends_pending_and_later_launches_and_frees_the_name);
     tcase_add_test(tcase, plans_of_other_ops_fail_on_every_rank);
     tcase_add_test(tcase, refused_plan_fails_on_every_rank_with_its_reason);
