@@ -162,9 +162,9 @@ static struct map_view weights_view(const struct gemm_problem *problem, const vo
     };
 }
 
-/* c of TN and NN, 16 bits: eight token rows of 64 columns leave at a time; of an activation's plan 32 gate or up
+/* c of TN and NN, 16 bits: `box` token rows of 64 columns leave at a time; of an activation's plan 32 gate or up
  * columns, [rows, 2, F]. */
-static struct map_view tokens_out_view(const struct gemm_problem *problem, const void *base)
+static struct map_view tokens_out_view(const struct gemm_problem *problem, const void *base, uint32_t box)
 {
     cuuint64_t columns = problem->shape.layout == EPD_GEMM_TN ? problem->shape.n : problem->shape.k;
     cuuint64_t rows = (cuuint64_t)problem->max_rows;
@@ -176,7 +176,7 @@ static struct map_view tokens_out_view(const struct gemm_problem *problem, const
             .n_dims = 3,
             .dims = {columns / 2, 2, rows},
             .strides = {columns, columns * 2},
-            .box = {32, 1, 8},
+            .box = {32, 1, box},
         };
     return (struct map_view){
         .base = base,
@@ -184,11 +184,11 @@ static struct map_view tokens_out_view(const struct gemm_problem *problem, const
         .n_dims = 2,
         .dims = {columns, rows},
         .strides = {columns * 2},
-        .box = {64, 8},
+        .box = {64, box},
     };
 }
 
-static struct map_view act_view(const struct gemm_problem *problem, const void *base)
+static struct map_view act_view(const struct gemm_problem *problem, const void *base, uint32_t box)
 {
     return (struct map_view){
         .base = base,
@@ -197,11 +197,11 @@ static struct map_view act_view(const struct gemm_problem *problem, const void *
         .n_dims = 2,
         .dims = {problem->shape.n / 2, (cuuint64_t)problem->max_rows},
         .strides = {problem->shape.n},
-        .box = {32, 8},
+        .box = {32, box},
     };
 }
 
-/* dW of NT: 64 rows of 128 bytes leave at a time. */
+/* dW of NT: 16 rows of 128 bytes leave at a time. */
 static struct map_view gradients_view(const struct gemm_problem *problem, const void *base)
 {
     cuuint64_t n = problem->shape.n, k = problem->shape.k, bytes = dtype_bytes(problem->shape.dtype_c);
@@ -211,7 +211,7 @@ static struct map_view gradients_view(const struct gemm_problem *problem, const 
         .n_dims = 3,
         .dims = {k, n, problem->pointer_parts ? 1 : problem->n_groups},
         .strides = {k * bytes, n * k * bytes},
-        .box = {(cuuint32_t)(128 / bytes), 64, 1},
+        .box = {(cuuint32_t)(128 / bytes), 16, 1},
     };
 }
 
@@ -225,6 +225,17 @@ static enum epd_status map_once(const struct gemm_engine_plan *plan, const struc
     if (status == EPD_OK)
         *mapped = view->base;
     return status;
+}
+
+/* Two maps of one output: whole rounds of a tile, and eight rows for a ragged one. */
+static enum epd_status map_twice(const struct gemm_engine_plan *plan, const struct map_view *whole,
+                                 const struct map_view *rows, const void **mapped, CUtensorMap *whole_map,
+                                 CUtensorMap *rows_map, struct epd_error *error)
+{
+    if (whole->base == *mapped)
+        return EPD_OK;
+    enum epd_status status = encode_map(plan, rows, rows_map, error);
+    return status == EPD_OK ? map_once(plan, whole, mapped, whole_map, error) : status;
 }
 
 static enum epd_status map_inputs(struct gemm_engine_plan *plan, const struct gemm_args *args, struct epd_error *error)
@@ -257,12 +268,14 @@ static enum epd_status map_outputs(struct gemm_engine_plan *plan, const struct g
         return EPD_OK;
     enum epd_status status = EPD_OK;
     if (problem->shape.dtype_c != EPD_F32 && !(problem->activation && !problem->keep_preact)) {
-        struct map_view view = tokens_out_view(problem, launch->args.c);
-        status = map_once(plan, &view, &plan->mapped_c, &plan->args.c, error);
+        struct map_view whole = tokens_out_view(problem, launch->args.c, 64);
+        struct map_view rows = tokens_out_view(problem, launch->args.c, 8);
+        status = map_twice(plan, &whole, &rows, &plan->mapped_c, &plan->args.c, &plan->args.c_rows, error);
     }
     if (status == EPD_OK && problem->activation) {
-        struct map_view view = act_view(problem, launch->act);
-        status = map_once(plan, &view, &plan->mapped_act, &plan->args.act, error);
+        struct map_view whole = act_view(problem, launch->act, 128);
+        struct map_view rows = act_view(problem, launch->act, 8);
+        status = map_twice(plan, &whole, &rows, &plan->mapped_act, &plan->args.act, &plan->args.act_rows, error);
     }
     return status;
 }

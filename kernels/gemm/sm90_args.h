@@ -32,8 +32,9 @@ struct sm90_counters {
 struct sm90_args {
     CUtensorMap a;
     CUtensorMap b;
-    CUtensorMap c;                  /* where copies write c: 16-bit c; f32 c of NT */
-    CUtensorMap act;                /* of the output of an activation */
+    CUtensorMap c;                  /* where copies write c: 16-bit c; f32 c of NT; a round of a tile at a time */
+    CUtensorMap c_rows;             /* TN, NN: the same, eight token rows at a time */
+    CUtensorMap act, act_rows;      /* of the output of an activation, likewise */
     const CUtensorMap *a_parts;     /* [L] device, one map per group; NULL: `a` holds all groups */
     const CUtensorMap *c_parts_map; /* likewise for c of NT */
     const int64_t *m_splits;    /* [L] */

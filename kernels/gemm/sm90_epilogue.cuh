@@ -3,8 +3,8 @@
  * d[4c+2], d[4c+3] eight outer rows further.
  *
  * Results go through two 8 KiB buffers of the warpgroup and leave by the copy engine in the background: while one buffer
- * drains the other is filled, and the warpgroup is soon back at its products. Token rows leave eight at a time, the last
- * few of a group by guarded plain stores: nothing past the group's end is written. The loops have no branch inside a
+ * drains the other is filled, and the warpgroup is soon back at its products. Token rows of a ragged round leave eight at
+ * a time, the last few of a group by guarded plain stores: nothing past the group's end is written. The loops have no branch inside a
  * round, so that conversions of many elements overlap (with one per element the epilogue took five times as long). */
 #ifndef EPD_KERNELS_GEMM_SM90_EPILOGUE_CUH
 #define EPD_KERNELS_GEMM_SM90_EPILOGUE_CUH
@@ -171,8 +171,10 @@ __device__ __forceinline__ void store_tokens(const sm90_args &args, epilogue_pla
         round_written(at);
         uint32_t n = min(at.rows - first, 64u);
         if (at.warp == 0) {
-            if (at.lane < n / 8)
-                store_2d(&args.c, buffer + at.lane * 1024, at.outer_first, at.row + first + at.lane * 8);
+            if (n == 64 && at.lane == 0)
+                store_2d(&args.c, buffer, at.outer_first, at.row + first);
+            else if (n < 64 && at.lane < n / 8)
+                store_2d(&args.c_rows, buffer + at.lane * 1024, at.outer_first, at.row + first + at.lane * 8);
             store_commit();
         }
         uint32_t row = (n & ~7u) + at.thread() / 8, piece = at.thread() & 7, column = at.outer_first + piece * 8;
@@ -241,8 +243,10 @@ __device__ __forceinline__ void store_preact(const sm90_args &args, epilogue_pla
         round_written(at);
         uint32_t n = min(at.rows - first, 64u), box = at.lane & 7, up = at.lane >> 3 & 1;
         if (at.warp == 0) {
-            if (at.lane < 16 && box < n / 8)
-                store_3d(&args.c, buffer + up * 4096 + box * 512, at.outer_first, up, at.row + first + box * 8);
+            if (n == 64 && at.lane < 2)
+                store_3d(&args.c, buffer + at.lane * 4096, at.outer_first, at.lane, at.row + first);
+            else if (n < 64 && at.lane < 16 && box < n / 8)
+                store_3d(&args.c_rows, buffer + up * 4096 + box * 512, at.outer_first, up, at.row + first + box * 8);
             store_commit();
         }
         uint32_t row = (n & ~7u) + at.thread() / 8, piece = at.thread() & 3, column = at.outer_first + piece * 8;
@@ -280,8 +284,10 @@ __device__ __forceinline__ void store_act(const sm90_args &args, epilogue_place 
         round_written(at);
         uint32_t n = min(at.rows - first, 128u);
         if (at.warp == 0) {
-            if (at.lane < n / 8)
-                store_2d(&args.act, buffer + at.lane * 512, at.outer_first, at.row + first + at.lane * 8);
+            if (n == 128 && at.lane == 0)
+                store_2d(&args.act, buffer, at.outer_first, at.row + first);
+            else if (n < 128 && at.lane < n / 8)
+                store_2d(&args.act_rows, buffer + at.lane * 512, at.outer_first, at.row + first + at.lane * 8);
             store_commit();
         }
         uint32_t row = (n & ~7u) + at.thread() / 4, piece = at.thread() & 3, column = at.outer_first + piece * 8;
@@ -291,27 +297,44 @@ __device__ __forceinline__ void store_act(const sm90_args &args, epilogue_place 
     }
 }
 
+/* NT needs no other warp: each has 16 rows of 128 bytes, two such buffers, and issues its own copies. */
+__device__ __forceinline__ uint32_t warp_round_begin(epilogue_place &at)
+{
+    if (at.lane == 0)
+        store_wait_read<1>();
+    __syncwarp();
+    uint32_t buffer = at.staging + (at.warp * 2 + at.round) * 2048;
+    at.round ^= 1;
+    return buffer;
+}
+
+__device__ __forceinline__ void warp_round_written()
+{
+    proxy_fence();
+    __syncwarp();
+}
+
 /* NT to 16 bits, overwriting: D and memory are both [outer, inner]; 64 columns a round, the copies clip at the matrix. */
 template <bool HALF>
 __device__ __forceinline__ void store_columns(const sm90_args &args, epilogue_place &at, const CUtensorMap *map,
                                               int group, uint32_t inner_first, float (&d)[128])
 {
+    uint32_t outer = at.outer_first + at.warp * 16;
 #pragma unroll
     for (uint32_t first = 0; first < SM90_INNER_MAX; first += 64) {
         if (first >= args.tile_inner)
             break;
-        uint32_t buffer = round_begin(at);
+        uint32_t buffer = warp_round_begin(at);
 #pragma unroll
         for (uint32_t pair = 0; pair < 4; pair++) {
-            uint32_t r = (first / 8 + pair * 2) * 4;
-            uint32_t row = at.warp * 16 + (at.lane >> 3 & 1) * 8 + (at.lane & 7), piece = pair * 2 + (at.lane >> 4);
+            uint32_t r = (first / 8 + pair * 2) * 4, row = at.lane & 15, piece = pair * 2 + (at.lane >> 4);
             store_matrix(staged(buffer, row, piece), pack<HALF>(d[r], d[r + 1]), pack<HALF>(d[r + 2], d[r + 3]),
                          pack<HALF>(d[r + 4], d[r + 5]), pack<HALF>(d[r + 6], d[r + 7]));
         }
-        round_written(at);
-        if (at.warp == 0) {
-            if (at.lane == 0 && at.outer_first < args.outer)
-                store_3d(map, buffer, inner_first + first, at.outer_first, group);
+        warp_round_written();
+        if (at.lane == 0) {
+            if (outer < args.outer)
+                store_3d(map, buffer, inner_first + first, outer, group);
             store_commit();
         }
     }
@@ -321,24 +344,25 @@ __device__ __forceinline__ void store_columns(const sm90_args &args, epilogue_pl
 __device__ __forceinline__ void store_columns_f32(const sm90_args &args, epilogue_place &at, const CUtensorMap *map,
                                                   int group, uint32_t inner_first, float (&d)[128])
 {
+    uint32_t outer = at.outer_first + at.warp * 16;
 #pragma unroll
     for (uint32_t first = 0; first < SM90_INNER_MAX; first += 32) {
         if (first >= args.tile_inner)
             break;
-        uint32_t buffer = round_begin(at);
+        uint32_t buffer = warp_round_begin(at);
 #pragma unroll
         for (uint32_t block = 0; block < 4; block++) {
-            uint32_t r = (first / 8 + block) * 4, row = at.warp * 16 + (at.lane >> 2);
-            uint32_t to = staged(buffer, row, block * 2 + (at.lane >> 1 & 1)) + (at.lane & 1) * 8;
+            uint32_t r = (first / 8 + block) * 4;
+            uint32_t to = staged(buffer, at.lane >> 2, block * 2 + (at.lane >> 1 & 1)) + (at.lane & 1) * 8;
             store_shared_pair(to, d[r], d[r + 1]);
             store_shared_pair(to + 8 * 128, d[r + 2], d[r + 3]);
         }
-        round_written(at);
-        if (at.warp == 0) {
-            if (at.lane == 0 && at.outer_first < args.outer && args.accumulate)
-                add_3d(map, buffer, inner_first + first, at.outer_first, group);
-            else if (at.lane == 0 && at.outer_first < args.outer)
-                store_3d(map, buffer, inner_first + first, at.outer_first, group);
+        warp_round_written();
+        if (at.lane == 0) {
+            if (outer < args.outer && args.accumulate)
+                add_3d(map, buffer, inner_first + first, outer, group);
+            else if (outer < args.outer)
+                store_3d(map, buffer, inner_first + first, outer, group);
             store_commit();
         }
     }

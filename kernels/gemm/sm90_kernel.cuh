@@ -403,7 +403,7 @@ __device__ __forceinline__ void finish_columns(const sm90_args &args, epilogue_p
     uint32_t inner_first = (now.place >> 16) * args.tile_inner;
     const CUtensorMap *map = args.c_parts_map ? args.c_parts_map + now.group : &args.c;
     int group = args.c_parts_map ? 0 : now.group;
-    if (args.c_parts_map && at.warp == 0)
+    if (args.c_parts_map)
         acquire_map(map);
     if (args.dtype_c == EPD_F32)
         store_columns_f32(args, at, map, group, inner_first, d);
