@@ -19,6 +19,7 @@ struct dispatch_params {
     struct row_pieces pieces;
     uint32_t first_send, n_send; /* blocks that send */
     bool route_alone;            /* block 0 does nothing else before it has routed */
+    bool share_first;            /* tokens wait until the shared routing is on the link, ahead of them */
 };
 
 /* Ranks other than this one that need the token; with route, before anything is counted. Whole warp. */
@@ -83,7 +84,7 @@ static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, se
                       piece_length(p.pieces, piece), slot.barrier);
         }
         if (!entered)
-            ok = signals_wait_warp(x, SIGNAL_ENTERED, epoch);
+            ok = signals_wait_warp(x, p.share_first ? SIGNAL_SHARED : SIGNAL_ENTERED, epoch, p.share_first);
         entered = true;
         if (lane == 0 && ok) {
             send_piece(p, slot, unit, ranks);
@@ -343,8 +344,12 @@ static __global__ void __launch_bounds__(THREADS, 1)
         ok = signals_wait(x, SIGNAL_ENTERED, epoch);
     if (routes && ok && does(x, CUDA_STAGE_SEND)) {
         route_scan(p.a, memory, true);
-        if (shared_routing)
+        if (shared_routing) {
             route_share(p.a);
+            __syncthreads();
+            if (polls(x) && threadIdx.x == 0)
+                store_flag(signal_at(x, x.shape.rank, SIGNAL_SHARED, x.shape.rank), epoch);
+        }
         signals_raise(x, SIGNAL_COUNTS, epoch);
         if (threadIdx.x == 0)
             route_record_bad(p.a, first_bad);
@@ -368,6 +373,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
             route_count(p.a, memory, true, &first_bad);
             route_scan(p.a, memory, false);
         }
+        if (shared_routing)
+            rows_clear(x.shape, memory);
         ok = signals_wait(x, SIGNAL_COUNTS, epoch);
         if (ok) {
             shared_routing ? route_layout_shared(p.a, memory) : route_layout(p.a, memory);
@@ -444,6 +451,7 @@ static uint32_t share_blocks(struct dispatch_params *p)
     p->first_send = with_first && blocks > 1 ? 1 : 0;
     p->n_send = blocks - p->first_send;
     p->route_alone = false;
+    p->share_first = p->a.route && routing_is_shared(x->shape);
     if (x->stage == CUDA_STAGE_LAYOUT)
         return 1;
     if (x->stage != CUDA_STAGE_ALL || blocks == 1)

@@ -18,6 +18,8 @@ enum signal_kind {
     SIGNAL_COUNTS = 1,  /* its counts are here */
     SIGNAL_SLOTS = 2,   /* its slot rows and weights are here */
     SIGNAL_SCALARS = 3, /* its scalars are here */
+    SIGNAL_SHARED = 4,  /* this rank's own: its share of a shared routing is on the link */
+    N_SIGNALS
 };
 
 /* cuda_workspace.state */
@@ -104,12 +106,14 @@ static __device__ __forceinline__ bool signals_wait(const struct cuda_exchange &
     return __syncthreads_and(ok);
 }
 
-/* The same for one warp on its own. */
+/* The same for one warp on its own; for the signal of this rank alone if `here`. */
 static __device__ __forceinline__ bool signals_wait_warp(const struct cuda_exchange &x, signal_kind kind,
-                                                         uint32_t epoch)
+                                                         uint32_t epoch, bool here)
 {
     bool ok = true;
-    for (uint32_t rank = threadIdx.x % 32; rank < x.shape.world_size && polls(x); rank += 32)
+    if (here && polls(x) && threadIdx.x % 32 == 0)
+        ok = wait_flag(signal_at(x, x.shape.rank, kind, x.shape.rank), epoch, false, x.abort_word);
+    for (uint32_t rank = threadIdx.x % 32; rank < x.shape.world_size && polls(x) && !here; rank += 32)
         ok &= wait_flag(signal_at(x, x.shape.rank, kind, rank), epoch, false, x.abort_word);
     return __all_sync(FULL_WARP, ok);
 }
@@ -211,35 +215,40 @@ struct warp_slot {
 struct sent_unit {
     uint64_t ranks; /* that have got it; 0 = none */
     uint32_t unit;
-    uint32_t full; /* 1: to be told */
 };
 
-/* In shared memory; a place per warp that sends, at most 32. */
+/* In shared memory: a queue for each warp that sends, at most 32. Deep enough that nobody waits for a fence.
+ */
+static constexpr uint32_t BOX_DEPTH = 8;
+
 struct sent_box {
-    struct sent_unit units[32];
-    uint32_t n_done; /* warps that will hand over nothing more */
+    struct sent_unit units[32][BOX_DEPTH];
+    uint32_t put[32], told[32]; /* units so far */
+    uint32_t n_done;            /* warps that will hand over nothing more */
 };
 
 /* Whole block, before a barrier. */
 static __device__ __forceinline__ void box_init(sent_box &box)
 {
-    if (threadIdx.x < 32)
-        box.units[threadIdx.x].full = 0;
+    if (threadIdx.x < 32) {
+        box.put[threadIdx.x] = 0;
+        box.told[threadIdx.x] = 0;
+    }
     if (threadIdx.x == 0)
         box.n_done = 0;
 }
 
-/* Hands over a unit; waits until the teller has taken the one before. Lane 0 of a warp. */
+/* Hands over a unit; waits while the queue is full. Lane 0 of a warp. */
 static __device__ __forceinline__ void box_put(sent_box &box, uint32_t warp, uint32_t unit, uint64_t ranks)
 {
-    sent_unit &place = box.units[warp];
     if (ranks == 0)
         return;
-    while (load_acquire_shared(&place.full))
+    uint32_t n = box.put[warp];
+    while (n - load_acquire_shared(&box.told[warp]) == BOX_DEPTH)
         __nanosleep(50);
-    place.ranks = ranks;
-    place.unit = unit;
-    store_release_shared(&place.full, 1);
+    box.units[warp][n % BOX_DEPTH].ranks = ranks;
+    box.units[warp][n % BOX_DEPTH].unit = unit;
+    store_release_shared(&box.put[warp], n + 1);
 }
 
 static __device__ __forceinline__ void box_done(sent_box &box)
@@ -252,24 +261,25 @@ static __device__ __forceinline__ void box_done(sent_box &box)
 static __device__ void box_tell(const struct cuda_exchange &x, sent_box &box, uint32_t n_warps,
                                 uint32_t epoch)
 {
-    uint32_t lane = threadIdx.x % 32;
+    uint32_t lane = threadIdx.x % 32, told = 0;
     for (;;) {
         bool last = load_acquire_shared(&box.n_done) == n_warps;
-        bool full = lane < n_warps && load_acquire_shared(&box.units[lane].full);
-        if (!__any_sync(FULL_WARP, full)) {
+        uint32_t put = lane < n_warps ? load_acquire_shared(&box.put[lane]) : 0;
+        if (!__any_sync(FULL_WARP, put != told)) {
             if (__all_sync(FULL_WARP, last))
                 return;
             __nanosleep(100);
             continue;
         }
-        uint64_t ranks = full ? box.units[lane].ranks : 0;
-        uint32_t unit = box.units[lane].unit;
-        if (full)
-            store_release_shared(&box.units[lane].full, 0);
-        __syncwarp();
         fence_system();
-        for (; ranks; ranks &= ranks - 1)
-            store_flag(arrival_at(x, __ffsll((long long)ranks) - 1, x.shape.rank, unit), epoch);
+        for (; told != put; told++) {
+            sent_unit sent = box.units[lane][told % BOX_DEPTH];
+            for (uint64_t left = sent.ranks; left; left &= left - 1)
+                store_flag(arrival_at(x, __ffsll((long long)left) - 1, x.shape.rank, sent.unit), epoch);
+        }
+        if (lane < n_warps)
+            store_release_shared(&box.told[lane], told);
+        __syncwarp();
     }
 }
 

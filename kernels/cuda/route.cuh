@@ -17,6 +17,7 @@ struct route_memory {
     uint32_t *bits;    /* all zero between words */
     int32_t *tile_row; /* rows and ranks of the 32 tokens of a word */
     int32_t *tile_rank;
+    int32_t *tokens;    /* [EPD_MAX_RANKS] of each rank */
     int32_t *first_row; /* [E] row of the first of this rank's rows at the expert's rank */
 };
 
@@ -29,7 +30,7 @@ static __host__ __device__ inline size_t route_warp_bytes(uint32_t n_experts, ui
 static __host__ __device__ inline uint32_t route_warps(uint32_t n_experts, uint32_t top_k,
                                                        size_t shared_bytes, uint32_t max_warps)
 {
-    size_t fixed = (size_t)n_experts * 4;
+    size_t fixed = ((size_t)n_experts + EPD_MAX_RANKS) * 4;
     if (fixed >= shared_bytes)
         return 0;
     size_t fit = (shared_bytes - fixed) / route_warp_bytes(n_experts, top_k);
@@ -53,7 +54,8 @@ static __device__ route_memory route_partition(const struct exchange_shape &shap
     n_words *= routing_is_shared(shape) ? shape.world_size : 1;
     n_warps = n_words == 0 ? 1 : n_words < n_warps ? n_words : n_warps;
     m.n_warps = route_warps(shape.n_experts, shape.top_k, shared_bytes, n_warps);
-    m.first_row = static_cast<int32_t *>(shared);
+    m.tokens = static_cast<int32_t *>(shared);
+    m.first_row = m.tokens + EPD_MAX_RANKS;
     m.rows = m.first_row + n_experts;
     m.bits = reinterpret_cast<uint32_t *>(m.rows + m.n_warps * n_experts);
     m.tile_row = reinterpret_cast<int32_t *>(m.bits + m.n_warps * n_experts);
@@ -356,17 +358,25 @@ static __device__ void word_send(const struct cuda_dispatch_args &a, const route
     __syncwarp();
 }
 
-/* From the counts of all ranks the layout of this one; m.first_row as in route_slabs. Whole block. */
+/* From the counts of all ranks the layout of this one; m.first_row as in route_slabs. By the last warps of
+ * the block; it may go on with other work until the next barrier. */
 static __device__ void route_lay_out(const struct cuda_dispatch_args &a, const route_memory &m,
                                      uint32_t n_before)
 {
-    const struct cuda_exchange &x = a.exchange;
-    const struct exchange_shape &shape = x.shape;
-    const int32_t *tokens = reinterpret_cast<int32_t *>(workspace_of(x, shape.rank) + x.layout.tokens);
-    for (uint32_t rank = threadIdx.x / 32; rank < shape.world_size; rank += blockDim.x / 32)
+    uint32_t n_warps = blockDim.x / 32;
+    for (uint32_t rank = n_warps - 1 - threadIdx.x / 32; rank < a.exchange.shape.world_size; rank += n_warps)
         route_slabs(a, m, rank, n_before);
-    if (threadIdx.x < shape.world_size)
-        a.routing.slot_tokens[threadIdx.x] = (int32_t)smaller(tokens[threadIdx.x], shape.max_tokens);
+}
+
+/* Tokens of all ranks. Whole block. */
+static __device__ void tokens_keep(const struct cuda_dispatch_args &a, const route_memory &m)
+{
+    const struct cuda_exchange &x = a.exchange;
+    const int32_t *tokens = reinterpret_cast<int32_t *>(workspace_of(x, x.shape.rank) + x.layout.tokens);
+    if (threadIdx.x < x.shape.world_size) {
+        m.tokens[threadIdx.x] = (int32_t)smaller(tokens[threadIdx.x], x.shape.max_tokens);
+        a.routing.slot_tokens[threadIdx.x] = m.tokens[threadIdx.x];
+    }
     __syncthreads();
 }
 
@@ -376,6 +386,7 @@ static __device__ void route_layout(const struct cuda_dispatch_args &a, const ro
     const struct exchange_shape &shape = a.exchange.shape;
     uint32_t warp = threadIdx.x / 32;
     route_lay_out(a, m, shape.rank);
+    tokens_keep(a, m);
     if (warp >= m.n_warps)
         return;
     word_range words = words_of_warp((shape.n_tokens + 31) / 32, m.n_warps, warp);
@@ -413,18 +424,18 @@ struct shared_word {
 };
 
 static __device__ __forceinline__ shared_word shared_word_find(const struct cuda_dispatch_args &a,
-                                                               uint32_t word)
+                                                               const route_memory &m, uint32_t word)
 {
     const struct exchange_shape &shape = a.exchange.shape;
     shared_word found = {0, 0, 0};
     for (; found.source + 1 < shape.world_size; found.source++) {
-        uint32_t n_words = ((uint32_t)a.routing.slot_tokens[found.source] + 31) / 32;
+        uint32_t n_words = ((uint32_t)m.tokens[found.source] + 31) / 32;
         if (word < n_words)
             break;
         word -= n_words;
     }
     found.first = word * 32 * shape.top_k;
-    found.n = word_slots((uint32_t)a.routing.slot_tokens[found.source], shape.top_k, word);
+    found.n = word_slots((uint32_t)m.tokens[found.source], shape.top_k, word);
     return found;
 }
 
@@ -434,7 +445,7 @@ static __device__ void shared_word_count(const struct cuda_dispatch_args &a, con
     const struct exchange_shape &shape = a.exchange.shape;
     uint32_t lane = threadIdx.x % 32, *bits = m.bits + warp * shape.n_experts;
     int32_t *tile = m.tile_row + warp * 32 * shape.top_k;
-    shared_word found = shared_word_find(a, word);
+    shared_word found = shared_word_find(a, m, word);
     word_load(a, slot_rows_at(a.exchange, shape.rank, found.source), tile, found.first, found.n);
     for (uint32_t i = lane * shape.top_k, end = i + shape.top_k; i < end && i < found.n; i++)
         if (tile[i] >= 0)
@@ -442,15 +453,17 @@ static __device__ void shared_word_count(const struct cuda_dispatch_args &a, con
     word_close(shape.n_experts, m.rows + warp * shape.n_experts, bits, lane);
 }
 
+/* loaded: the tile still holds the word. */
 static __device__ void shared_word_place(const struct cuda_dispatch_args &a, const route_memory &m,
-                                         uint32_t warp, uint32_t word)
+                                         uint32_t warp, uint32_t word, bool loaded)
 {
     const struct exchange_shape &shape = a.exchange.shape;
     int32_t *tile_row = m.tile_row + warp * 32 * shape.top_k,
             *tile_rank = m.tile_rank + warp * 32 * shape.top_k;
-    shared_word found = shared_word_find(a, word);
+    shared_word found = shared_word_find(a, m, word);
     int32_t *slot_rows = slot_rows_at(a.exchange, shape.rank, found.source) + found.first;
-    word_load(a, slot_rows, tile_row, 0, found.n);
+    if (!loaded)
+        word_load(a, slot_rows, tile_row, 0, found.n);
     word_place(a, m, warp, found.n);
     for (uint32_t i = threadIdx.x % 32; i < found.n; i += 32) {
         if (found.source == shape.rank)
@@ -460,23 +473,23 @@ static __device__ void shared_word_place(const struct cuda_dispatch_args &a, con
     __syncwarp();
 }
 
-/* Stage 2 of a shared routing. Whole block. */
+/* Stage 2 of a shared routing, after rows_clear. Whole block. */
 static __device__ void route_layout_shared(const struct cuda_dispatch_args &a, const route_memory &m)
 {
     const struct exchange_shape &shape = a.exchange.shape;
     uint32_t warp = threadIdx.x / 32, n_words = 0;
-    rows_clear(shape, m);
-    route_lay_out(a, m, 0);
+    tokens_keep(a, m);
     for (uint32_t rank = 0; rank < shape.world_size; rank++)
-        n_words += ((uint32_t)a.routing.slot_tokens[rank] + 31) / 32;
+        n_words += ((uint32_t)m.tokens[rank] + 31) / 32;
     word_range words = words_of_warp(n_words, m.n_warps, warp);
     for (uint32_t word = words.begin; warp < m.n_warps && word < words.end; word++)
         shared_word_count(a, m, warp, word);
+    route_lay_out(a, m, 0);
     __syncthreads();
     route_scan(a, m, false);
     __syncthreads();
     for (uint32_t word = words.begin; warp < m.n_warps && word < words.end; word++)
-        shared_word_place(a, m, warp, word);
+        shared_word_place(a, m, warp, word, words.end - words.begin == 1);
 }
 
 /* What nobody waits for. Whole block. */

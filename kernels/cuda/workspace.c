@@ -39,7 +39,7 @@ void cuda_workspace_layout(const struct exchange_shape *shape, size_t row_bytes,
         .stage_row_bytes = rounded_up(row_bytes, 128),
     };
     layout->state = placed(&end, 256);
-    layout->signals = placed(&end, 4 * EPD_MAX_RANKS * sizeof(uint32_t));
+    layout->signals = placed(&end, 8 * EPD_MAX_RANKS * sizeof(uint32_t));
     layout->tokens = placed(&end, n_ranks * sizeof(int32_t));
     layout->counts = placed(&end, n_ranks * shape->n_experts * sizeof(int32_t));
     layout->slot_row = placed(&end, n_ranks * slots * sizeof(int32_t));
