@@ -82,7 +82,7 @@ long long control_sum(const json_t *document, const char *array, const char *key
     size_t i;
     json_t *item;
 
-    json_array_foreach(json_object_get(document, array), i, item) sum +=
-        json_integer_value(json_object_get(item, key));
+    json_array_foreach (json_object_get(document, array), i, item)
+        sum += json_integer_value(json_object_get(item, key));
     return sum;
 }

@@ -18,7 +18,7 @@
 #include "tests/fault/workload.h"
 
 #define STEP_DEADLINE_MS 400
-#define DEAD_MS          "900ms"
+#define DEAD_MS          "1500ms"
 #define N_SLOW_STEPS     5
 #define SLOW_MS          60
 
@@ -102,6 +102,7 @@ END_TEST
 static void alone_rank(const struct rank *rank)
 {
     static struct wire wire;
+    atomic_int *n_late = *(atomic_int *const *)rank->arg;
     wire_open(&wire, rank->socket_path);
     struct message join = wire_join_message(rank->group_name, 3, rank->rank);
     join.group_join.config.deadline_ms = STEP_DEADLINE_MS;
@@ -116,17 +117,24 @@ static void alone_rank(const struct rank *rank)
         RANK_CHECK(wire_done(&wire, &reply) == EPD_TIMEOUT);
         RANK_CHECK(page_take(wire.page, reply.plan_id, &seen, &entry));
         RANK_CHECK(strstr(entry.text, "rank 0 2") != NULL && entry.rank == 0);
+        while (atomic_load(n_late) < 2) /* who leaves breaks the group */
+            sleep_ms(1);
     } else {
         sleep_ms(2 * STEP_DEADLINE_MS);
         RANK_CHECK(wire_launch(&wire, &reply, 1) == 0); /* too late: the same, at once */
         RANK_CHECK(wire_done(&wire, &reply) == EPD_TIMEOUT);
+        atomic_fetch_add(n_late, 1);
+        while (atomic_load(n_late) < 2)
+            sleep_ms(1);
     }
     wire_close(&wire);
 }
 
 START_TEST(every_missing_rank_is_named_and_late_ones_get_the_same_answer)
 {
-    ck_assert_uint_eq(ranks_run(epd_daemon.socket_path, "alone", 3, alone_rank, NULL), 0);
+    atomic_int *n_late =
+        mmap(NULL, sizeof *n_late, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    ck_assert_uint_eq(ranks_run(epd_daemon.socket_path, "alone", 3, alone_rank, &n_late), 0);
 }
 END_TEST
 
@@ -144,8 +152,7 @@ static void slow_rank(const struct rank *rank)
         RANK_CHECK(epd_stats(w.layer.client, &text) == EPD_OK);
         json_t *stats = json_loads(text, 0, NULL), *group = NULL, *item;
         size_t i;
-        json_array_foreach(json_object_get(stats, "groups"), i, item)
-        {
+        json_array_foreach (json_object_get(stats, "groups"), i, item) {
             if (strcmp(json_string_value(json_object_get(item, "name")), rank->group_name) == 0)
                 group = item;
         }

@@ -1,0 +1,15 @@
+/* What a test and the library that it preloads into the daemon (shim.c) share: a page in a file that
+ * FAULT_SHIM names. Any thread, any process. */
+#ifndef EPD_TESTS_FAULT_SHIM_H
+#define EPD_TESTS_FAULT_SHIM_H
+
+#include <stdatomic.h>
+
+struct shim {
+    /* Counts the daemon's own allocations down while it is positive; the one that makes it 0 fails. */
+    atomic_long allocations_left;
+    atomic_long n_failed;     /* so far */
+    atomic_long clock_jump_s; /* added to CLOCK_REALTIME, with another sign at each look */
+};
+
+#endif

@@ -1,0 +1,264 @@
+/* The daemon fails, stalls or dies at each of its failpoints (daemon/failpoint.h). Built with EPD_FAILPOINTS
+ * only. */
+#include <check.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "tests/fault/baseline.h"
+#include "tests/fault/control.h"
+#include "tests/fault/spawn.h"
+#include "tests/fault/suite.h"
+#include "tests/fault/wire.h"
+#include "tests/fault/workload.h"
+
+#define EXIT_GAVE_UP 4
+#define RECOVER_MS   20000
+#define N_STEPS      6
+#define STALL_MS     "40"
+
+static struct daemon_process epd_daemon;
+
+/* A daemon whose worker acts at one place: "plan_ready=error@2". */
+static void start_with(const char *point, const char *action)
+{
+    char text[128];
+    const char *const fast[] = {
+        "--restart-first", "1ms", "--restart-max", "1ms", "--restart-limit", "0", NULL};
+    snprintf(text, sizeof text, "%s=%s", point, action);
+    setenv("EPD_FAILPOINTS", text, 1);
+    daemon_start(&epd_daemon, 2, fast);
+    unsetenv("EPD_FAILPOINTS");
+}
+
+static void steps_rank(const struct rank *rank)
+{
+    struct workload w;
+    workload_open(&w, rank, &workload_case, 0);
+    for (int i = 0; i < N_STEPS; i++)
+        RANK_CHECK(workload_step(&w) == EPD_OK);
+    workload_close(&w);
+}
+
+/* ---- error ---- */
+
+/* Tries a whole life; the places a request passes fail once, on the first try of it. */
+static void once_failing_rank(const struct rank *rank)
+{
+    struct workload w;
+    enum epd_status status = EPD_OK;
+    for (int i = 0; i < 4; i++) {
+        status = workload_try(&w, rank, &workload_case, 2000);
+        if (status == EPD_OK)
+            break;
+        /* the one who met it, and the other, who is left alone in the group */
+        RANK_CHECK(status == EPD_SYSTEM || status == EPD_PEER_LOST || status == EPD_TIMEOUT);
+        RANK_CHECK(status != EPD_SYSTEM || strstr(epd_error_text(), "failpoint") != NULL);
+    }
+    RANK_CHECK(status == EPD_OK);
+    status = EPD_OK;
+    int n_failed = 0;
+    for (int i = 0; i < N_STEPS; i++) {
+        status = workload_step(&w);
+        RANK_CHECK(status == EPD_OK || status == EPD_SYSTEM || status == EPD_TIMEOUT ||
+                   status == EPD_SEQ_MISMATCH);
+        n_failed += status != EPD_OK;
+    }
+    RANK_CHECK(n_failed <= 1 && status == EPD_OK);
+    workload_close(&w);
+}
+
+START_TEST(a_failure_at_any_place_is_an_error_reply_and_the_next_try_works)
+{
+    static const char *const points[] = {"hello_reply", "group_open",  "buffer_ready",
+                                         "plan_ready",  "step_submit", "step_done"};
+    for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
+        struct baseline before;
+        start_with(points[i], "error@1");
+        pid_t worker = daemon_worker(&epd_daemon);
+        ck_assert_msg(ranks_run(epd_daemon.socket_path, "once", 2, once_failing_rank, NULL) == 0,
+                      "failpoint %s", points[i]);
+        baseline_take(&before, &epd_daemon);
+        ck_assert_int_eq(before.buffers + before.plans + before.groups + before.heap_bytes, 0);
+        ck_assert_int_eq(daemon_worker(&epd_daemon), worker);
+        daemon_stop(&epd_daemon);
+    }
+}
+END_TEST
+
+/* One rank's launch is refused before it is gathered: the other one must not wait for ever. */
+static void refused_launch_rank(const struct rank *rank)
+{
+    struct workload w;
+    int n_bad = 0;
+    workload_open(&w, rank, &workload_case, 500);
+    for (int i = 0; i < N_STEPS; i++)
+        n_bad += workload_step(&w) != EPD_OK;
+    RANK_CHECK(n_bad <= 2);
+    workload_close(&w);
+}
+
+START_TEST(a_launch_that_is_refused_does_not_hang_the_other_rank)
+{
+    start_with("launch_received", "error@3");
+    ck_assert_uint_eq(ranks_run(epd_daemon.socket_path, "refused", 2, refused_launch_rank, NULL), 0);
+    daemon_stop(&epd_daemon);
+}
+END_TEST
+
+/* ---- clients that die while the daemon is at that place ---- */
+
+/* Lives until its parent kills it. */
+static void endless_rank(const struct rank *rank)
+{
+    struct workload w;
+    enum epd_status status = EPD_PEER_LOST;
+    for (;;) {
+        while (status == EPD_OK)
+            status = workload_step(&w);
+        if (rank->rank == 0) /* the survivor is told, and tries again in the next group */
+            RANK_CHECK(status == EPD_PEER_LOST || status == EPD_IN_USE || status == EPD_OK);
+        status = workload_try(&w, rank, &workload_case, 0);
+        if (status == EPD_IN_USE)
+            sleep_ms(1);
+    }
+}
+
+START_TEST(a_client_killed_while_the_daemon_is_at_any_place_leaves_nothing)
+{
+    static const char *const points[] = {"session_open", "hello_reply",     "group_open",  "buffer_ready",
+                                         "plan_ready",   "launch_received", "step_submit", "step_done"};
+    for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
+        struct baseline before;
+        start_with(points[i], "sleep:" STALL_MS);
+        ck_assert_uint_eq(ranks_run(epd_daemon.socket_path, "warm", 2, steps_rank, NULL), 0);
+        baseline_take(&before, &epd_daemon);
+        for (int n = 0; n < 3; n++) {
+            struct rank_team team;
+            ranks_start(&team, epd_daemon.socket_path, "stalled", 2, endless_rank, NULL);
+            sleep_ms(200 + 113 * n);
+            kill(team.pids[1], SIGKILL);
+            sleep_ms(50);
+            kill(team.pids[0], SIGKILL);
+            ck_assert_uint_eq(ranks_wait(&team, 60), 2);
+        }
+        ck_assert_msg(baseline_wait(&before, &epd_daemon) >= 0, "failpoint %s", points[i]);
+        ck_assert_uint_eq(ranks_run(epd_daemon.socket_path, "after", 2, steps_rank, NULL), 0);
+        daemon_stop(&epd_daemon);
+    }
+}
+END_TEST
+
+/* ---- the worker dies at that place ---- */
+
+static int is_loss(enum epd_status status)
+{
+    return status == EPD_RESTARTED || status == EPD_DISCONNECTED || status == EPD_PEER_LOST;
+}
+
+/* Any call may find the worker gone, in any of its lives; the steps that end EPD_OK are right. */
+static void persistent_rank(const struct rank *rank)
+{
+    struct workload w;
+    enum epd_status status;
+    int n_good = 0;
+    for (int life = 0; life < 50 && n_good < N_STEPS; life++) {
+        status = workload_try(&w, rank, &workload_case, 3000);
+        if (status == EPD_IN_USE || status == EPD_TIMEOUT)
+            continue;
+        RANK_CHECK(status == EPD_OK || is_loss(status));
+        while (status == EPD_OK && n_good < N_STEPS) {
+            status = workload_step(&w);
+            n_good += status == EPD_OK;
+            RANK_CHECK(status == EPD_OK || is_loss(status) || status == EPD_TIMEOUT);
+        }
+        if (n_good)
+            workload_close(&w);
+        if (status != EPD_OK && n_good && rank->rank == 0)
+            break;
+    }
+    RANK_CHECK(n_good > 0);
+}
+
+START_TEST(a_worker_that_dies_at_any_place_is_replaced_and_ranks_get_through)
+{
+    /* the n-th hit is one that a life reaches, but not the first, so that the next worker gets further */
+    static const struct {
+        const char *point, *action;
+    } rows[] = {{"session_open", "kill@4"},  {"hello_reply", "kill@3"}, {"group_open", "kill@2"},
+                {"buffer_ready", "kill@17"}, {"plan_ready", "kill@3"},  {"launch_received", "kill@15"},
+                {"step_submit", "kill@8"},   {"step_done", "kill@8"},   {"buffer_ready", "abort@17"}};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        start_with(rows[i].point, rows[i].action);
+        pid_t worker = daemon_worker(&epd_daemon);
+        for (int n = 0; n < 3; n++)
+            ck_assert_msg(ranks_run(epd_daemon.socket_path, "kill", 2, persistent_rank, NULL) == 0,
+                          "failpoint %s round %d", rows[i].point, n);
+        for (int waited = 0; daemon_worker(&epd_daemon) == worker; waited++) {
+            ck_assert_msg(waited < 5000, "failpoint %s was not met", rows[i].point);
+            sleep_ms(1);
+        }
+        (void)daemon_wait_worker(&epd_daemon, worker);
+        sleep_ms(100);
+        daemon_stop(&epd_daemon);
+    }
+}
+END_TEST
+
+START_TEST(a_worker_that_fails_at_every_start_is_given_up_at_the_limit)
+{
+    char log[96], socket[96], control[96], directory[] = "/tmp/epd-fault-XXXXXX", command[64];
+    ck_assert_ptr_nonnull(mkdtemp(directory));
+    snprintf(log, sizeof log, "%s/log", directory);
+    snprintf(socket, sizeof socket, "%s/epd.sock", directory);
+    snprintf(control, sizeof control, "%s/control.sock", directory);
+    const char *const arguments[] = {"--backend",
+                                     "host",
+                                     "--socket",
+                                     socket,
+                                     "--control-socket",
+                                     control,
+                                     "--restart-first",
+                                     "5ms",
+                                     "--restart-max",
+                                     "20ms",
+                                     "--restart-limit",
+                                     "4",
+                                     NULL};
+    setenv("EPD_FAILPOINTS", "worker_start=error", 1);
+    ck_assert_int_eq(spawn_wait(spawn_epd(arguments, log), 30000), EXIT_GAVE_UP);
+    ck_assert_int_eq(file_count(log, "worker cannot start: failpoint worker_start"), 4);
+    ck_assert_int_eq(file_count(log, "worker restarts in_ms"), 3);
+    setenv("EPD_FAILPOINTS", "nonsense", 1); /* a configuration that cannot work is not tried again */
+    ck_assert_int_eq(spawn_wait(spawn_epd(arguments, log), 30000), 2);
+    unsetenv("EPD_FAILPOINTS");
+    snprintf(command, sizeof command, "rm -r %s", directory);
+    ck_assert_int_eq(system(command), 0);
+}
+END_TEST
+
+/* It drains, but stalls: the supervisor does not wait for ever. */
+START_TEST(a_worker_that_dies_while_it_drains_still_ends_the_daemon)
+{
+    start_with("drain", "kill");
+    int status;
+    kill(epd_daemon.pid, SIGTERM);
+    ck_assert_int_eq(waitpid(epd_daemon.pid, &status, 0), epd_daemon.pid);
+    ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        a_failure_at_any_place_is_an_error_reply_and_the_next_try_works,
+        a_launch_that_is_refused_does_not_hang_the_other_rank,
+        a_client_killed_while_the_daemon_is_at_any_place_leaves_nothing,
+        a_worker_that_dies_at_any_place_is_replaced_and_ranks_get_through,
+        a_worker_that_fails_at_every_start_is_given_up_at_the_limit,
+        a_worker_that_dies_while_it_drains_still_ends_the_daemon,
+    };
+    return suite_run("failpoints", tests, SUITE_COUNT(tests), NULL, NULL);
+}
