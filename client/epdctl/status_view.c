@@ -86,7 +86,6 @@ void status_view(const json_t *status, int verbose, FILE *out)
     }
     status_view_headline(status, out);
     const json_t *sockets = field_object(status, "sockets");
-    print_line(out, status, "host", "host");
     print_line(out, status, "worker pid", "pid");
     print_line(out, status, "supervisor pid", "supervisor_pid");
     print_line(out, status, "boot id", "boot_id");
