@@ -13,7 +13,8 @@
  * One more piece holds the sum that is sent. One more warp tells, in a block that sends. */
 static constexpr uint32_t WARPS = 10, THREADS = (WARPS + 1) * 32, RING = 5;
 static constexpr uint32_t WARP_BYTES = (RING + 1) * CUDA_SUM_PIECE_BYTES, SHARED_BYTES = WARPS * WARP_BYTES;
-static constexpr uint32_t DEFAULT_SEND_BLOCKS = 18;
+/* Of 32 blocks. With few tokens nothing is left to overlap, and finishing wants the larger part. */
+static constexpr uint32_t DEFAULT_SEND_BLOCKS = 22, FEW_TOKENS_SEND_BLOCKS = 12;
 static constexpr int SUM_VECS = CUDA_SUM_PIECE_BYTES / 16 / 32; /* of a lane */
 
 struct combine_params {
@@ -446,7 +447,9 @@ enum epd_status cuda_combine_launch(const struct cuda_combine_args *args, struct
     uint32_t blocks = x->stage == CUDA_STAGE_PUBLISH ? 1 : blocks_of(x);
     params.n_send = blocks;
     if (x->stage == CUDA_STAGE_ALL) {
-        uint32_t wanted = x->send_blocks ? x->send_blocks : (blocks * DEFAULT_SEND_BLOCKS + 31) / 32;
+        uint32_t share =
+            x->shape.max_tokens <= CUDA_FEW_TOKENS ? FEW_TOKENS_SEND_BLOCKS : DEFAULT_SEND_BLOCKS;
+        uint32_t wanted = x->send_blocks ? x->send_blocks : (blocks * share + 31) / 32;
         params.n_send = wanted < blocks ? wanted : blocks;
     }
     void *arguments[] = {&params};
