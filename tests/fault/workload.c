@@ -116,8 +116,10 @@ enum epd_status workload_try(struct workload *w, const struct rank *rank, const 
         status = make_tensors(w);
     if (status == EPD_OK)
         status = make_plan(w);
-    if (status != EPD_OK)
+    if (status != EPD_OK) {
+        snprintf(w->error, sizeof w->error, "%s", epd_error_text());
         workload_close(w);
+    }
     return status;
 }
 

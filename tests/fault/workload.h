@@ -15,7 +15,8 @@ struct workload {
     struct layer layer;
     struct layer_tensor x, idx, weights, w1, b1, w2, b2, out;
     struct epd_plan *forward;
-    void *first; /* owned, bytes of out after the first good step; NULL before it */
+    char error[256]; /* of workload_try, when it failed */
+    void *first;     /* owned, bytes of out after the first good step; NULL before it */
 };
 
 /* Opens, joins, allocates and creates the plan; returns the first error and leaves nothing behind then.
