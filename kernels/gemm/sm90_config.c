@@ -11,6 +11,7 @@
 #define CYCLES_PER_TILE     1200.0
 #define SMEM_BYTES          232448u /* a block's most on sm_90 */
 #define SM90_BOX_ROWS_MOST  64u
+#define SHORT_REDUCTION     1024
 
 static uint32_t div_up(uint32_t a, uint32_t b)
 {
@@ -55,6 +56,25 @@ static uint32_t choose_tokens(const struct gemm_problem *problem, uint32_t n_clu
     return best;
 }
 
+static uint32_t stages_that_fit(uint32_t stage_bytes, uint32_t n_buffers)
+{
+    uint32_t n = SM90_MAX_STAGES;
+    while (sm90_smem_bytes(n, stage_bytes, n_buffers) > SMEM_BYTES)
+        n--;
+    return n;
+}
+
+/* Of the shared memory that is left beside three stages of the largest tile, a fourth stage hides more of the latency of
+ * copies, two more output buffers hide the epilogue: that pays where tiles are short. */
+static int short_tiles(const struct gemm_problem *problem)
+{
+    int64_t expected = problem->expected_rows ? problem->expected_rows : problem->max_rows;
+    int64_t reduction = problem->shape.layout == EPD_GEMM_TN   ? problem->shape.k
+                        : problem->shape.layout == EPD_GEMM_NN ? problem->shape.n
+                                                               : expected / problem->n_groups;
+    return reduction <= SHORT_REDUCTION;
+}
+
 struct sm90_config sm90_config_choose(const struct gemm_problem *problem, uint32_t n_clusters)
 {
     struct sm90_config config = {0};
@@ -70,8 +90,11 @@ struct sm90_config sm90_config_choose(const struct gemm_problem *problem, uint32
             config.box_rows /= 2;
     }
     config.stage_bytes = SM90_STEP * 2 * (SM90_OUTER_ROWS + round_up(config.tile_inner, config.box_rows));
-    config.n_stages = SM90_MAX_STAGES;
-    while (sm90_smem_bytes(config.n_stages, config.stage_bytes) > SMEM_BYTES)
-        config.n_stages--;
+    config.n_buffers = 4;
+    config.n_stages = stages_that_fit(config.stage_bytes, 4);
+    if (config.n_stages < 4 && !short_tiles(problem)) {
+        config.n_buffers = 2;
+        config.n_stages = stages_that_fit(config.stage_bytes, 2);
+    }
     return config;
 }

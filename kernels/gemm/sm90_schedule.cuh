@@ -84,7 +84,8 @@ template <bool TOKENS_INNER> struct scheduler {
         int64_t room = inside ? args.max_rows - start : 0;
         m = static_cast<uint32_t>(rows < room ? rows : room);
         row = inside ? static_cast<uint32_t>(start) : 0;
-        if (valid && got != m && records)
+        uint32_t wrong = __ballot_sync(~0u, valid && got != m);
+        if (records && wrong != 0 && lane == __ffs(wrong) - 1)
             record(group, got, room);
         uint32_t tiles = 0;
         if (valid && TOKENS_INNER)
@@ -98,7 +99,7 @@ template <bool TOKENS_INNER> struct scheduler {
         }
     }
 
-    /* The first group that is wrong is kept; groups are visited in order, lanes of one window may race. */
+    /* The first group that is wrong is kept: windows are visited in order. */
     __device__ void record(int group, int64_t got, int64_t allowed) const
     {
         struct kernel_error *error = args.error;

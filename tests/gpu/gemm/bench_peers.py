@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Grouped GEMM beside its peers in one process: sm90, torch._grouped_mm and a loop of cuBLAS matmuls.
 
-Usage: bench_peers.py FOLDER [rounds]   (FOLDER holds libgemm_bench.so)
+Usage: bench_peers.py FOLDER [rounds [pause in ms]]   (FOLDER holds libgemm_bench.so)
+Without a pause the GPU runs at its power limit all the time and every library slows to it; a pause before each call shows
+them below it, as kernels between other work run.
 Candidates of a case take turns, round by round, so that a GPU that warms up slows all of them alike; the L2 is flushed
 before every timed call; medians of CUDA events. One JSON line per case, then a table. Random normal data.
 """
@@ -11,6 +13,7 @@ import json
 import os
 import statistics
 import sys
+import time
 
 import torch
 
@@ -76,7 +79,7 @@ def zipf_splits(groups, rows, generator):
     return splits
 
 
-def measure(candidates, rounds, flush):
+def measure(candidates, rounds, flush, pause):
     times = {name: [] for name in candidates}
     for call in candidates.values():
         call()
@@ -85,6 +88,7 @@ def measure(candidates, rounds, flush):
     for _ in range(rounds):
         for name, call in candidates.items():
             before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            time.sleep(pause)
             flush.zero_()
             before.record()
             call()
@@ -99,7 +103,7 @@ def difference(x, y):
     return (1 - 2 * (x @ y) / (x @ x + y @ y)).item()
 
 
-def run_case(library, case, rounds, flush, generator):
+def run_case(library, case, rounds, flush, pause, generator):
     name, groups, rows, k, n = case
     total = groups * rows
     x = torch.randn(total, k, device="cuda", dtype=torch.bfloat16)
@@ -142,7 +146,7 @@ def run_case(library, case, rounds, flush, generator):
         assert difference(dx, torch._grouped_mm(dy, w, offs=ends[kind])) < 1e-5, (name, kind, "nn")
         candidates["nt" + tag]()
         assert difference(dw, torch._grouped_mm(dy.t(), x, offs=ends[kind])) < 1e-5, (name, kind, "nt")
-    taken = measure(candidates, rounds, flush)
+    taken = measure(candidates, rounds, flush, pause)
     flops = 2.0 * total * n * k
     speeds = {op: flops / ms / 1e9 for op, ms in taken.items()}
     weights = groups * n * k * 2 + total * (n + k) * 2
@@ -157,16 +161,17 @@ def run_case(library, case, rounds, flush, generator):
 def main():
     library = load(sys.argv[1])
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 9
+    pause = float(sys.argv[3]) / 1e3 if len(sys.argv) > 3 else 0.0
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(2)
     flush = torch.empty(64 << 20, device="cuda", dtype=torch.int32)
     big = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     source = torch.empty(1 << 31, device="cuda", dtype=torch.uint8)
     target = torch.empty_like(source)
-    base = measure({"gemm": lambda: big @ big, "copy": lambda: target.copy_(source)}, rounds, flush)
+    base = measure({"gemm": lambda: big @ big, "copy": lambda: target.copy_(source)}, rounds, flush, pause)
     print("cublas 8192^3 %.0f TFLOP/s, copy %.2f TB/s" % (2 * 8192**3 / base["gemm"] / 1e9, 2 * 2**31 / base["copy"] / 1e9))
     del source, target, big
-    table = {case[0]: run_case(library, case, rounds, flush, generator) for case in SHAPES}
+    table = {case[0]: run_case(library, case, rounds, flush, pause, generator) for case in SHAPES}
     columns = ["tn", "tn_torch", "tn_loop", "nn", "nn_torch", "nt", "nt_torch", "swiglu", "swiglu_keep", "tn_real",
                "tn_torch_real", "tn_zipf", "tn_torch_zipf", "nn_real", "nt_real", "nt_torch_real", "nt_zipf"]
     print("| case | " + " | ".join(columns) + " |")
