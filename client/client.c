@@ -51,12 +51,10 @@ static void client_lost(void *arg, struct connection *connection)
     struct epd_plan *plan;
 
     pthread_mutex_lock(&client->lock);
-    TAILQ_FOREACH(group, &client->groups, link)
-    {
+    TAILQ_FOREACH (group, &client->groups, link) {
         if (group->connection != connection)
             continue;
-        TAILQ_FOREACH(plan, &group->plans, link)
-        {
+        TAILQ_FOREACH (plan, &group->plans, link) {
             group->ops->release(plan);
         }
     }
@@ -155,8 +153,7 @@ void epd_close(struct epd_client *client)
     if (!client || client_enter(client, "client", &error))
         return;
     connection_stop(client->connection);
-    TAILQ_FOREACH(group, &client->groups, link)
-    {
+    TAILQ_FOREACH (group, &client->groups, link) {
         connection_stop(group->connection); /* of an earlier worker */
     }
     while ((group = TAILQ_FIRST(&client->groups)))

@@ -256,8 +256,7 @@ static void deliver_reply(struct connection *connection, struct inbox_item *inco
     struct call *call;
 
     pthread_mutex_lock(&connection->lock);
-    LIST_FOREACH(call, &connection->calls, link)
-    {
+    LIST_FOREACH (call, &connection->calls, link) {
         if (call->request_id == incoming->message.request_id)
             break;
     }
@@ -321,8 +320,7 @@ static void *watch(void *arg)
     pthread_mutex_lock(&connection->lock);
     connection->loss = loss;
     atomic_store(&connection->lost, (uint32_t)loss.status);
-    LIST_FOREACH(call, &connection->calls, link)
-    {
+    LIST_FOREACH (call, &connection->calls, link) {
         pthread_cond_signal(&call->ended);
     }
     pthread_cond_broadcast(&connection->gone);

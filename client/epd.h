@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #if defined(EPD_BUILDING_LIBRARY)
-#define EPD_API __attribute__((visibility("default"), warn_unused_result))
+#define EPD_API      __attribute__((visibility("default"), warn_unused_result))
 #define EPD_API_VOID __attribute__((visibility("default")))
 #else
 #define EPD_API __attribute__((warn_unused_result))
@@ -38,40 +38,40 @@ extern "C" {
 #ifndef EPD_PROTO_STATUS_H /* inside the epd tree the ground floor has these words already */
 /* Results. The numbers are stable. */
 enum epd_status {
-    EPD_OK = 0, /* ok */
-    EPD_INVALID_ARGUMENT = 1, /* invalid argument */
-    EPD_INVALID_SHAPE = 2, /* wrong shape */
-    EPD_INVALID_DTYPE = 3, /* wrong dtype */
-    EPD_INVALID_DEVICE = 4, /* wrong device */
-    EPD_INVALID_ALIGNMENT = 5, /* wrong alignment */
-    EPD_OUT_OF_RANGE = 6, /* range outside its allocation */
-    EPD_UNKNOWN_ID = 7, /* unknown id */
-    EPD_FOREIGN_ID = 8, /* id belongs to another session */
-    EPD_STALE_EPOCH = 9, /* id is of an older epoch */
-    EPD_IN_USE = 10, /* still in use */
-    EPD_BUSY = 11, /* already in flight */
-    EPD_QUOTA = 12, /* quota exceeded */
-    EPD_NO_MEMORY = 13, /* out of memory */
-    EPD_UNSUPPORTED = 14, /* not supported here */
-    EPD_GROUP_MISMATCH = 15, /* ranks disagree about the group */
-    EPD_PLAN_MISMATCH = 16, /* ranks disagree about the plan */
-    EPD_SEQ_MISMATCH = 17, /* ranks disagree about the step */
-    EPD_TIMEOUT = 18, /* deadline passed */
-    EPD_PEER_LOST = 19, /* a rank of the group is gone */
-    EPD_EVICTED = 20, /* session was evicted */
-    EPD_RESTARTED = 21, /* the daemon was restarted */
-    EPD_DRAINING = 22, /* the daemon is draining */
-    EPD_DISCONNECTED = 23, /* connection to the daemon lost */
-    EPD_PROTOCOL = 24, /* protocol violation */
-    EPD_VERSION_MISMATCH = 25, /* protocol versions do not meet */
-    EPD_PERMISSION = 26, /* not permitted */
+    EPD_OK = 0,                 /* ok */
+    EPD_INVALID_ARGUMENT = 1,   /* invalid argument */
+    EPD_INVALID_SHAPE = 2,      /* wrong shape */
+    EPD_INVALID_DTYPE = 3,      /* wrong dtype */
+    EPD_INVALID_DEVICE = 4,     /* wrong device */
+    EPD_INVALID_ALIGNMENT = 5,  /* wrong alignment */
+    EPD_OUT_OF_RANGE = 6,       /* range outside its allocation */
+    EPD_UNKNOWN_ID = 7,         /* unknown id */
+    EPD_FOREIGN_ID = 8,         /* id belongs to another session */
+    EPD_STALE_EPOCH = 9,        /* id is of an older epoch */
+    EPD_IN_USE = 10,            /* still in use */
+    EPD_BUSY = 11,              /* already in flight */
+    EPD_QUOTA = 12,             /* quota exceeded */
+    EPD_NO_MEMORY = 13,         /* out of memory */
+    EPD_UNSUPPORTED = 14,       /* not supported here */
+    EPD_GROUP_MISMATCH = 15,    /* ranks disagree about the group */
+    EPD_PLAN_MISMATCH = 16,     /* ranks disagree about the plan */
+    EPD_SEQ_MISMATCH = 17,      /* ranks disagree about the step */
+    EPD_TIMEOUT = 18,           /* deadline passed */
+    EPD_PEER_LOST = 19,         /* a rank of the group is gone */
+    EPD_EVICTED = 20,           /* session was evicted */
+    EPD_RESTARTED = 21,         /* the daemon was restarted */
+    EPD_DRAINING = 22,          /* the daemon is draining */
+    EPD_DISCONNECTED = 23,      /* connection to the daemon lost */
+    EPD_PROTOCOL = 24,          /* protocol violation */
+    EPD_VERSION_MISMATCH = 25,  /* protocol versions do not meet */
+    EPD_PERMISSION = 26,        /* not permitted */
     EPD_CAPACITY_OVERFLOW = 27, /* more rows routed to a rank than its capacity */
-    EPD_BAD_ROUTING = 28, /* expert index out of range or repeated in a token */
-    EPD_BAD_SPLITS = 29, /* m_splits negative or larger than the rows given */
-    EPD_SYSTEM = 30, /* operating system call failed */
-    EPD_CUDA = 31, /* CUDA call failed */
-    EPD_NCCL = 32, /* NCCL call failed */
-    EPD_INTERNAL = 33, /* internal invariant broken */
+    EPD_BAD_ROUTING = 28,       /* expert index out of range or repeated in a token */
+    EPD_BAD_SPLITS = 29,        /* m_splits negative or larger than the rows given */
+    EPD_SYSTEM = 30,            /* operating system call failed */
+    EPD_CUDA = 31,              /* CUDA call failed */
+    EPD_NCCL = 32,              /* NCCL call failed */
+    EPD_INTERNAL = 33,          /* internal invariant broken */
 };
 #endif
 
@@ -87,13 +87,13 @@ enum epd_dtype {
 
 enum epd_op {
     EPD_OP_UNSPECIFIED = 0,
-    EPD_OP_BARRIER = 1,      /* every rank of the group has arrived; no data */
+    EPD_OP_BARRIER = 1, /* every rank of the group has arrived; no data */
     EPD_OP_DISPATCH = 2,
     EPD_OP_COMBINE = 3,
-    EPD_OP_DISPATCH_BWD = 4, /* slot gradients summed back to dx */
-    EPD_OP_COMBINE_BWD = 5,  /* dout sent to the slots, d_weights returned */
-    EPD_OP_GROUPED_GEMM = 6, /* local: needs no gather */
-    EPD_OP_ACTIVATION = 7,   /* local */
+    EPD_OP_DISPATCH_BWD = 4,   /* slot gradients summed back to dx */
+    EPD_OP_COMBINE_BWD = 5,    /* dout sent to the slots, d_weights returned */
+    EPD_OP_GROUPED_GEMM = 6,   /* local: needs no gather */
+    EPD_OP_ACTIVATION = 7,     /* local */
     EPD_OP_ACTIVATION_BWD = 8, /* local */
     EPD_OP_MOE_FORWARD = 9,
     EPD_OP_MOE_BACKWARD = 10,
@@ -102,38 +102,39 @@ enum epd_op {
 };
 
 /* What a tensor is to a plan. Shapes: DESIGN words; R ranks, T tokens, H hidden, F ffn, L local experts, K top-k,
- * C capacity rows. Which op takes which role is the table in ep/plan.c. */
+ * C capacity rows. Which op takes which role: the table at epd_plan_options in client/epd.h, ep/binding_rules.c. */
 enum epd_role {
     EPD_ROLE_UNSPECIFIED = 0,
-    EPD_ROLE_X = 1,             /* in  [T, H]  tokens */
-    EPD_ROLE_TOPK_IDX = 2,      /* in  [T, K]  int32 or int64, -1 = not routed */
-    EPD_ROLE_TOPK_WEIGHTS = 3,  /* in  [T, K]  f32 */
-    EPD_ROLE_RECV_X = 4,        /* out [C, H]  of dispatch: rows by expert, then source rank, then token */
-    EPD_ROLE_RECV_WEIGHTS = 5,  /* out [C]     f32 */
-    EPD_ROLE_M_SPLITS = 6,      /* [L] int64   out of dispatch / moe_forward, in of grouped_gemm / activation */
-    EPD_ROLE_OFFSETS = 7,       /* [L+1] int64 first row of each expert's slab; out of dispatch, optional in of gemm */
-    EPD_ROLE_Y = 8,             /* in  [C, H]  expert outputs: of combine, and of combine_bwd for d_weights */
-    EPD_ROLE_OUT = 9,           /* out [T, H]  of combine / moe_forward */
-    EPD_ROLE_DOUT = 10,         /* in  [T, H]  gradient of out */
-    EPD_ROLE_DY = 11,           /* out [C, H]  of combine_bwd: w * dout in the slots */
-    EPD_ROLE_D_WEIGHTS = 12,    /* out [T, K]  f32 gradient of topk_weights; 0 where topk_idx is -1 */
-    EPD_ROLE_D_RECV_X = 13,     /* in  [C, H]  of dispatch_bwd */
+    EPD_ROLE_X = 1,            /* in  [T, H]  tokens */
+    EPD_ROLE_TOPK_IDX = 2,     /* in  [T, K]  int32 or int64, -1 = not routed */
+    EPD_ROLE_TOPK_WEIGHTS = 3, /* in  [T, K]  f32 */
+    EPD_ROLE_RECV_X = 4,       /* out [C, H]  of dispatch: rows by expert, then source rank, then token */
+    EPD_ROLE_RECV_WEIGHTS = 5, /* out [C]     f32 */
+    EPD_ROLE_M_SPLITS = 6, /* [L] int64   out of dispatch / moe_forward, in of grouped_gemm / activation */
+    EPD_ROLE_OFFSETS =
+        7,            /* [L+1] int64 first row of each expert's slab; out of dispatch, optional in of gemm */
+    EPD_ROLE_Y = 8,   /* in  [C, H]  expert outputs: of combine, and of combine_bwd for d_weights */
+    EPD_ROLE_OUT = 9, /* out [T, H]  of combine / moe_forward */
+    EPD_ROLE_DOUT = 10,           /* in  [T, H]  gradient of out */
+    EPD_ROLE_DY = 11,             /* out [C, H]  of combine_bwd: w * dout in the slots */
+    EPD_ROLE_D_WEIGHTS = 12,      /* out [T, K]  f32 gradient of topk_weights; 0 where topk_idx is -1 */
+    EPD_ROLE_D_RECV_X = 13,       /* in  [C, H]  of dispatch_bwd */
     EPD_ROLE_D_RECV_WEIGHTS = 14, /* in [C]    f32, optional, of dispatch_bwd */
-    EPD_ROLE_DX = 15,           /* out [T, H]  gradient of x */
-    EPD_ROLE_A = 16,            /* in  grouped_gemm: TN X [M, K]; NN dY [M, N]; NT dY [M, N] */
-    EPD_ROLE_B = 17,            /* in  grouped_gemm: TN, NN W [L, N, K] or L parts [N, K]; NT X [M, K] */
-    EPD_ROLE_C = 18,            /* out grouped_gemm: TN Y [M, N]; NN dX [M, K]; NT dW [L, N, K] or L parts [N, K] */
-    EPD_ROLE_BIAS = 19,         /* in  [L, N]  of TN */
-    EPD_ROLE_DBIAS = 20,        /* out [L, N]  of NT */
-    EPD_ROLE_PREACT = 21,       /* in  [M, 2F] of activation: gate half, then up half */
-    EPD_ROLE_ACT = 22,          /* out [M, F]  of activation */
-    EPD_ROLE_D_ACT = 23,        /* in  [M, F]  of activation_bwd */
-    EPD_ROLE_D_PREACT = 24,     /* out [M, 2F] of activation_bwd */
-    EPD_ROLE_W1 = 25,           /* in  [L, 2F, H] or L parts [2F, H] */
-    EPD_ROLE_B1 = 26,           /* in  [L, 2F] */
-    EPD_ROLE_W2 = 27,           /* in  [L, H, F] or L parts [H, F] */
-    EPD_ROLE_B2 = 28,           /* in  [L, H] */
-    EPD_ROLE_DW1 = 29,          /* out like W1; f32, bf16 or f16 */
+    EPD_ROLE_DX = 15,             /* out [T, H]  gradient of x */
+    EPD_ROLE_A = 16,              /* in  grouped_gemm: TN X [M, K]; NN dY [M, N]; NT dY [M, N] */
+    EPD_ROLE_B = 17,              /* in  grouped_gemm: TN, NN W [L, N, K] or L parts [N, K]; NT X [M, K] */
+    EPD_ROLE_C = 18,      /* out grouped_gemm: TN Y [M, N]; NN dX [M, K]; NT dW [L, N, K] or L parts [N, K] */
+    EPD_ROLE_BIAS = 19,   /* in  [L, N]  of TN */
+    EPD_ROLE_DBIAS = 20,  /* out [L, N]  of NT */
+    EPD_ROLE_PREACT = 21, /* in  [M, 2F] of activation: gate half, then up half */
+    EPD_ROLE_ACT = 22,    /* out [M, F]  of activation */
+    EPD_ROLE_D_ACT = 23,  /* in  [M, F]  of activation_bwd */
+    EPD_ROLE_D_PREACT = 24, /* out [M, 2F] of activation_bwd */
+    EPD_ROLE_W1 = 25,       /* in  [L, 2F, H] or L parts [2F, H] */
+    EPD_ROLE_B1 = 26,       /* in  [L, 2F] */
+    EPD_ROLE_W2 = 27,       /* in  [L, H, F] or L parts [H, F] */
+    EPD_ROLE_B2 = 28,       /* in  [L, H] */
+    EPD_ROLE_DW1 = 29,      /* out like W1; f32, bf16 or f16 */
     EPD_ROLE_DB1 = 30,
     EPD_ROLE_DW2 = 31,
     EPD_ROLE_DB2 = 32,
@@ -185,7 +186,7 @@ enum epd_backend_kind {
 /* Phases of a step, for error messages, stats and the flight recorder. */
 enum epd_phase {
     EPD_PHASE_NONE = 0,
-    EPD_PHASE_GATHER = 1,   /* waiting for the requests of all ranks */
+    EPD_PHASE_GATHER = 1, /* waiting for the requests of all ranks */
     EPD_PHASE_ROUTE = 2,
     EPD_PHASE_DISPATCH = 3,
     EPD_PHASE_GEMM = 4,
@@ -215,8 +216,9 @@ EPD_API_VOID const char *epd_version(void);
 /* ---- connection ------------------------------------------------------------------------------------------------------ */
 
 struct epd_open_options {
-    size_t size;             /* [in] sizeof(struct epd_open_options) */
-    const char *socket_path; /* [in] NULL: $EPD_SOCKET, else $XDG_RUNTIME_DIR/epd/epd.sock, else /run/epd/epd.sock */
+    size_t size; /* [in] sizeof(struct epd_open_options) */
+    const char
+        *socket_path; /* [in] NULL: $EPD_SOCKET, else $XDG_RUNTIME_DIR/epd/epd.sock, else /run/epd/epd.sock */
     const char *client_name; /* [in] shown by `epdctl clients`; NULL: the program's name; at most 63 bytes */
     uint32_t timeout_ms;     /* [in] for connecting, while the socket is absent or refuses; 0: 10000 */
 };
@@ -284,7 +286,7 @@ struct epd_group_options {
     uint32_t max_tokens;        /* [in] largest T of any rank */
     int64_t capacity_rows;      /* [in] C; 0: as many as could ever arrive, so that nothing can overflow */
     uint32_t alignment;         /* [in] of every expert's first row, power of two; 0: 1 */
-    enum epd_dtype dtype;       /* [in] of tokens and weights: EPD_F32 (host backend only), EPD_BF16, EPD_F16 */
+    enum epd_dtype dtype; /* [in] of tokens and weights: EPD_F32 (host backend only), EPD_BF16, EPD_F16 */
     enum epd_overflow overflow; /* [in] unspecified: EPD_OVERFLOW_ERROR */
     uint32_t deadline_ms;       /* [in] how long a step waits for its last rank; 0: the daemon's default */
 };
@@ -314,8 +316,8 @@ EPD_API enum epd_status epd_group_info(const struct epd_group *group, struct epd
 EPD_API enum epd_status epd_buffer_alloc(struct epd_group *group, uint64_t bytes, struct epd_buffer **buffer);
 /* Host backend: makes [offset, offset + bytes) of a memfd, sealed with F_SEAL_SHRINK, a buffer. The fd stays the caller's.
  * Errors: EPD_OUT_OF_RANGE, EPD_INVALID_ARGUMENT (not a memfd, not sealed), EPD_UNSUPPORTED (CUDA backend). */
-EPD_API enum epd_status epd_buffer_register_memfd(struct epd_group *group, int fd, uint64_t offset, uint64_t bytes,
-                                                  struct epd_buffer **buffer);
+EPD_API enum epd_status epd_buffer_register_memfd(struct epd_group *group, int fd, uint64_t offset,
+                                                  uint64_t bytes, struct epd_buffer **buffer);
 /* CUDA backend: makes [data, data + bytes) of a cudaMalloc or VMM allocation of the group's device a buffer. No copy.
  * Errors: EPD_INVALID_DEVICE (names both UUIDs), EPD_OUT_OF_RANGE, EPD_UNSUPPORTED (host backend, or built without CUDA). */
 EPD_API enum epd_status epd_buffer_register_cuda(struct epd_group *group, void *data, uint64_t bytes,
@@ -342,28 +344,31 @@ struct epd_tensor {
 
 /* Which op takes which tensors (o = optional):
  *   barrier         none
- *   dispatch        X, TOPK_IDX, TOPK_WEIGHTS o -> RECV_X, M_SPLITS, OFFSETS o, RECV_WEIGHTS o
+ *   dispatch        X, TOPK_IDX, TOPK_WEIGHTS o -> RECV_X, M_SPLITS o, OFFSETS o, RECV_WEIGHTS o
  *   combine         Y, TOPK_WEIGHTS o -> OUT                               context: its dispatch plan
  *   combine_bwd     DOUT, TOPK_WEIGHTS o, Y o -> DY, D_WEIGHTS o           context: its dispatch plan
  *   dispatch_bwd    D_RECV_X, D_RECV_WEIGHTS o -> DX, D_WEIGHTS o          context: its dispatch plan
  *   grouped_gemm    A, B, BIAS o, M_SPLITS, OFFSETS o -> C, DBIAS o        local; layout TN, NN or NT; accumulate for NT
- *   activation      PREACT, M_SPLITS, OFFSETS o -> ACT                     local
- *   activation_bwd  PREACT, D_ACT, M_SPLITS, OFFSETS o -> D_PREACT         local
- *   moe_forward     X, TOPK_IDX, TOPK_WEIGHTS, W1, B1 o, W2, B2 o -> OUT, M_SPLITS o
- *   moe_backward    DOUT, W1, W2, B2 o -> DX o, D_WEIGHTS o, DW1 o, DB1 o, DW2 o, DB2 o   context: its moe_forward plan
+ *   activation      PREACT, M_SPLITS, OFFSETS o, RECV_WEIGHTS o -> ACT     local; RECV_WEIGHTS also multiply the rows of ACT
+ *   activation_bwd  PREACT, D_ACT, M_SPLITS, OFFSETS o, RECV_WEIGHTS o -> D_PREACT, D_RECV_WEIGHTS o, ACT o   local; ACT is
+ *                   the weighted activation that dW2 is made from
+ *   moe_forward     X, TOPK_IDX, TOPK_WEIGHTS o, W1, B1 o, W2, B2 o -> OUT, M_SPLITS o
+ *   moe_backward    DOUT, W1 o, B1 o, W2 o, B2 o -> DX o, D_WEIGHTS o, DW1 o, DB1 o, DW2 o, DB2 o   context: its moe_forward
+ *                   plan, whose weights it takes where they are not bound again
  *   moe_wgrad       -> DW1 o, DB1 o, DW2 o, DB2 o                          local; context: a moe_backward with delay_wgrad
  * Without OFFSETS the groups of a grouped_gemm or activation are packed one after the other. With saved =
  * EPD_SAVED_RECOMPUTE the forward plan's own X, TOPK_WEIGHTS and W1 are read again by the backward and must still hold. */
 struct epd_plan_options {
-    size_t size;                    /* [in] sizeof(struct epd_plan_options) */
-    enum epd_op op;                 /* [in] */
-    struct epd_plan *context;       /* [in] see the table; else NULL */
-    enum epd_gemm_layout layout;    /* [in] grouped_gemm */
-    enum epd_activation activation; /* [in] activation*, moe_*; unspecified: EPD_SWIGLU, in moe_backward its forward's */
-    enum epd_saved saved;           /* [in] moe_forward: what to keep for backward */
-    int accumulate;                 /* [in] wgrad adds to DW and DB instead of overwriting */
-    int delay_wgrad;                /* [in] moe_backward: leave DW and DB to a moe_wgrad plan */
-    uint32_t n_tensors;             /* [in] */
+    size_t size;                 /* [in] sizeof(struct epd_plan_options) */
+    enum epd_op op;              /* [in] */
+    struct epd_plan *context;    /* [in] see the table; else NULL */
+    enum epd_gemm_layout layout; /* [in] grouped_gemm */
+    enum epd_activation
+        activation; /* [in] activation*, moe_*; unspecified: EPD_SWIGLU, in moe_backward its forward's */
+    enum epd_saved saved;             /* [in] moe_forward: what to keep for backward */
+    int accumulate;                   /* [in] wgrad adds to DW and DB instead of overwriting */
+    int delay_wgrad;                  /* [in] moe_backward: leave DW and DB to a moe_wgrad plan */
+    uint32_t n_tensors;               /* [in] */
     const struct epd_tensor *tensors; /* [in] [n_tensors], read during the call only */
 };
 
@@ -402,9 +407,9 @@ EPD_API enum epd_status epd_plan_arm(struct epd_plan *plan, uint32_t n_launches)
 struct epd_failure {
     size_t size; /* [in] sizeof(struct epd_failure) */
     enum epd_status status;
-    uint64_t seq;        /* launch number in its group, from 1 */
+    uint64_t seq; /* launch number in its group, from 1 */
     enum epd_phase phase;
-    int32_t rank;        /* the rank to blame; -1 if none */
+    int32_t rank; /* the rank to blame; -1 if none */
     char text[224];
 };
 /* EPD_UNKNOWN_ID if no launch of the plan has failed. */

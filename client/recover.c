@@ -14,8 +14,7 @@ static enum epd_status restore_group(struct epd_group *group, struct connection 
         group->next = NULL; /* nothing to give up */
         return error->status;
     }
-    TAILQ_FOREACH(buffer, &group->buffers, link)
-    {
+    TAILQ_FOREACH (buffer, &group->buffers, link) {
         if (buffer_restore(buffer, error))
             return error->status;
     }
@@ -26,8 +25,7 @@ static enum epd_status restore_plans(struct epd_group *group, struct epd_error *
 {
     struct epd_plan *plan;
 
-    TAILQ_FOREACH(plan, &group->plans, link)
-    {
+    TAILQ_FOREACH (plan, &group->plans, link) {
         if (plan_restore(plan, error))
             return error->status;
     }
@@ -40,13 +38,11 @@ static enum epd_status restore_all(struct epd_client *client, struct connection 
 {
     struct epd_group *group;
 
-    TAILQ_FOREACH(group, &client->groups, link)
-    {
+    TAILQ_FOREACH (group, &client->groups, link) {
         if (group->connection != next && restore_group(group, next, error))
             return error->status;
     }
-    TAILQ_FOREACH(group, &client->groups, link)
-    {
+    TAILQ_FOREACH (group, &client->groups, link) {
         if (group->next && restore_plans(group, error))
             return error->status;
     }
@@ -57,8 +53,7 @@ static void abandon_all(struct epd_client *client)
 {
     struct epd_group *group;
 
-    TAILQ_FOREACH(group, &client->groups, link)
-    {
+    TAILQ_FOREACH (group, &client->groups, link) {
         if (group->next)
             group_abandon(group);
         group->next = NULL;
@@ -83,10 +78,8 @@ static enum epd_status check_idle(const struct epd_client *client, struct epd_er
     struct epd_group *group;
     struct epd_plan *plan;
 
-    TAILQ_FOREACH(group, &client->groups, link)
-    {
-        TAILQ_FOREACH(plan, &group->plans, link)
-        {
+    TAILQ_FOREACH (group, &client->groups, link) {
+        TAILQ_FOREACH (plan, &group->plans, link) {
             if (connection_check(group->connection, error) && atomic_load(&plan->state) != PLAN_IDLE)
                 return error_set(error, EPD_BUSY, "plan %llu: its last launch was not waited for",
                                  (unsigned long long)plan->reply.plan_id);
@@ -113,8 +106,7 @@ enum epd_status epd_recover(struct epd_client *client, uint32_t timeout_ms)
         abandon_all(client);
         *error = kept;
     } else {
-        TAILQ_FOREACH(group, &client->groups, link)
-        {
+        TAILQ_FOREACH (group, &client->groups, link) {
             if (group->next)
                 go_over(group);
         }

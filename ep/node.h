@@ -18,12 +18,13 @@
 struct node;
 
 struct node_config {
-    enum epd_backend_kind backend; /* HOST or CUDA; the daemon has resolved "auto" with node_backend_available */
-    uint32_t n_devices;            /* host: emulated devices (1..EPD_MAX_DEVICES); CUDA: 0 = all */
-    const char *devices;           /* CUDA: comma list of indices or UUIDs, NULL = all; borrowed during node_open */
-    uint64_t heap_limit_bytes;     /* of owned memory per device; 0 = no limit */
-    const char *gemm_engine;       /* NULL = best; a name that is absent fails node_open */
-    uint32_t comm_blocks;          /* CUDA: blocks for communication; 0 = default */
+    enum epd_backend_kind
+        backend;         /* HOST or CUDA; the daemon has resolved "auto" with node_backend_available */
+    uint32_t n_devices;  /* host: emulated devices (1..EPD_MAX_DEVICES); CUDA: 0 = all */
+    const char *devices; /* CUDA: comma list of indices or UUIDs, NULL = all; borrowed during node_open */
+    uint64_t heap_limit_bytes; /* of owned memory per device; 0 = no limit */
+    const char *gemm_engine;   /* NULL = best; a name that is absent fails node_open */
+    uint32_t comm_blocks;      /* CUDA: blocks for communication; 0 = default */
     void (*notify)(void *arg);
     void *notify_arg;
 };
@@ -31,13 +32,13 @@ struct node_config {
 struct device_info {
     uint8_t uuid[EPD_UUID_BYTES];
     char name[EPD_MAX_NAME_BYTES];
-    uint64_t memory_bytes;      /* of the device */
-    uint64_t heap_bytes;        /* owned memory now: buffers, workspaces, saved contexts */
+    uint64_t memory_bytes; /* of the device */
+    uint64_t heap_bytes;   /* owned memory now: buffers, workspaces, saved contexts */
     uint64_t heap_peak_bytes;
-    uint64_t imported_bytes;    /* mapped client memory now */
+    uint64_t imported_bytes; /* mapped client memory now */
     uint32_t n_imports;
     uint64_t jobs_done, jobs_queued;
-    uint64_t busy_ns;           /* time the lane spent in jobs */
+    uint64_t busy_ns; /* time the lane spent in jobs */
 };
 
 /* 1 if this build and this machine can run the backend; otherwise 0 and the reason. */

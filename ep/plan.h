@@ -35,9 +35,9 @@ struct plan_request {
     enum epd_saved saved;
     int accumulate, delay_wgrad;
     uint64_t saved_budget_bytes; /* the most that this plan may take as a saved context */
-    struct page *page;   /* of the session; outlives the plan */
-    uint32_t flag_idx;   /* which page_plan is this plan's */
-    uint64_t public_id;  /* plan id the client knows; goes into page entries */
+    struct page *page;           /* of the session; outlives the plan */
+    uint32_t flag_idx;           /* which page_plan is this plan's */
+    uint64_t public_id;          /* plan id the client knows; goes into page entries */
     uint32_t n_bindings;
     const struct plan_binding *bindings; /* read during the call only */
 };
@@ -53,7 +53,8 @@ EPD_MUST_CHECK enum epd_status plan_create(struct team *team, const struct plan_
  * back. A set that contains it can no longer be submitted. */
 void plan_destroy(struct plan *plan, void (*gone)(void *arg), void *arg);
 
-uint64_t plan_shape_hash(const struct plan *plan); /* of what all ranks must agree on: op, modes, H, F, E, K, dtypes */
+uint64_t
+plan_shape_hash(const struct plan *plan); /* of what all ranks must agree on: op, modes, H, F, E, K, dtypes */
 uint64_t plan_saved_bytes(const struct plan *plan);
 enum epd_op plan_op(const struct plan *plan);
 
@@ -65,6 +66,7 @@ void plan_set_destroy(struct plan_set *set); /* deferred until no step of it is 
 
 /* Ends one launch of this plan without running it: consumes `ready`, reports the entry, counts it as failed and sets
  * `done`, so that no stream hangs. phase and blamed rank (-1: none) go into the page entry. */
-void plan_fail(struct plan *plan, uint64_t seq, const struct epd_error *error, enum epd_phase phase, int32_t rank);
+void plan_fail(struct plan *plan, uint64_t seq, const struct epd_error *error, enum epd_phase phase,
+               int32_t rank);
 
 #endif

@@ -11,8 +11,8 @@ struct team;
 
 /* Checks the configuration (errors name the field, what was given and what is allowed). device_idx[world_size]. */
 EPD_MUST_CHECK enum epd_status team_create(struct node *node, const struct message_group_config *config,
-                                           uint32_t world_size, const uint32_t *device_idx, struct team **team,
-                                           struct epd_error *error);
+                                           uint32_t world_size, const uint32_t *device_idx,
+                                           struct team **team, struct epd_error *error);
 /* All plans must be gone. Scratch is freed on the lanes. */
 void team_destroy(struct team *team);
 

@@ -32,13 +32,13 @@ struct exchange_shape {
 /* The routing of one dispatch, kept as long as its combine or backward may come. All arrays in memory of this rank,
  * except that counts is written by every rank. */
 struct routing {
-    int32_t *expert;      /* [max_tokens, K] expert of (t, k); -1 = not routed (also: refused as bad) */
-    int32_t *row;         /* [max_tokens, K] row in the destination's slabs; -1 = not routed or over capacity */
-    int32_t *counts;      /* [R, E] rows that rank r sends to expert e, before any drop */
-    int32_t *source;      /* [C] of a received row: source_rank * max_tokens * K + t * K + k; -1 in padding rows */
-    int64_t *m_splits;    /* [L] rows of each local expert that are in the slabs (after drops) */
-    int64_t *offsets;     /* [L + 1] */
-    int64_t *needed_rows; /* [1] capacity that this step would have needed on this rank */
+    int32_t *expert; /* [max_tokens, K] expert of (t, k); -1 = not routed (also: refused as bad) */
+    int32_t *row;    /* [max_tokens, K] row in the destination's slabs; -1 = not routed or over capacity */
+    int32_t *counts; /* [R, E] rows that rank r sends to expert e, before any drop */
+    int32_t *source; /* [C] of a received row: source_rank * max_tokens * K + t * K + k; -1 in padding rows */
+    int64_t *m_splits;     /* [L] rows of each local expert that are in the slabs (after drops) */
+    int64_t *offsets;      /* [L + 1] */
+    int64_t *needed_rows;  /* [1] capacity that this step would have needed on this rank */
     int64_t *dropped_rows; /* [1] rows for this rank that are over its capacity */
 };
 
@@ -68,9 +68,9 @@ struct dispatch_args {
     struct tensor x;            /* [T, H] f32, bf16 or f16 */
     struct tensor topk_weights; /* [T, K] f32; data NULL: weights count as 1 */
     int scaled;
-    void *recv_x[EPD_MAX_RANKS];          /* [C, H] of every rank, dtype of x */
-    float *recv_weights[EPD_MAX_RANKS];   /* [C] of every rank; all NULL: not wanted */
-    int32_t *recv_source[EPD_MAX_RANKS];  /* routing.source of every rank; all NULL: already there */
+    void *recv_x[EPD_MAX_RANKS];         /* [C, H] of every rank, dtype of x */
+    float *recv_weights[EPD_MAX_RANKS];  /* [C] of every rank; all NULL: not wanted */
+    int32_t *recv_source[EPD_MAX_RANKS]; /* routing.source of every rank; all NULL: already there */
 };
 
 /* combine (after a barrier): out[t] = sum over k, in order of k, of w[t, k] * y(t, k), in fp32, one rounding; (t, k)
@@ -109,7 +109,8 @@ struct row_groups {
     uint32_t n_groups;
     const int64_t *m_splits; /* [L] */
     const int64_t *offsets;  /* [L + 1] or NULL */
-    int64_t max_rows;        /* rows of the buffers; splits that would pass it are clamped and recorded: the first such
+    int64_t
+        max_rows; /* rows of the buffers; splits that would pass it are clamped and recorded: the first such
                               * group, got = its negative split or offset or else its end, allowed = max_rows; the rank
                               * of the record stays as the caller preset it */
 };
@@ -175,7 +176,7 @@ struct gemm_shape {
     enum epd_dtype dtype_c;    /* of c: TN, NN same as dtype or f32; NT bf16, f16 or f32 */
     enum epd_dtype dtype_bias; /* of bias or dbias; unspecified = none */
     uint32_t n, k;
-    int accumulate;            /* NT only */
+    int accumulate; /* NT only */
 };
 
 struct gemm_args {
@@ -185,9 +186,9 @@ struct gemm_args {
     const void *b;
     const void *const *b_parts; /* [L] weight pointers (device array on CUDA) or NULL */
     void *c;
-    void *const *c_parts;       /* [L] (NT) or NULL */
-    const void *bias;           /* [L, N] or NULL */
-    void *dbias;                /* [L, N] or NULL; accumulate as for c */
+    void *const *c_parts; /* [L] (NT) or NULL */
+    const void *bias;     /* [L, N] or NULL */
+    void *dbias;          /* [L, N] or NULL; accumulate as for c */
     struct kernel_error *error;
 };
 

@@ -20,7 +20,8 @@ enum codec_side {
  * itself resets the arena first). Errors: EPD_PROTOCOL with a text that names the field, what was given and what is
  * allowed; request_id is still set in *message when it could be read, so that the error can be answered. */
 EPD_MUST_CHECK enum epd_status codec_decode(enum codec_side side, const void *datagram, size_t bytes,
-                                            struct arena *arena, struct message *message, struct epd_error *error);
+                                            struct arena *arena, struct message *message,
+                                            struct epd_error *error);
 
 /* Encodes into the caller's buffer of at least EPD_MAX_DATAGRAM_BYTES. What a peer would refuse is refused here already:
  * EPD_INVALID_ARGUMENT with the same text. EPD_PROTOCOL if the message does not fit. */

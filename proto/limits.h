@@ -6,11 +6,11 @@
 #define EPD_PROTOCOL_MAJOR 1
 #define EPD_PROTOCOL_MINOR 0
 
-#define EPD_MAX_DATAGRAM_BYTES 65536 /* one message */
+#define EPD_MAX_DATAGRAM_BYTES 65536        /* one message */
 #define EPD_MAX_ARENA_BYTES    (256 * 1024) /* what unpacking one datagram may take */
-#define EPD_MAX_NAME_BYTES     64    /* group, client and device names, zero included */
-#define EPD_MAX_BINDINGS       2200  /* of one plan: two weight lists of 1024 parts and the rest */
-#define EPD_MAX_TENSORS        128   /* of one plan, as the wire counts them: a run of list parts is one tensor */
+#define EPD_MAX_NAME_BYTES     64           /* group, client and device names, zero included */
+#define EPD_MAX_BINDINGS       2200         /* of one plan: two weight lists of 1024 parts and the rest */
+#define EPD_MAX_TENSORS        128 /* of one plan, as the wire counts them: a run of list parts is one tensor */
 #define EPD_MAX_REPEATS        65536 /* launches announced by one message */
 #define EPD_MAX_LOCAL_EXPERTS  1024
 #define EPD_MAX_TOP_K          32

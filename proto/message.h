@@ -109,7 +109,7 @@ struct message_buffer_alloc {
 struct message_buffer_register {
     uint64_t group_id;
     enum epd_memory_kind kind;
-    uint64_t offset, bytes; /* the range inside the allocation that becomes the buffer */
+    uint64_t offset, bytes;                   /* the range inside the allocation that becomes the buffer */
     uint8_t ipc_handle[EPD_IPC_HANDLE_BYTES]; /* of CUDA_IPC only */
     uint8_t device_uuid[EPD_UUID_BYTES];      /* where CUDA memory lives; may be zero for a memfd */
 };
@@ -147,8 +147,8 @@ struct message_plan_create {
 
 struct message_reply_plan {
     uint64_t plan_id;
-    uint32_t plan_key;  /* same on every rank; 0 for local plans */
-    uint32_t flag_idx;  /* this plan's place in the session page */
+    uint32_t plan_key; /* same on every rank; 0 for local plans */
+    uint32_t flag_idx; /* this plan's place in the session page */
     uint64_t shape_hash;
     uint64_t saved_bytes;
 };
@@ -178,7 +178,7 @@ enum control_verb {
 
 struct message_control {
     enum control_verb verb;
-    uint64_t session_id; /* evict */
+    uint64_t session_id;               /* evict */
     char reason[EPD_ERROR_TEXT_BYTES]; /* evict: shown to the client */
 };
 

@@ -12,8 +12,8 @@ enum packet_result {
     PACKET_AGAIN,     /* would block */
     PACKET_EOF,       /* peer closed */
     PACKET_TRUNCATED, /* datagram longer than the buffer: the rest is lost */
-    PACKET_BAD_FDS,   /* more than one fd, or fds lost on the way (MSG_CTRUNC); all received ones are closed */
-    PACKET_ERROR,     /* errno is set */
+    PACKET_BAD_FDS, /* more than one fd, or fds lost on the way (MSG_CTRUNC); all received ones are closed */
+    PACKET_ERROR,   /* errno is set */
 };
 
 /* Receives one datagram into buffer. *fd is -1 or one fd (close-on-exec) that the caller now owns. */

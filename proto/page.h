@@ -36,7 +36,8 @@ struct page_entry {
     uint32_t status; /* enum epd_status */
     uint32_t phase;  /* enum epd_phase */
     int32_t rank;    /* the rank that is to blame, -1 if none */
-    _Atomic uint32_t stamp; /* of page_report: low half of the entry's index + 1 once it is whole, 0 while it is written */
+    _Atomic uint32_t
+        stamp; /* of page_report: low half of the entry's index + 1 once it is whole, 0 while it is written */
     char text[224];
 };
 

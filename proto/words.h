@@ -17,13 +17,13 @@ enum epd_dtype {
 
 enum epd_op {
     EPD_OP_UNSPECIFIED = 0,
-    EPD_OP_BARRIER = 1,      /* every rank of the group has arrived; no data */
+    EPD_OP_BARRIER = 1, /* every rank of the group has arrived; no data */
     EPD_OP_DISPATCH = 2,
     EPD_OP_COMBINE = 3,
-    EPD_OP_DISPATCH_BWD = 4, /* slot gradients summed back to dx */
-    EPD_OP_COMBINE_BWD = 5,  /* dout sent to the slots, d_weights returned */
-    EPD_OP_GROUPED_GEMM = 6, /* local: needs no gather */
-    EPD_OP_ACTIVATION = 7,   /* local */
+    EPD_OP_DISPATCH_BWD = 4,   /* slot gradients summed back to dx */
+    EPD_OP_COMBINE_BWD = 5,    /* dout sent to the slots, d_weights returned */
+    EPD_OP_GROUPED_GEMM = 6,   /* local: needs no gather */
+    EPD_OP_ACTIVATION = 7,     /* local */
     EPD_OP_ACTIVATION_BWD = 8, /* local */
     EPD_OP_MOE_FORWARD = 9,
     EPD_OP_MOE_BACKWARD = 10,
@@ -32,38 +32,39 @@ enum epd_op {
 };
 
 /* What a tensor is to a plan. Shapes: DESIGN words; R ranks, T tokens, H hidden, F ffn, L local experts, K top-k,
- * C capacity rows. Which op takes which role is the table in ep/plan.c. */
+ * C capacity rows. Which op takes which role: the table at epd_plan_options in client/epd.h, ep/binding_rules.c. */
 enum epd_role {
     EPD_ROLE_UNSPECIFIED = 0,
-    EPD_ROLE_X = 1,             /* in  [T, H]  tokens */
-    EPD_ROLE_TOPK_IDX = 2,      /* in  [T, K]  int32 or int64, -1 = not routed */
-    EPD_ROLE_TOPK_WEIGHTS = 3,  /* in  [T, K]  f32 */
-    EPD_ROLE_RECV_X = 4,        /* out [C, H]  of dispatch: rows by expert, then source rank, then token */
-    EPD_ROLE_RECV_WEIGHTS = 5,  /* out [C]     f32 */
-    EPD_ROLE_M_SPLITS = 6,      /* [L] int64   out of dispatch / moe_forward, in of grouped_gemm / activation */
-    EPD_ROLE_OFFSETS = 7,       /* [L+1] int64 first row of each expert's slab; out of dispatch, optional in of gemm */
-    EPD_ROLE_Y = 8,             /* in  [C, H]  expert outputs: of combine, and of combine_bwd for d_weights */
-    EPD_ROLE_OUT = 9,           /* out [T, H]  of combine / moe_forward */
-    EPD_ROLE_DOUT = 10,         /* in  [T, H]  gradient of out */
-    EPD_ROLE_DY = 11,           /* out [C, H]  of combine_bwd: w * dout in the slots */
-    EPD_ROLE_D_WEIGHTS = 12,    /* out [T, K]  f32 gradient of topk_weights; 0 where topk_idx is -1 */
-    EPD_ROLE_D_RECV_X = 13,     /* in  [C, H]  of dispatch_bwd */
+    EPD_ROLE_X = 1,            /* in  [T, H]  tokens */
+    EPD_ROLE_TOPK_IDX = 2,     /* in  [T, K]  int32 or int64, -1 = not routed */
+    EPD_ROLE_TOPK_WEIGHTS = 3, /* in  [T, K]  f32 */
+    EPD_ROLE_RECV_X = 4,       /* out [C, H]  of dispatch: rows by expert, then source rank, then token */
+    EPD_ROLE_RECV_WEIGHTS = 5, /* out [C]     f32 */
+    EPD_ROLE_M_SPLITS = 6, /* [L] int64   out of dispatch / moe_forward, in of grouped_gemm / activation */
+    EPD_ROLE_OFFSETS =
+        7,            /* [L+1] int64 first row of each expert's slab; out of dispatch, optional in of gemm */
+    EPD_ROLE_Y = 8,   /* in  [C, H]  expert outputs: of combine, and of combine_bwd for d_weights */
+    EPD_ROLE_OUT = 9, /* out [T, H]  of combine / moe_forward */
+    EPD_ROLE_DOUT = 10,           /* in  [T, H]  gradient of out */
+    EPD_ROLE_DY = 11,             /* out [C, H]  of combine_bwd: w * dout in the slots */
+    EPD_ROLE_D_WEIGHTS = 12,      /* out [T, K]  f32 gradient of topk_weights; 0 where topk_idx is -1 */
+    EPD_ROLE_D_RECV_X = 13,       /* in  [C, H]  of dispatch_bwd */
     EPD_ROLE_D_RECV_WEIGHTS = 14, /* in [C]    f32, optional, of dispatch_bwd */
-    EPD_ROLE_DX = 15,           /* out [T, H]  gradient of x */
-    EPD_ROLE_A = 16,            /* in  grouped_gemm: TN X [M, K]; NN dY [M, N]; NT dY [M, N] */
-    EPD_ROLE_B = 17,            /* in  grouped_gemm: TN, NN W [L, N, K] or L parts [N, K]; NT X [M, K] */
-    EPD_ROLE_C = 18,            /* out grouped_gemm: TN Y [M, N]; NN dX [M, K]; NT dW [L, N, K] or L parts [N, K] */
-    EPD_ROLE_BIAS = 19,         /* in  [L, N]  of TN */
-    EPD_ROLE_DBIAS = 20,        /* out [L, N]  of NT */
-    EPD_ROLE_PREACT = 21,       /* in  [M, 2F] of activation: gate half, then up half */
-    EPD_ROLE_ACT = 22,          /* out [M, F]  of activation */
-    EPD_ROLE_D_ACT = 23,        /* in  [M, F]  of activation_bwd */
-    EPD_ROLE_D_PREACT = 24,     /* out [M, 2F] of activation_bwd */
-    EPD_ROLE_W1 = 25,           /* in  [L, 2F, H] or L parts [2F, H] */
-    EPD_ROLE_B1 = 26,           /* in  [L, 2F] */
-    EPD_ROLE_W2 = 27,           /* in  [L, H, F] or L parts [H, F] */
-    EPD_ROLE_B2 = 28,           /* in  [L, H] */
-    EPD_ROLE_DW1 = 29,          /* out like W1; f32, bf16 or f16 */
+    EPD_ROLE_DX = 15,             /* out [T, H]  gradient of x */
+    EPD_ROLE_A = 16,              /* in  grouped_gemm: TN X [M, K]; NN dY [M, N]; NT dY [M, N] */
+    EPD_ROLE_B = 17,              /* in  grouped_gemm: TN, NN W [L, N, K] or L parts [N, K]; NT X [M, K] */
+    EPD_ROLE_C = 18,      /* out grouped_gemm: TN Y [M, N]; NN dX [M, K]; NT dW [L, N, K] or L parts [N, K] */
+    EPD_ROLE_BIAS = 19,   /* in  [L, N]  of TN */
+    EPD_ROLE_DBIAS = 20,  /* out [L, N]  of NT */
+    EPD_ROLE_PREACT = 21, /* in  [M, 2F] of activation: gate half, then up half */
+    EPD_ROLE_ACT = 22,    /* out [M, F]  of activation */
+    EPD_ROLE_D_ACT = 23,  /* in  [M, F]  of activation_bwd */
+    EPD_ROLE_D_PREACT = 24, /* out [M, 2F] of activation_bwd */
+    EPD_ROLE_W1 = 25,       /* in  [L, 2F, H] or L parts [2F, H] */
+    EPD_ROLE_B1 = 26,       /* in  [L, 2F] */
+    EPD_ROLE_W2 = 27,       /* in  [L, H, F] or L parts [H, F] */
+    EPD_ROLE_B2 = 28,       /* in  [L, H] */
+    EPD_ROLE_DW1 = 29,      /* out like W1; f32, bf16 or f16 */
     EPD_ROLE_DB1 = 30,
     EPD_ROLE_DW2 = 31,
     EPD_ROLE_DB2 = 32,
@@ -115,7 +116,7 @@ enum epd_backend_kind {
 /* Phases of a step, for error messages, stats and the flight recorder. */
 enum epd_phase {
     EPD_PHASE_NONE = 0,
-    EPD_PHASE_GATHER = 1,   /* waiting for the requests of all ranks */
+    EPD_PHASE_GATHER = 1, /* waiting for the requests of all ranks */
     EPD_PHASE_ROUTE = 2,
     EPD_PHASE_DISPATCH = 3,
     EPD_PHASE_GEMM = 4,
