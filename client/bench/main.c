@@ -116,6 +116,17 @@ static enum epd_status check_memory(const struct job *job)
     return EPD_NO_MEMORY;
 }
 
+/* The comparison runs before and after, and its better half counts: a machine that was busy for a while must not make the
+ * daemon look good. */
+static enum epd_status run_solo_again(const struct job *job, uint32_t n_threads, struct result *best)
+{
+    struct result again;
+    enum epd_status status = solo_run(job, n_threads, &again);
+    if (status == EPD_OK && again.median_ns < best->median_ns)
+        *best = again;
+    return status;
+}
+
 static enum epd_status bench_job(struct bench *bench, enum job_op op)
 {
     struct job job = bench->options.job;
@@ -125,14 +136,14 @@ static enum epd_status bench_job(struct bench *bench, enum job_op op)
     if (op == JOB_HANDOFF_BARRIER || op == JOB_HANDOFF_GROUPED_GEMM)
         make_handoff(&job);
     enum epd_status status = strcmp(bench->backend, "host") == 0 ? check_memory(&job) : EPD_OK;
-    if (status == EPD_OK)
-        status = run_job(&job, &result);
-    if (status != EPD_OK)
-        return status;
     const int with_solo =
         op == JOB_MOE_FORWARD && job.dtype == EPD_F32 && strcmp(bench->backend, "host") == 0;
-    if (with_solo)
+    if (status == EPD_OK && with_solo)
         status = solo_run(&job, bench->report.n_devices, &solo);
+    if (status == EPD_OK)
+        status = run_job(&job, &result);
+    if (status == EPD_OK && with_solo)
+        status = run_solo_again(&job, bench->report.n_devices, &solo);
     if (status == EPD_OK)
         report_job(&bench->report, &job, &result, with_solo ? &solo : NULL);
     return status;
