@@ -148,14 +148,17 @@ static void output_free(struct session *session)
     if (!session->first_output)
         session->last_output = NULL;
     session->output_bytes -= output->bytes;
-    if (output->fd >= 0)
+    if (output->fd >= 0) {
+        session->n_output_fds--;
         (void)close(output->fd);
+    }
     free(output);
 }
 
 static void output_queue(struct session *session, const unsigned char *datagram, size_t bytes, int fd)
 {
-    if (session->output_bytes + bytes > session->worker->config.output_per_session) {
+    if (session->output_bytes + bytes > session->worker->config.output_per_session ||
+        (fd >= 0 && session->n_output_fds >= SESSION_MAX_OUTPUT_FDS)) {
         session_close(session, CLOSE_SLOW_READER, NULL);
         return;
     }
@@ -176,6 +179,7 @@ static void output_queue(struct session *session, const unsigned char *datagram,
         session->first_output = output;
     session->last_output = output;
     session->output_bytes += bytes;
+    session->n_output_fds += fd >= 0;
     wait_as_needed(session);
 }
 

@@ -19,6 +19,9 @@
 
 /* Datagrams handled per wake-up, so that one busy client does not starve the others. */
 #define SESSION_BATCH 32
+/* Replies with an fd (documents, memory) that may wait for a client which does not read, whatever their bytes: each
+ * holds an fd of the worker and the memory behind it. */
+#define SESSION_MAX_OUTPUT_FDS 64
 
 enum session_state {
     SESSION_OPENING, /* rank socket only: waits for Hello until the hello timer; anything else closes it
@@ -59,6 +62,7 @@ struct session {
 
     struct output *first_output, *last_output;
     size_t output_bytes;
+    uint32_t n_output_fds;
 
     struct list members; /* struct member: groups it is in or waits for */
     struct list plans;   /* struct rank_plan */
