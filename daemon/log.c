@@ -93,7 +93,7 @@ int log_limited(struct log *log, enum log_level level, const char *key, uint64_t
         limit->n_lines = 0;
         limit->n_suppressed = 0;
     }
-    if (limit->n_lines >= LOG_BURST) {
+    if (limit->n_lines >= (level >= LOG_INFO ? LOG_BURST_INFO : LOG_BURST)) {
         limit->n_suppressed++;
         log->n_suppressed++;
         return 0;

@@ -13,11 +13,12 @@ enum log_level {
     LOG_DEBUG = 3,
 };
 
-/* A key (what a client can cause) may log LOG_BURST lines per LOG_WINDOW_NS; the next window says how many
+/* A key (what a client can cause) may log LOG_BURST or LOG_BURST_INFO lines per LOG_WINDOW_NS; the next window says how many
  * were left out. */
-#define LOG_BURST     20
-#define LOG_WINDOW_NS (10ull * 1000000000ull)
-#define LOG_MAX_KEYS  32
+#define LOG_BURST      5  /* errors and warnings */
+#define LOG_BURST_INFO 20 /* coming and going */
+#define LOG_WINDOW_NS  (10ull * 1000000000ull)
+#define LOG_MAX_KEYS   32
 
 struct log_limit {
     const char *key; /* borrowed, static text */
