@@ -18,7 +18,7 @@ struct gemm_problem {
     uint32_t n_groups;
     int64_t max_rows;      /* rows of the buffers */
     int64_t expected_rows; /* rows in an average step, for the cost model; 0 = max_rows */
-    int pointer_parts;     /* weights come as L pointers */
+    int pointer_parts;     /* weights (NT: their gradients) come as L pointers */
     /* Fused epilogues of TN; 0 = none. With an activation, n = 2F: args.act gets [M, F]; args.c gets [M, 2F] unless
      * keep_preact is 0. */
     enum epd_activation activation;

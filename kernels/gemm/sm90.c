@@ -283,7 +283,7 @@ static enum epd_status map_outputs(struct gemm_engine_plan *plan, const struct g
 static enum epd_status prepare_kernels(struct gemm_engine_plan *plan, struct epd_error *error)
 {
     const struct gemm_shape *shape = &plan->problem.shape;
-    size_t smem_bytes = sm90_smem_bytes(plan->config.n_stages, plan->config.stage_bytes, plan->config.n_buffers);
+    size_t smem_bytes = sm90_smem_bytes(plan->config.n_stages, plan->config.stage_bytes);
     uint32_t *n_clusters = &plan->args.n_clusters;
     cudaError_t result = cudaErrorInvalidValue;
     if (shape->layout == EPD_GEMM_TN)
@@ -312,7 +312,6 @@ static void fill_args(struct gemm_engine_plan *plan)
     args->box_rows = plan->config.box_rows;
     args->n_stages = plan->config.n_stages;
     args->stage_bytes = plan->config.stage_bytes;
-    args->n_buffers = plan->config.n_buffers;
     args->dtype_c = shape->dtype_c;
     args->dtype_bias = shape->dtype_bias;
     args->accumulate = shape->layout == EPD_GEMM_NT && shape->accumulate;

@@ -45,7 +45,6 @@ struct sm90_args {
     uint32_t tile_inner;              /* TN, NN: most tokens of a tile, multiple of 8; NT: columns, 64..256 by 64 */
     uint32_t box_rows;                /* token rows that one copy of b brings (TN, NN) */
     uint32_t n_stages, stage_bytes;
-    uint32_t n_buffers; /* 8 KiB output buffers of a warpgroup: 2 or 4 */
     uint32_t n_clusters;
     enum epd_dtype dtype_c;
     enum epd_dtype dtype_bias;
@@ -65,8 +64,8 @@ struct sm90_args {
 extern "C" {
 #endif
 
-/* Shared memory a launch with these stages and buffers needs. */
-size_t sm90_smem_bytes(uint32_t n_stages, uint32_t stage_bytes, uint32_t n_buffers);
+/* Shared memory a launch with these stages needs. */
+size_t sm90_smem_bytes(uint32_t n_stages, uint32_t stage_bytes);
 
 /* Loads the kernel of the problem, so that the first launch loads nothing, lets it have smem_bytes of shared memory and
  * says how many clusters the current device runs at a time. gated: TN with an activation. */

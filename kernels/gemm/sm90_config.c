@@ -11,7 +11,6 @@
 #define CYCLES_PER_TILE     1200.0
 #define SMEM_BYTES          232448u /* a block's most on sm_90 */
 #define SM90_BOX_ROWS_MOST  64u
-#define SHORT_REDUCTION     1024
 
 static uint32_t div_up(uint32_t a, uint32_t b)
 {
@@ -44,6 +43,9 @@ static uint32_t choose_tokens(const struct gemm_problem *problem, uint32_t n_clu
     int64_t expected = problem->expected_rows ? problem->expected_rows : problem->max_rows;
     int64_t average = expected / problem->n_groups;
     uint32_t rows = average < 8 ? 8 : average > 65536 ? 65536 : (uint32_t)average;
+    /* Few rows: reading weights is all there is to do, and smaller tiles leave room for more stages in flight. */
+    if (rows <= 64)
+        return rows <= 32 ? 64 : 128;
     uint32_t best = SM90_INNER_MAX;
     double best_cost = tokens_cost(problem, rows, best, n_clusters);
     for (uint32_t limit = SM90_INNER_MAX - 8; limit >= 64; limit -= 8) {
@@ -54,25 +56,6 @@ static uint32_t choose_tokens(const struct gemm_problem *problem, uint32_t n_clu
         }
     }
     return best;
-}
-
-static uint32_t stages_that_fit(uint32_t stage_bytes, uint32_t n_buffers)
-{
-    uint32_t n = SM90_MAX_STAGES;
-    while (sm90_smem_bytes(n, stage_bytes, n_buffers) > SMEM_BYTES)
-        n--;
-    return n;
-}
-
-/* Of the shared memory that is left beside three stages of the largest tile, a fourth stage hides more of the latency of
- * copies, two more output buffers hide the epilogue: that pays where tiles are short. */
-static int short_tiles(const struct gemm_problem *problem)
-{
-    int64_t expected = problem->expected_rows ? problem->expected_rows : problem->max_rows;
-    int64_t reduction = problem->shape.layout == EPD_GEMM_TN   ? problem->shape.k
-                        : problem->shape.layout == EPD_GEMM_NN ? problem->shape.n
-                                                               : expected / problem->n_groups;
-    return reduction <= SHORT_REDUCTION;
 }
 
 struct sm90_config sm90_config_choose(const struct gemm_problem *problem, uint32_t n_clusters)
@@ -90,11 +73,8 @@ struct sm90_config sm90_config_choose(const struct gemm_problem *problem, uint32
             config.box_rows /= 2;
     }
     config.stage_bytes = SM90_STEP * 2 * (SM90_OUTER_ROWS + round_up(config.tile_inner, config.box_rows));
-    config.n_buffers = 4;
-    config.n_stages = stages_that_fit(config.stage_bytes, 4);
-    if (config.n_stages < 4 && !short_tiles(problem)) {
-        config.n_buffers = 2;
-        config.n_stages = stages_that_fit(config.stage_bytes, 2);
-    }
+    config.n_stages = SM90_MAX_STAGES;
+    while (sm90_smem_bytes(config.n_stages, config.stage_bytes) > SMEM_BYTES)
+        config.n_stages--;
     return config;
 }

@@ -9,7 +9,6 @@ struct sm90_config {
     uint32_t box_rows;   /* token rows of one copy: 8, 16, 32 or 64 */
     uint32_t n_stages;
     uint32_t stage_bytes;
-    uint32_t n_buffers; /* output buffers of a warpgroup: 4 hold a whole tile of 16-bit results, 2 half of one */
 };
 
 /* n_clusters: how many run at a time (half the multiprocessors). */

@@ -2,8 +2,8 @@
  * holds, for every 8 inner columns c: d[4c], d[4c+1] at outer row 16w + l/4, columns 2(l%4) and the next, and
  * d[4c+2], d[4c+3] eight outer rows further.
  *
- * Results go through two or four 8 KiB buffers of the warpgroup and leave by the copy engine in the background: while one
- * buffer drains another is filled, and the warpgroup is soon back at its products. Token rows of a ragged round leave eight at
+ * Results go through two 8 KiB buffers of the warpgroup and leave by the copy engine in the background: while one buffer
+ * drains the other is filled, and the warpgroup is soon back at its products. Token rows of a ragged round leave eight at
  * a time, the last few of a group by guarded plain stores: nothing past the group's end is written. The loops have no branch inside a
  * round, so that conversions of many elements overlap (with one per element the epilogue took five times as long). */
 #ifndef EPD_KERNELS_GEMM_SM90_EPILOGUE_CUH
@@ -19,12 +19,12 @@ namespace sm90
 {
 
 constexpr uint32_t ROUND_BYTES = 8192;
+constexpr uint32_t STAGING_BYTES = 2 * ROUND_BYTES; /* of one warpgroup */
 
 /* Who writes what of a tile. */
 struct epilogue_place {
-    uint32_t staging;     /* shared address of the buffers */
-    uint32_t n_buffers;   /* 2 or 4 */
-    uint32_t round;       /* the buffer that is next */
+    uint32_t staging;     /* shared address of the two buffers */
+    uint32_t round;       /* parity: the buffer that is next */
     uint32_t barrier;     /* id of the warpgroup's barrier */
     uint32_t warp, lane;  /* in the warpgroup, in the warp */
     uint32_t outer_first; /* of this warpgroup */
@@ -83,23 +83,14 @@ __device__ __forceinline__ uint32_t staged_64(uint32_t staging, uint32_t row, ui
     return staging + row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
 }
 
-/* Until this thread's copies of n_buffers rounds ago have read their buffer, which is next. */
-__device__ __forceinline__ void wait_for_buffer(const epilogue_place &at)
-{
-    if (at.n_buffers == 2)
-        store_wait_read<1>();
-    else
-        store_wait_read<3>();
-}
-
-/* A buffer to write. Copies are issued by warp 0 only. */
+/* A buffer to write; the copies of two rounds ago have read it. Copies are issued by warp 0 only. */
 __device__ __forceinline__ uint32_t round_begin(epilogue_place &at)
 {
     if (at.warp == 0)
-        wait_for_buffer(at);
+        store_wait_read<1>();
     warpgroup_sync(at.barrier);
     uint32_t buffer = at.staging + at.round * ROUND_BYTES;
-    at.round = (at.round + 1) & (at.n_buffers - 1);
+    at.round ^= 1;
     return buffer;
 }
 
@@ -310,10 +301,10 @@ __device__ __forceinline__ void store_act(const sm90_args &args, epilogue_place 
 __device__ __forceinline__ uint32_t warp_round_begin(epilogue_place &at)
 {
     if (at.lane == 0)
-        wait_for_buffer(at);
+        store_wait_read<1>();
     __syncwarp();
-    uint32_t buffer = at.staging + (at.warp * at.n_buffers + at.round) * (ROUND_BYTES / 4);
-    at.round = (at.round + 1) & (at.n_buffers - 1);
+    uint32_t buffer = at.staging + (at.warp * 2 + at.round) * (ROUND_BYTES / 4);
+    at.round ^= 1;
     return buffer;
 }
 

@@ -51,7 +51,7 @@ struct shared_layout {
     {
         stages = smem_address(smem);
         staging = stages + args.n_stages * args.stage_bytes;
-        ones = staging + 2 * args.n_buffers * ROUND_BYTES;
+        ones = staging + 2 * STAGING_BYTES;
         box = reinterpret_cast<mailbox *>(smem + (ones - stages) + ONES_BYTES);
     }
 };
@@ -440,8 +440,7 @@ template <class Op> __device__ void consume(const sm90_args &args, const shared_
     tile_reader tiles(shared.box);
     uint32_t rank = cluster_rank();
     epilogue_place at = {};
-    at.staging = shared.staging + with.warpgroup * args.n_buffers * ROUND_BYTES;
-    at.n_buffers = args.n_buffers;
+    at.staging = shared.staging + with.warpgroup * STAGING_BYTES;
     at.barrier = 1 + with.warpgroup;
     at.warp = with.thread / 32;
     at.lane = with.lane;
@@ -510,9 +509,9 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(N_THREADS, 1) groupe
     cluster_sync();
 }
 
-inline size_t shared_bytes(uint32_t n_stages, uint32_t stage_bytes, uint32_t n_buffers)
+inline size_t shared_bytes(uint32_t n_stages, uint32_t stage_bytes)
 {
-    return static_cast<size_t>(n_stages) * stage_bytes + 2 * n_buffers * ROUND_BYTES + ONES_BYTES + sizeof(mailbox);
+    return static_cast<size_t>(n_stages) * stage_bytes + 2 * STAGING_BYTES + ONES_BYTES + sizeof(mailbox);
 }
 
 /* Loads the kernel and says how many clusters run at the same time. */
@@ -539,7 +538,7 @@ template <class Op> cudaError_t prepare(size_t smem_bytes, uint32_t *n_clusters)
 
 template <class Op> cudaError_t launch(const sm90_args &args, cudaStream_t stream)
 {
-    size_t smem_bytes = shared_bytes(args.n_stages, args.stage_bytes, args.n_buffers);
+    size_t smem_bytes = shared_bytes(args.n_stages, args.stage_bytes);
     grouped<Op><<<2 * args.n_clusters, N_THREADS, smem_bytes, stream>>>(args);
     return cudaGetLastError();
 }

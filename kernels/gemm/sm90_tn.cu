@@ -23,7 +23,7 @@ extern "C" cudaError_t sm90_tn_launch(const struct sm90_args *args, enum epd_dty
                             : sm90::launch<tn<false, false>>(*args, stream);
 }
 
-extern "C" size_t sm90_smem_bytes(uint32_t n_stages, uint32_t stage_bytes, uint32_t n_buffers)
+extern "C" size_t sm90_smem_bytes(uint32_t n_stages, uint32_t stage_bytes)
 {
-    return sm90::shared_bytes(n_stages, stage_bytes, n_buffers);
+    return sm90::shared_bytes(n_stages, stage_bytes);
 }

@@ -1,7 +1,7 @@
 /* Speed of the grouped GEMM engines: the standard cases, medians of CUDA event times with the L2 flushed before every
  * launch. Prints a JSON line per case; flops are 2 * rows * n * k, rows that exist only.
  * Usage: gemm_bench [engine [part of the case's name [repeats]]]
- * GEMM_TILE, GEMM_BOX, GEMM_STAGES, GEMM_BUFFERS override the cost model of sm90 (the link wraps sm90_config_choose). */
+ * GEMM_TILE, GEMM_BOX, GEMM_STAGES override the cost model of sm90 (the link wraps sm90_config_choose). */
 #include <algorithm>
 #include <math.h>
 #include <stdio.h>
@@ -42,9 +42,8 @@ struct sm90_config __wrap_sm90_config_choose(const struct gemm_problem *problem,
     config.box_rows = from_environment("GEMM_BOX", config.box_rows);
     uint32_t boxed = (config.tile_inner + config.box_rows - 1) / config.box_rows * config.box_rows;
     config.stage_bytes = 128 * (128 + boxed);
-    config.n_buffers = from_environment("GEMM_BUFFERS", config.n_buffers);
     config.n_stages = from_environment("GEMM_STAGES", 8);
-    while (sm90_smem_bytes(config.n_stages, config.stage_bytes, config.n_buffers) > 232448)
+    while (sm90_smem_bytes(config.n_stages, config.stage_bytes) > 232448)
         config.n_stages--;
     return config;
 }
