@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -127,6 +128,24 @@ json_t *recorder_document(const struct recorder *recorder, uint64_t now_ns)
     return ops;
 }
 
+/* The text in one piece: written token by token it would keep everybody waiting for as many system calls. */
+static int write_document(int fd, const json_t *document)
+{
+    char *text = document ? json_dumps(document, JSON_INDENT(1)) : NULL;
+    const size_t bytes = text ? strlen(text) : 0;
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t n = write(fd, text + done, bytes - done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            break;
+        done += (size_t)n;
+    }
+    free(text);
+    return bytes > 0 && done == bytes;
+}
+
 enum epd_status recorder_dump(const struct recorder *recorder, const char *directory, int pid,
                               uint32_t serial, char *path, size_t path_bytes, struct epd_error *error)
 {
@@ -139,7 +158,7 @@ enum epd_status recorder_dump(const struct recorder *recorder, const char *direc
         return error_set(error, EPD_SYSTEM, "dump %.160s: %s", path, strerror(errno));
     json_t *document = json_pack("{s:i s:I s:o}", "pid", pid, "time_unix_ms", (json_int_t)clock_unix_ms(),
                                  "ops", recorder_document(recorder, clock_ns()));
-    int failed = !document || json_dumpfd(document, fd, JSON_INDENT(1)) != 0;
+    int failed = !write_document(fd, document);
     json_decref(document);
     failed |= close(fd) != 0;
     if (failed)
