@@ -64,19 +64,30 @@ static void drop_buffers(struct member *member)
     }
 }
 
-void member_leave(struct member *member, const char *why)
+static void fail_queued(struct member *member, const struct epd_error *error, int32_t rank)
 {
-    struct group *group = member->group;
-    struct epd_error lost;
-    (void)error_set(&lost, EPD_PEER_LOST, "rank %u of group %s is gone: %.160s", member->rank, group->name,
-                    why);
-    group_hold(group);
-    if (group->state == GROUP_OPEN)
-        group_break(group, (int32_t)member->rank, &lost);
-    while (member->queue.count) { /* local launches: the collective ones ended with the group */
-        member_fail_first(member, &lost, EPD_PHASE_NONE, (int32_t)member->rank);
+    while (member->queue.count) {
+        member_fail_first(member, error, EPD_PHASE_NONE, rank);
         member_pop(member);
     }
+}
+
+void member_leave(struct member *member, const struct epd_error *why)
+{
+    struct group *group = member->group;
+    const int whole = why->status == EPD_DRAINING || why->status == EPD_RESTARTED;
+    const int32_t blamed = whole ? -1 : (int32_t)member->rank;
+    struct epd_error lost;
+    if (whole)
+        (void)error_set(&lost, why->status, "group %s: %.160s", group->name, why->text);
+    else
+        (void)error_set(&lost, EPD_PEER_LOST, "rank %u of group %s is gone: %.160s", member->rank,
+                        group->name, why->text);
+    group_hold(group);
+    fail_queued(member, why,
+                blamed); /* before the group tells everybody that this rank is gone: it is not, to itself */
+    if (group->state == GROUP_OPEN)
+        group_break(group, blamed, &lost);
     while (!list_empty(&member->plans))
         rank_plan_destroy(list_owner(member->plans.next, struct rank_plan, in_member));
     drop_buffers(member);

@@ -99,7 +99,8 @@ static enum epd_status handle_leave(struct session *session, const struct messag
     enum epd_status status = group_find_member(session, message->group_leave.id, &member, error);
     if (status != EPD_OK)
         return status;
-    member_leave(member, "it has left");
+    const struct epd_error left = {EPD_PEER_LOST, "it has left"};
+    member_leave(member, &left);
     session_reply_ok(session, message->request_id);
     return EPD_OK;
 }

@@ -222,7 +222,7 @@ START_TEST(second_term_ends_at_once)
     kill(epd.pid, SIGTERM);
     raw_expect_silence(all[2], 100);
     kill(epd.pid, SIGTERM);
-    ck_assert_int_eq(raw_done(all[0], &plans[0], "is gone"), EPD_PEER_LOST);
+    ck_assert_int_eq(raw_done(all[0], &plans[0], "the daemon ends"), EPD_DRAINING);
     ck_assert_int_eq(epd_wait(&epd), 0);
     epd_clean(&epd);
     for (int i = 0; i < 3; i++)
