@@ -22,13 +22,13 @@ struct gemm_engine_plan {
     struct gemm_problem problem;
     cublasLtHandle_t handle;
     cublasLtMatmulDesc_t desc, desc_sums;
-    cublasLtMatrixLayout_t a, b, c;   /* of the product; rows and columns that are m are set per group */
+    cublasLtMatrixLayout_t a, b, c;    /* of the product; rows and columns that are m are set per group */
     cublasLtMatrixLayout_t ones, sums; /* dbias */
-    void *workspace;                  /* owned, device */
-    void *ones_data;                  /* owned, device, [max_rows] ones of the inputs' dtype */
-    int64_t *counts;                  /* owned, pinned: m_splits [L], then offsets [L + 1] */
-    const void **b_parts;             /* owned, pinned, [L] */
-    void **c_parts;                   /* owned, pinned, [L] */
+    void *workspace;                   /* owned, device */
+    void *ones_data;                   /* owned, device, [max_rows] ones of the inputs' dtype */
+    int64_t *counts;                   /* owned, pinned: m_splits [L], then offsets [L + 1] */
+    const void **b_parts;              /* owned, pinned, [L] */
+    void **c_parts;                    /* owned, pinned, [L] */
 };
 
 static enum epd_status check_cublas(cublasStatus_t result, const char *what, struct epd_error *error)
@@ -84,12 +84,12 @@ static enum epd_status set_transpose(cublasLtMatmulDesc_t desc, cublasLtMatmulDe
 
 static enum epd_status make_desc(cublasLtMatmulDesc_t *desc, struct epd_error *error)
 {
-    return check_cublas(cublasLtMatmulDescCreate(desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate",
-                        error);
+    return check_cublas(cublasLtMatmulDescCreate(desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+                        "cublasLtMatmulDescCreate", error);
 }
 
-static enum epd_status make_layout(cublasLtMatrixLayout_t *layout, enum epd_dtype dtype, uint64_t rows, uint64_t columns,
-                                   struct epd_error *error)
+static enum epd_status make_layout(cublasLtMatrixLayout_t *layout, enum epd_dtype dtype, uint64_t rows,
+                                   uint64_t columns, struct epd_error *error)
 {
     return check_cublas(cublasLtMatrixLayoutCreate(layout, cuda_type(dtype), rows, columns, (int64_t)rows),
                         "cublasLtMatrixLayoutCreate", error);
@@ -122,9 +122,9 @@ static enum epd_status make_descs(struct gemm_engine_plan *plan, struct epd_erro
         status = set_transpose(plan->desc, CUBLASLT_MATMUL_DESC_TRANSB, error);
     if (status == EPD_OK && shape->layout == EPD_GEMM_TN && shape->dtype_bias) {
         cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-        status = check_cublas(
-            cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue)),
-            "cublasLtMatmulDescSetAttribute", error);
+        status = check_cublas(cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE,
+                                                             &epilogue, sizeof(epilogue)),
+                              "cublasLtMatmulDescSetAttribute", error);
     }
     if (status == EPD_OK && shape->layout == EPD_GEMM_NT && shape->dtype_bias)
         status = make_desc(&plan->desc_sums, error);
@@ -142,8 +142,8 @@ static enum epd_status allocate(struct gemm_engine_plan *plan, struct epd_error 
         gemm_check_cuda(cudaMalloc(&plan->workspace, WORKSPACE_BYTES), "cublaslt workspace", error);
     if (status == EPD_OK)
         status = gemm_check_cuda(
-            cudaMallocHost((void **)&plan->counts, (2 * (size_t)groups + 1) * sizeof(*plan->counts)), "cublaslt splits",
-            error);
+            cudaMallocHost((void **)&plan->counts, (2 * (size_t)groups + 1) * sizeof(*plan->counts)),
+            "cublaslt splits", error);
     if (status == EPD_OK)
         status = gemm_check_cuda(cudaMallocHost((void **)&plan->b_parts, groups * sizeof(*plan->b_parts)),
                                  "cublaslt pointers", error);
@@ -162,7 +162,8 @@ static enum epd_status make_ones(struct gemm_engine_plan *plan, struct epd_error
         return error_set(error, EPD_NO_MEMORY, "cublaslt: no memory for %zu ones", n);
     for (size_t i = 0; i < n; i++)
         host[i] = one;
-    enum epd_status status = gemm_check_cuda(cudaMalloc(&plan->ones_data, n * sizeof(*host)), "cublaslt ones", error);
+    enum epd_status status =
+        gemm_check_cuda(cudaMalloc(&plan->ones_data, n * sizeof(*host)), "cublaslt ones", error);
     if (status == EPD_OK)
         status = gemm_check_cuda(cudaMemcpy(plan->ones_data, host, n * sizeof(*host), cudaMemcpyHostToDevice),
                                  "cublaslt ones", error);
@@ -219,27 +220,29 @@ static enum epd_status cublaslt_create(const struct gemm_problem *problem, int d
 }
 
 /* Splits and pointers come to the host; this is the wait that the other engines do not have. */
-static enum epd_status read_groups(struct gemm_engine_plan *plan, const struct gemm_args *args, cudaStream_t stream,
-                                   struct epd_error *error)
+static enum epd_status read_groups(struct gemm_engine_plan *plan, const struct gemm_args *args,
+                                   cudaStream_t stream, struct epd_error *error)
 {
     size_t n = plan->problem.n_groups;
-    cudaError_t result = cudaMemcpyAsync(plan->counts, args->groups.m_splits, n * sizeof(int64_t), cudaMemcpyDeviceToHost,
-                                         stream);
+    cudaError_t result = cudaMemcpyAsync(plan->counts, args->groups.m_splits, n * sizeof(int64_t),
+                                         cudaMemcpyDeviceToHost, stream);
     if (result == cudaSuccess && args->groups.offsets)
         result = cudaMemcpyAsync(plan->counts + n, args->groups.offsets, (n + 1) * sizeof(int64_t),
                                  cudaMemcpyDeviceToHost, stream);
     if (result == cudaSuccess && args->b_parts)
-        result = cudaMemcpyAsync(plan->b_parts, args->b_parts, n * sizeof(void *), cudaMemcpyDeviceToHost, stream);
+        result =
+            cudaMemcpyAsync(plan->b_parts, args->b_parts, n * sizeof(void *), cudaMemcpyDeviceToHost, stream);
     if (result == cudaSuccess && args->c_parts)
-        result = cudaMemcpyAsync(plan->c_parts, args->c_parts, n * sizeof(void *), cudaMemcpyDeviceToHost, stream);
+        result =
+            cudaMemcpyAsync(plan->c_parts, args->c_parts, n * sizeof(void *), cudaMemcpyDeviceToHost, stream);
     if (result == cudaSuccess)
         result = cudaStreamSynchronize(stream);
     return gemm_check_cuda(result, "copy of m_splits", error);
 }
 
 /* Starts of packed groups, and rows cut to the buffer as the device engines cut them. */
-static enum epd_status place_groups(struct gemm_engine_plan *plan, const struct gemm_args *args, cudaStream_t stream,
-                                    struct epd_error *error)
+static enum epd_status place_groups(struct gemm_engine_plan *plan, const struct gemm_args *args,
+                                    cudaStream_t stream, struct epd_error *error)
 {
     uint32_t n = plan->problem.n_groups;
     int64_t *rows = plan->counts, *first = plan->counts + n, next = 0, limit = args->groups.max_rows;
@@ -253,8 +256,8 @@ static enum epd_status place_groups(struct gemm_engine_plan *plan, const struct 
         rows[i] = got < 0 ? 0 : got > room ? room : got;
         next += rows[i];
         if (rows[i] != got && seen.status == EPD_OK)
-            seen = (struct kernel_error){.status = EPD_BAD_SPLITS, .expert = (int32_t)i, .token = -1, .got = got,
-                                         .allowed = room};
+            seen = (struct kernel_error){
+                .status = EPD_BAD_SPLITS, .expert = (int32_t)i, .token = -1, .got = got, .allowed = room};
     }
     if (seen.status == EPD_OK || !args->error)
         return EPD_OK;
@@ -262,7 +265,8 @@ static enum epd_status place_groups(struct gemm_engine_plan *plan, const struct 
                            "record of bad splits", error);
 }
 
-static cublasStatus_t set_extent(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t which, uint64_t extent)
+static cublasStatus_t set_extent(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t which,
+                                 uint64_t extent)
 {
     return cublasLtMatrixLayoutSetAttribute(layout, which, &extent, sizeof(extent));
 }
@@ -272,8 +276,8 @@ static const char *at(const void *base, int64_t element, enum epd_dtype dtype)
     return (const char *)base + element * (int64_t)dtype_bytes(dtype);
 }
 
-static enum epd_status multiply_rows(struct gemm_engine_plan *plan, const struct gemm_args *args, uint32_t group,
-                                     cudaStream_t stream, struct epd_error *error)
+static enum epd_status multiply_rows(struct gemm_engine_plan *plan, const struct gemm_args *args,
+                                     uint32_t group, cudaStream_t stream, struct epd_error *error)
 {
     static const float one = 1.0f, zero = 0.0f;
     const struct gemm_shape *shape = &plan->problem.shape;
@@ -289,16 +293,18 @@ static enum epd_status multiply_rows(struct gemm_engine_plan *plan, const struct
         result = set_extent(plan->c, CUBLASLT_MATRIX_LAYOUT_COLS, (uint64_t)m);
     if (result == CUBLAS_STATUS_SUCCESS && tn && shape->dtype_bias) {
         const void *bias = at(args->bias, (int64_t)group * shape->n, shape->dtype_bias);
-        result = cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias));
+        result = cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                                sizeof(bias));
     }
     if (result == CUBLAS_STATUS_SUCCESS)
-        result = cublasLtMatmul(plan->handle, plan->desc, &one, w, plan->a, at(args->a, first * in, shape->dtype), plan->b,
-                                &zero, c, plan->c, c, plan->c, NULL, plan->workspace, WORKSPACE_BYTES, stream);
+        result = cublasLtMatmul(plan->handle, plan->desc, &one, w, plan->a,
+                                at(args->a, first * in, shape->dtype), plan->b, &zero, c, plan->c, c, plan->c,
+                                NULL, plan->workspace, WORKSPACE_BYTES, stream);
     return check_cublas(result, "cublasLtMatmul", error);
 }
 
-static enum epd_status clear_gradients(struct gemm_engine_plan *plan, const struct gemm_args *args, uint32_t group,
-                                       void *c, cudaStream_t stream, struct epd_error *error)
+static enum epd_status clear_gradients(struct gemm_engine_plan *plan, const struct gemm_args *args,
+                                       uint32_t group, void *c, cudaStream_t stream, struct epd_error *error)
 {
     const struct gemm_shape *shape = &plan->problem.shape;
     if (shape->accumulate)
@@ -311,31 +317,34 @@ static enum epd_status clear_gradients(struct gemm_engine_plan *plan, const stru
     return gemm_check_cuda(result, "zeros of an empty group", error);
 }
 
-static enum epd_status multiply_gradients(struct gemm_engine_plan *plan, const struct gemm_args *args, uint32_t group,
-                                          cudaStream_t stream, struct epd_error *error)
+static enum epd_status multiply_gradients(struct gemm_engine_plan *plan, const struct gemm_args *args,
+                                          uint32_t group, cudaStream_t stream, struct epd_error *error)
 {
     static const float one = 1.0f, zero = 0.0f;
     const struct gemm_shape *shape = &plan->problem.shape;
     int64_t m = plan->counts[group], first = plan->counts[plan->problem.n_groups + group];
     int64_t nk = (int64_t)shape->n * shape->k;
-    void *c = args->c_parts ? plan->c_parts[group] : (char *)args->c + group * nk * (int64_t)dtype_bytes(shape->dtype_c);
+    void *c = args->c_parts ? plan->c_parts[group]
+                            : (char *)args->c + group * nk * (int64_t)dtype_bytes(shape->dtype_c);
     if (m == 0)
         return clear_gradients(plan, args, group, c, stream, error);
-    const void *x = at(args->b, first * shape->k, shape->dtype), *dy = at(args->a, first * shape->n, shape->dtype);
+    const void *x = at(args->b, first * shape->k, shape->dtype),
+               *dy = at(args->a, first * shape->n, shape->dtype);
     const float *beta = shape->accumulate ? &one : &zero;
     cublasStatus_t result = set_extent(plan->a, CUBLASLT_MATRIX_LAYOUT_COLS, (uint64_t)m);
     if (result == CUBLAS_STATUS_SUCCESS)
         result = set_extent(plan->b, CUBLASLT_MATRIX_LAYOUT_COLS, (uint64_t)m);
     if (result == CUBLAS_STATUS_SUCCESS)
-        result = cublasLtMatmul(plan->handle, plan->desc, &one, x, plan->a, dy, plan->b, beta, c, plan->c, c, plan->c,
-                                NULL, plan->workspace, WORKSPACE_BYTES, stream);
+        result = cublasLtMatmul(plan->handle, plan->desc, &one, x, plan->a, dy, plan->b, beta, c, plan->c, c,
+                                plan->c, NULL, plan->workspace, WORKSPACE_BYTES, stream);
     if (result != CUBLAS_STATUS_SUCCESS || !shape->dtype_bias)
         return check_cublas(result, "cublasLtMatmul", error);
     char *sums = (char *)args->dbias + (size_t)group * shape->n * dtype_bytes(shape->dtype_bias);
     result = set_extent(plan->ones, CUBLASLT_MATRIX_LAYOUT_COLS, (uint64_t)m);
     if (result == CUBLAS_STATUS_SUCCESS)
-        result = cublasLtMatmul(plan->handle, plan->desc_sums, &one, dy, plan->b, plan->ones_data, plan->ones, beta, sums,
-                                plan->sums, sums, plan->sums, NULL, plan->workspace, WORKSPACE_BYTES, stream);
+        result = cublasLtMatmul(plan->handle, plan->desc_sums, &one, dy, plan->b, plan->ones_data, plan->ones,
+                                beta, sums, plan->sums, sums, plan->sums, NULL, plan->workspace,
+                                WORKSPACE_BYTES, stream);
     return check_cublas(result, "cublasLtMatmul of dbias", error);
 }
 
@@ -344,15 +353,17 @@ static enum epd_status cublaslt_launch(struct gemm_engine_plan *plan, const stru
 {
     const struct gemm_args *args = &launch->args;
     if (args->groups.n_groups != plan->problem.n_groups || args->groups.max_rows > plan->problem.max_rows)
-        return error_set(error, EPD_INVALID_SHAPE, "grouped_gemm groups: %u of %lld rows, want %u of at most %lld",
+        return error_set(error, EPD_INVALID_SHAPE,
+                         "grouped_gemm groups: %u of %lld rows, want %u of at most %lld",
                          args->groups.n_groups, (long long)args->groups.max_rows, plan->problem.n_groups,
                          (long long)plan->problem.max_rows);
     enum epd_status status = read_groups(plan, args, stream, error);
     if (status == EPD_OK)
         status = place_groups(plan, args, stream, error);
     for (uint32_t group = 0; group < plan->problem.n_groups && status == EPD_OK; group++)
-        status = plan->problem.shape.layout == EPD_GEMM_NT ? multiply_gradients(plan, args, group, stream, error)
-                                                           : multiply_rows(plan, args, group, stream, error);
+        status = plan->problem.shape.layout == EPD_GEMM_NT
+                     ? multiply_gradients(plan, args, group, stream, error)
+                     : multiply_rows(plan, args, group, stream, error);
     return status;
 }
 

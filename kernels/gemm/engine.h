@@ -23,7 +23,7 @@ struct gemm_problem {
      * keep_preact is 0. */
     enum epd_activation activation;
     int keep_preact;
-    int row_weights;       /* multiply row m of the result by args.row_weights[m] */
+    int row_weights; /* multiply row m of the result by args.row_weights[m] */
 };
 
 /* One launch: the plain arguments plus what the fused epilogues write. */
@@ -41,8 +41,8 @@ struct gemm_engine {
     /* 1 if this engine can do the problem on this device; 0 and a reason otherwise. */
     int (*supports)(const struct gemm_problem *problem, int device_idx, struct epd_error *reason);
     /* The current device must be device_idx. Allocates the workspace the plan keeps. */
-    enum epd_status (*create)(const struct gemm_problem *problem, int device_idx, struct gemm_engine_plan **plan,
-                              struct epd_error *error);
+    enum epd_status (*create)(const struct gemm_problem *problem, int device_idx,
+                              struct gemm_engine_plan **plan, struct epd_error *error);
     /* Enqueues on the stream; allocates nothing; no host sync (except cublaslt, which reads splits). */
     enum epd_status (*launch)(struct gemm_engine_plan *plan, const struct gemm_launch *launch,
                               struct CUstream_st *stream, struct epd_error *error);

@@ -10,9 +10,10 @@
 #define MAX_GROUPS 1024
 #define MAX_ROWS   (INT32_MAX - 1024)
 
-typedef CUresult (*encode_tiled_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                                    const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                                    CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+typedef CUresult (*encode_tiled_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                    const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                    const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                    CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
 /* Launches of one plan share its counters: they may follow each other on a stream, not run side by side. */
 struct gemm_engine_plan {
@@ -54,7 +55,8 @@ static int shape_supported(const struct gemm_problem *problem, struct epd_error 
     if (shape->k == 0 || shape->k % 8 != 0)
         return refuse(reason, EPD_UNSUPPORTED, "k must be a positive multiple of 8", shape->k);
     if (shape->n > (1u << 24) || shape->k > (1u << 24))
-        return refuse(reason, EPD_UNSUPPORTED, "n and k must be at most 2^24", shape->n > shape->k ? shape->n : shape->k);
+        return refuse(reason, EPD_UNSUPPORTED, "n and k must be at most 2^24",
+                      shape->n > shape->k ? shape->n : shape->k);
     int same_or_f32 = shape->dtype_c == shape->dtype || shape->dtype_c == EPD_F32;
     int nt_output = shape->layout == EPD_GEMM_NT && (shape->dtype_c == EPD_BF16 || shape->dtype_c == EPD_F16);
     if (!same_or_f32 && !nt_output)
@@ -78,7 +80,8 @@ static int fused_supported(const struct gemm_problem *problem, struct epd_error 
     if (shape->n % 16 != 0)
         return refuse(reason, EPD_UNSUPPORTED, "with an activation n must be a multiple of 16", shape->n);
     if (shape->dtype_c != shape->dtype)
-        return refuse(reason, EPD_UNSUPPORTED, "with an activation the output has the inputs' dtype", shape->dtype_c);
+        return refuse(reason, EPD_UNSUPPORTED, "with an activation the output has the inputs' dtype",
+                      shape->dtype_c);
     return 1;
 }
 
@@ -109,20 +112,20 @@ static enum epd_status load_encode(encode_tiled_fn *encode, struct epd_error *er
     return EPD_OK;
 }
 
-static enum epd_status encode_map(const struct gemm_engine_plan *plan, const struct map_view *view, CUtensorMap *map,
-                                  struct epd_error *error)
+static enum epd_status encode_map(const struct gemm_engine_plan *plan, const struct map_view *view,
+                                  CUtensorMap *map, struct epd_error *error)
 {
     static const cuuint32_t unit[5] = {1, 1, 1, 1, 1};
     CUtensorMapDataType type = view->dtype == EPD_F32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
                                : view->dtype == EPD_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     CUtensorMapSwizzle swizzle = view->narrow ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
-    CUresult result = plan->encode(map, type, view->n_dims, (void *)(uintptr_t)view->base, view->dims, view->strides,
-                                   view->box, unit, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+    CUresult result = plan->encode(map, type, view->n_dims, (void *)(uintptr_t)view->base, view->dims,
+                                   view->strides, view->box, unit, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
-        return error_set(error, EPD_CUDA, "cuTensorMapEncodeTiled: error %d for a %u-dimensional view at %p", (int)result,
-                         view->n_dims, view->base);
+        return error_set(error, EPD_CUDA, "cuTensorMapEncodeTiled: error %d for a %u-dimensional view at %p",
+                         (int)result, view->n_dims, view->base);
     return EPD_OK;
 }
 
@@ -142,7 +145,8 @@ static struct map_view rows_view(const struct gemm_engine_plan *plan, const void
 /* Weights [L, N, K], or one group's [N, K] when they come as parts. */
 static struct map_view weights_view(const struct gemm_problem *problem, const void *base)
 {
-    cuuint64_t n = problem->shape.n, k = problem->shape.k, groups = problem->pointer_parts ? 1 : problem->n_groups;
+    cuuint64_t n = problem->shape.n, k = problem->shape.k,
+               groups = problem->pointer_parts ? 1 : problem->n_groups;
     if (problem->activation)
         return (struct map_view){
             .base = base,
@@ -216,8 +220,8 @@ static struct map_view gradients_view(const struct gemm_problem *problem, const 
 }
 
 /* Encodes unless the pointer is that of the last launch. */
-static enum epd_status map_once(const struct gemm_engine_plan *plan, const struct map_view *view, const void **mapped,
-                                CUtensorMap *map, struct epd_error *error)
+static enum epd_status map_once(const struct gemm_engine_plan *plan, const struct map_view *view,
+                                const void **mapped, CUtensorMap *map, struct epd_error *error)
 {
     if (view->base == *mapped)
         return EPD_OK;
@@ -238,7 +242,8 @@ static enum epd_status map_twice(const struct gemm_engine_plan *plan, const stru
     return status == EPD_OK ? map_once(plan, whole, mapped, whole_map, error) : status;
 }
 
-static enum epd_status map_inputs(struct gemm_engine_plan *plan, const struct gemm_args *args, struct epd_error *error)
+static enum epd_status map_inputs(struct gemm_engine_plan *plan, const struct gemm_args *args,
+                                  struct epd_error *error)
 {
     const struct gemm_shape *shape = &plan->problem.shape;
     int nt = shape->layout == EPD_GEMM_NT;
@@ -275,7 +280,8 @@ static enum epd_status map_outputs(struct gemm_engine_plan *plan, const struct g
     if (status == EPD_OK && problem->activation) {
         struct map_view whole = act_view(problem, launch->act, 128);
         struct map_view rows = act_view(problem, launch->act, 8);
-        status = map_twice(plan, &whole, &rows, &plan->mapped_act, &plan->args.act, &plan->args.act_rows, error);
+        status =
+            map_twice(plan, &whole, &rows, &plan->mapped_act, &plan->args.act, &plan->args.act_rows, error);
     }
     return status;
 }
@@ -287,8 +293,8 @@ static enum epd_status prepare_kernels(struct gemm_engine_plan *plan, struct epd
     uint32_t *n_clusters = &plan->args.n_clusters;
     cudaError_t result = cudaErrorInvalidValue;
     if (shape->layout == EPD_GEMM_TN)
-        result = sm90_tn_prepare(shape->dtype, plan->problem.activation != EPD_ACTIVATION_UNSPECIFIED, smem_bytes,
-                                 n_clusters);
+        result = sm90_tn_prepare(shape->dtype, plan->problem.activation != EPD_ACTIVATION_UNSPECIFIED,
+                                 smem_bytes, n_clusters);
     else if (shape->layout == EPD_GEMM_NN)
         result = sm90_nn_prepare(shape->dtype, smem_bytes, n_clusters);
     else if (shape->layout == EPD_GEMM_NT)
@@ -329,25 +335,28 @@ static void sm90_destroy(struct gemm_engine_plan *plan)
 
 static enum epd_status allocate_device(struct gemm_engine_plan *plan, struct epd_error *error)
 {
-    enum epd_status status = gemm_check_cuda(cudaMalloc((void **)&plan->args.counters, sizeof(struct sm90_counters)),
-                                             "sm90 counters", error);
+    enum epd_status status = gemm_check_cuda(
+        cudaMalloc((void **)&plan->args.counters, sizeof(struct sm90_counters)), "sm90 counters", error);
     if (status != EPD_OK)
         return status;
-    status = gemm_check_cuda(cudaMemset(plan->args.counters, 0, sizeof(struct sm90_counters)), "sm90 counters", error);
+    status = gemm_check_cuda(cudaMemset(plan->args.counters, 0, sizeof(struct sm90_counters)),
+                             "sm90 counters", error);
     if (status != EPD_OK || !plan->problem.pointer_parts)
         return status;
-    return gemm_check_cuda(cudaMalloc((void **)&plan->part_maps, plan->problem.n_groups * sizeof(CUtensorMap)),
-                           "sm90 tensor maps", error);
+    return gemm_check_cuda(
+        cudaMalloc((void **)&plan->part_maps, plan->problem.n_groups * sizeof(CUtensorMap)),
+        "sm90 tensor maps", error);
 }
 
-static enum epd_status sm90_create(const struct gemm_problem *problem, int device_idx, struct gemm_engine_plan **out,
-                                   struct epd_error *error)
+static enum epd_status sm90_create(const struct gemm_problem *problem, int device_idx,
+                                   struct gemm_engine_plan **out, struct epd_error *error)
 {
     int n_sms = 0;
     if (!sm90_supports(problem, device_idx, error))
         return error->status;
-    enum epd_status status = gemm_check_cuda(
-        cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device_idx), "multiprocessor count", error);
+    enum epd_status status =
+        gemm_check_cuda(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device_idx),
+                        "multiprocessor count", error);
     if (status != EPD_OK)
         return status;
     /* Tensor maps want 64-byte aligned memory. */
@@ -375,7 +384,8 @@ static enum epd_status check_pointer(const void *pointer, const char *name, stru
     if (!pointer)
         return error_set(error, EPD_INVALID_ARGUMENT, "grouped_gemm %s: missing", name);
     if ((uintptr_t)pointer % 16 != 0)
-        return error_set(error, EPD_INVALID_ALIGNMENT, "grouped_gemm %s: address %p, want a multiple of 16", name, pointer);
+        return error_set(error, EPD_INVALID_ALIGNMENT, "grouped_gemm %s: address %p, want a multiple of 16",
+                         name, pointer);
     return EPD_OK;
 }
 
@@ -391,10 +401,12 @@ static enum epd_status check_launch(const struct gemm_engine_plan *plan, const s
     enum epd_status status = check_pointer(args->a, "a", error);
     if (status == EPD_OK && (nt || !problem->pointer_parts))
         status = check_pointer(args->b, "b", error);
-    if (status == EPD_OK && problem->pointer_parts && !(nt ? (const void *)args->c_parts : (const void *)args->b_parts))
-        return error_set(error, EPD_INVALID_ARGUMENT, "grouped_gemm %s: the plan wants %u pointers", nt ? "c" : "b",
-                         problem->n_groups);
-    if (status == EPD_OK && !(nt && problem->pointer_parts) && !(problem->activation && !problem->keep_preact))
+    if (status == EPD_OK && problem->pointer_parts &&
+        !(nt ? (const void *)args->c_parts : (const void *)args->b_parts))
+        return error_set(error, EPD_INVALID_ARGUMENT, "grouped_gemm %s: the plan wants %u pointers",
+                         nt ? "c" : "b", problem->n_groups);
+    if (status == EPD_OK && !(nt && problem->pointer_parts) &&
+        !(problem->activation && !problem->keep_preact))
         status = check_pointer(args->c, "c", error);
     if (status == EPD_OK && problem->activation)
         status = check_pointer(launch->act, "act", error);
@@ -409,7 +421,8 @@ static enum epd_status check_launch(const struct gemm_engine_plan *plan, const s
     return status;
 }
 
-static cudaError_t enqueue(const struct gemm_engine_plan *plan, const struct sm90_args *args, cudaStream_t stream)
+static cudaError_t enqueue(const struct gemm_engine_plan *plan, const struct sm90_args *args,
+                           cudaStream_t stream)
 {
     enum epd_dtype dtype = plan->problem.shape.dtype;
     switch (plan->problem.shape.layout) {

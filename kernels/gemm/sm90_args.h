@@ -32,18 +32,18 @@ struct sm90_counters {
 struct sm90_args {
     CUtensorMap a;
     CUtensorMap b;
-    CUtensorMap c;                  /* where copies write c: 16-bit c; f32 c of NT; a round of a tile at a time */
-    CUtensorMap c_rows;             /* TN, NN: the same, eight token rows at a time */
-    CUtensorMap act, act_rows;      /* of the output of an activation, likewise */
-    const CUtensorMap *a_parts;     /* [L] device, one map per group; NULL: `a` holds all groups */
+    CUtensorMap c;              /* where copies write c: 16-bit c; f32 c of NT; a round of a tile at a time */
+    CUtensorMap c_rows;         /* TN, NN: the same, eight token rows at a time */
+    CUtensorMap act, act_rows;  /* of the output of an activation, likewise */
+    const CUtensorMap *a_parts; /* [L] device, one map per group; NULL: `a` holds all groups */
     const CUtensorMap *c_parts_map; /* likewise for c of NT */
-    const int64_t *m_splits;    /* [L] */
-    const int64_t *offsets;     /* [L + 1] or NULL = packed */
+    const int64_t *m_splits;        /* [L] */
+    const int64_t *offsets;         /* [L + 1] or NULL = packed */
     int64_t max_rows;
     uint32_t n_groups;
     uint32_t outer, inner, reduction; /* extents; tokens (inner of TN and NN, reduction of NT) are 0 */
-    uint32_t tile_inner;              /* TN, NN: most tokens of a tile, multiple of 8; NT: columns, 64..256 by 64 */
-    uint32_t box_rows;                /* token rows that one copy of b brings (TN, NN) */
+    uint32_t tile_inner; /* TN, NN: most tokens of a tile, multiple of 8; NT: columns, 64..256 by 64 */
+    uint32_t box_rows;   /* token rows that one copy of b brings (TN, NN) */
     uint32_t n_stages, stage_bytes;
     uint32_t n_clusters;
     enum epd_dtype dtype_c;

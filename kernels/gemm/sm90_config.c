@@ -6,11 +6,11 @@
  * 64 x 64 x inner products of two warpgroups at 4096 flop per cycle are 4 cycles per inner column; the L2 feeds a block
  * about 36 bytes per cycle when all of them ask; what a tile costs besides (first copies, epilogue that is not hidden)
  * is about 1200 cycles. */
-#define CYCLES_PER_COLUMN   4.0
-#define L2_BYTES_PER_CYCLE  36.0
-#define CYCLES_PER_TILE     1200.0
-#define SMEM_BYTES          232448u /* a block's most on sm_90 */
-#define SM90_BOX_ROWS_MOST  64u
+#define CYCLES_PER_COLUMN  4.0
+#define L2_BYTES_PER_CYCLE 36.0
+#define CYCLES_PER_TILE    1200.0
+#define SMEM_BYTES         232448u /* a block's most on sm_90 */
+#define SM90_BOX_ROWS_MOST 64u
 
 static uint32_t div_up(uint32_t a, uint32_t b)
 {
@@ -23,7 +23,8 @@ static uint32_t round_up(uint32_t a, uint32_t b)
 }
 
 /* Cycles of a whole problem whose groups all have `rows` rows, cut at `limit` tokens (TN, NN). */
-static double tokens_cost(const struct gemm_problem *problem, uint32_t rows, uint32_t limit, uint32_t n_clusters)
+static double tokens_cost(const struct gemm_problem *problem, uint32_t rows, uint32_t limit,
+                          uint32_t n_clusters)
 {
     uint32_t outer = problem->shape.layout == EPD_GEMM_TN ? problem->shape.n : problem->shape.k;
     uint32_t reduction = problem->shape.layout == EPD_GEMM_TN ? problem->shape.k : problem->shape.n;

@@ -5,8 +5,9 @@
 #include "kernels/gemm/engine.h"
 
 struct sm90_config {
-    uint32_t tile_inner; /* TN, NN: most tokens of a tile, multiple of 8; NT: columns of a tile, multiple of 64 */
-    uint32_t box_rows;   /* token rows of one copy: 8, 16, 32 or 64 */
+    uint32_t
+        tile_inner; /* TN, NN: most tokens of a tile, multiple of 8; NT: columns of a tile, multiple of 64 */
+    uint32_t box_rows; /* token rows of one copy: 8, 16, 32 or 64 */
     uint32_t n_stages;
     uint32_t stage_bytes;
 };

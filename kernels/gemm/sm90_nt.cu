@@ -1,6 +1,6 @@
-/* NT, wgrad: dW[N, K] (+)= dY[m, N]^T X[m, K] per group, dbias[N] (+)= column sums of dY (a product
- * with ones, one more tile in each row of tiles). The reduction runs over the group's rows; rows of the next group that a last copy brings
- * are zeroed in shared memory. Floor: 2 m N K operations, or writing dW for short groups. */
+/* NT, wgrad: dW[N, K] (+)= dY[m, N]^T X[m, K] per group, dbias[N] (+)= column sums of dY (a product with ones, one
+ * more tile in each row of tiles). The reduction runs over the group's rows; rows of the next group that a last copy
+ * brings are zeroed in shared memory. Floor: 2 m N K operations, or writing dW for short groups. */
 #include "kernels/gemm/sm90_kernel.cuh"
 
 template <bool F16> using nt = sm90::operation<EPD_GEMM_NT, F16>;

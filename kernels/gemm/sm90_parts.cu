@@ -10,7 +10,8 @@ static __global__ void write_maps(const __grid_constant__ CUtensorMap pattern, c
         return;
     CUtensorMap *map = maps + group;
     *map = pattern;
-    asm volatile("tensormap.replace.tile.global_address.global.b1024.b64 [%0], %1;" ::"l"(map), "l"(parts[group])
+    asm volatile("tensormap.replace.tile.global_address.global.b1024.b64 [%0], %1;" ::"l"(map),
+                 "l"(parts[group])
                  : "memory");
     asm volatile("fence.proxy.tensormap::generic.release.gpu;" ::: "memory");
 }
@@ -21,8 +22,8 @@ extern "C" cudaError_t sm90_parts_prepare(void)
     return cudaFuncGetAttributes(&attributes, write_maps);
 }
 
-extern "C" cudaError_t sm90_parts_launch(const CUtensorMap *template_map, const void *const *parts, uint32_t n_groups,
-                                         CUtensorMap *maps, cudaStream_t stream)
+extern "C" cudaError_t sm90_parts_launch(const CUtensorMap *template_map, const void *const *parts,
+                                         uint32_t n_groups, CUtensorMap *maps, cudaStream_t stream)
 {
     write_maps<<<(n_groups + 63) / 64, 64, 0, stream>>>(*template_map, parts, n_groups, maps);
     return cudaGetLastError();

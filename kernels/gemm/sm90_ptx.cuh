@@ -6,8 +6,7 @@
 #include <cuda.h>
 #include <stdint.h>
 
-namespace sm90
-{
+namespace sm90 {
 
 __device__ __forceinline__ uint32_t smem_address(const void *pointer)
 {
@@ -31,7 +30,8 @@ __device__ __forceinline__ uint32_t peer_address(uint32_t address, uint32_t rank
 
 __device__ __forceinline__ void cluster_sync()
 {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 }
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t n_arrivals)
@@ -46,7 +46,8 @@ __device__ __forceinline__ void barrier_init_fence()
 
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
 }
 
 /* `barrier` is a cluster address (peer_address). Orders nothing for the other block: it says that reading is over, and a
@@ -87,8 +88,8 @@ __device__ __forceinline__ void barrier_wait_cluster(uint32_t barrier, uint32_t 
 
 __device__ __forceinline__ void store_cluster(uint32_t address, int4 value)
 {
-    asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y),
-                 "r"(value.z), "r"(value.w)
+    asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x),
+                 "r"(value.y), "r"(value.z), "r"(value.w)
                  : "memory");
 }
 
@@ -105,8 +106,8 @@ __device__ __forceinline__ void acquire_map(const CUtensorMap *map)
 
 __device__ __forceinline__ void load_2d(uint32_t to, const CUtensorMap *map, uint32_t barrier, int x, int y)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
-                     "r"(to),
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
+                 "{%3, %4}], [%2];" ::"r"(to),
                  "l"(map), "r"(barrier), "r"(x), "r"(y)
                  : "memory");
 }
@@ -115,13 +116,15 @@ __device__ __forceinline__ void load_2d(uint32_t to, const CUtensorMap *map, uin
 __device__ __forceinline__ void load_2d_multicast(uint32_t to, const CUtensorMap *map, uint32_t barrier,
                                                   uint16_t mask, int x, int y)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-                 "[%0], [%1, {%4, %5}], [%2], %3;" ::"r"(to),
-                 "l"(map), "r"(barrier), "h"(mask), "r"(x), "r"(y)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%4, %5}], [%2], %3;" ::"r"(to),
+        "l"(map), "r"(barrier), "h"(mask), "r"(x), "r"(y)
+        : "memory");
 }
 
-__device__ __forceinline__ void load_3d(uint32_t to, const CUtensorMap *map, uint32_t barrier, int x, int y, int z)
+__device__ __forceinline__ void load_3d(uint32_t to, const CUtensorMap *map, uint32_t barrier, int x, int y,
+                                        int z)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
@@ -130,7 +133,8 @@ __device__ __forceinline__ void load_3d(uint32_t to, const CUtensorMap *map, uin
 }
 
 /* Gate and up rows in turns of eight: {k, row in 8, half, 8-row block, group}. */
-__device__ __forceinline__ void load_5d(uint32_t to, const CUtensorMap *map, uint32_t barrier, int x, int block, int z)
+__device__ __forceinline__ void load_5d(uint32_t to, const CUtensorMap *map, uint32_t barrier, int x,
+                                        int block, int z)
 {
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%3, %4, %4, %5, %6}], [%2];" ::"r"(to),
@@ -141,8 +145,8 @@ __device__ __forceinline__ void load_5d(uint32_t to, const CUtensorMap *map, uin
 /* Shared to global, in the background; the issuing thread commits and may later wait until shared memory was read. */
 __device__ __forceinline__ void store_2d(const CUtensorMap *map, uint32_t from, int x, int y)
 {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from),
-                 "r"(x), "r"(y)
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y)
                  : "memory");
 }
 
@@ -156,9 +160,11 @@ __device__ __forceinline__ void store_3d(const CUtensorMap *map, uint32_t from, 
 /* global += shared, element by element, where the memory is. */
 __device__ __forceinline__ void add_3d(const CUtensorMap *map, uint32_t from, int x, int y, int z)
 {
-    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
-                 "r"(from), "r"(x), "r"(y), "r"(z)
-                 : "memory");
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+            map),
+        "r"(from), "r"(x), "r"(y), "r"(z)
+        : "memory");
 }
 
 __device__ __forceinline__ void store_commit()
@@ -195,17 +201,18 @@ __device__ __forceinline__ void proxy_fence()
 }
 
 /* Four 8x8 blocks of 16-bit values, each stored transposed: lane l gives the address of row l % 8 of block l / 8. */
-__device__ __forceinline__ void store_matrix_transposed(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+__device__ __forceinline__ void store_matrix_transposed(uint32_t address, uint32_t a, uint32_t b, uint32_t c,
+                                                        uint32_t d)
 {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b),
-                 "r"(c), "r"(d)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(a), "r"(b), "r"(c), "r"(d)
                  : "memory");
 }
 
 __device__ __forceinline__ void store_matrix(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b),
-                 "r"(c), "r"(d)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a),
+                 "r"(b), "r"(c), "r"(d)
                  : "memory");
 }
 

@@ -12,8 +12,7 @@
 #include "kernels/gemm/sm90_args.h"
 #include "kernels/gemm/sm90_ptx.cuh"
 
-namespace sm90
-{
+namespace sm90 {
 
 /* As it travels through shared memory (16 bytes). */
 struct tile {
@@ -38,7 +37,7 @@ template <bool TOKENS_INNER> struct scheduler {
     int first_group;                   /* of the window */
     uint32_t tiles_before;             /* tiles of all groups before the window */
     int64_t rows_before;               /* rows of all groups before the window, for packed groups */
-    uint32_t m, row, last_tile;        /* of this lane's group; last_tile = tiles up to and with it, in the window */
+    uint32_t m, row, last_tile; /* of this lane's group; last_tile = tiles up to and with it, in the window */
     bool records;
 
     __device__ scheduler(const sm90_args &args_, bool records_) : args(args_), records(records_)
@@ -141,7 +140,8 @@ template <bool TOKENS_INNER> struct scheduler {
         uint32_t width = min(count - band * BAND, static_cast<uint32_t>(BAND));
         uint32_t outer_idx = local / width, inner_idx = band * BAND + local % width;
         if (!TOKENS_INNER)
-            return {group, static_cast<int>(start), static_cast<int>(rows), static_cast<int>(outer_idx | inner_idx << 16)};
+            return {group, static_cast<int>(start), static_cast<int>(rows),
+                    static_cast<int>(outer_idx | inner_idx << 16)};
         uint32_t skipped = inner_idx * height;
         return {group, static_cast<int>(start + skipped), static_cast<int>(min(height, rows - skipped)),
                 static_cast<int>(outer_idx)};

@@ -5,7 +5,8 @@
 
 template <bool F16, bool GATED> using tn = sm90::operation<EPD_GEMM_TN, F16, GATED>;
 
-extern "C" cudaError_t sm90_tn_prepare(enum epd_dtype dtype, int gated, size_t smem_bytes, uint32_t *n_clusters)
+extern "C" cudaError_t sm90_tn_prepare(enum epd_dtype dtype, int gated, size_t smem_bytes,
+                                       uint32_t *n_clusters)
 {
     if (gated)
         return dtype == EPD_F16 ? sm90::prepare<tn<true, true>>(smem_bytes, n_clusters)

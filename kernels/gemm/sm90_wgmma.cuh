@@ -7,8 +7,7 @@
 
 #include <stdint.h>
 
-namespace sm90
-{
+namespace sm90 {
 
 /* How a tile lies in shared memory, all with the 128-byte swizzle (layout type 1).
  * Reduction-major: rows of 64 reduction elements, 8 rows = 1024 bytes. Outer-major: rows of 64 outer elements, one row

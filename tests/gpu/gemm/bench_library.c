@@ -14,10 +14,11 @@ struct bench_plan {
 };
 
 EXPORT const char *gemm_bench_error(void);
-EXPORT struct bench_plan *gemm_bench_create(const char *engine, int layout, int dtype_c, int accumulate, uint32_t groups,
-                                            int64_t rows, uint32_t n, uint32_t k, int activation, int keep);
-EXPORT int gemm_bench_launch(struct bench_plan *bench, const int64_t *m_splits, const void *a, const void *b, void *c,
-                             void *act, void *stream);
+EXPORT struct bench_plan *gemm_bench_create(const char *engine, int layout, int dtype_c, int accumulate,
+                                            uint32_t groups, int64_t rows, uint32_t n, uint32_t k,
+                                            int activation, int keep);
+EXPORT int gemm_bench_launch(struct bench_plan *bench, const int64_t *m_splits, const void *a, const void *b,
+                             void *c, void *act, void *stream);
 EXPORT void gemm_bench_destroy(struct bench_plan *bench);
 
 static struct epd_error last_error;
@@ -27,15 +28,20 @@ const char *gemm_bench_error(void)
     return last_error.text;
 }
 
-struct bench_plan *gemm_bench_create(const char *engine, int layout, int dtype_c, int accumulate, uint32_t groups,
-                                     int64_t rows, uint32_t n, uint32_t k, int activation, int keep)
+struct bench_plan *gemm_bench_create(const char *engine, int layout, int dtype_c, int accumulate,
+                                     uint32_t groups, int64_t rows, uint32_t n, uint32_t k, int activation,
+                                     int keep)
 {
     struct bench_plan *bench = calloc(1, sizeof(*bench));
     if (!bench)
         return NULL;
     bench->problem = (struct gemm_problem){
-        .shape = {.layout = (enum epd_gemm_layout)layout, .dtype = EPD_BF16, .dtype_c = (enum epd_dtype)dtype_c, .n = n,
-                  .k = k, .accumulate = accumulate},
+        .shape = {.layout = (enum epd_gemm_layout)layout,
+                  .dtype = EPD_BF16,
+                  .dtype_c = (enum epd_dtype)dtype_c,
+                  .n = n,
+                  .k = k,
+                  .accumulate = accumulate},
         .n_groups = groups,
         .max_rows = rows,
         .activation = (enum epd_activation)activation,
@@ -51,12 +57,14 @@ struct bench_plan *gemm_bench_create(const char *engine, int layout, int dtype_c
     return bench;
 }
 
-int gemm_bench_launch(struct bench_plan *bench, const int64_t *m_splits, const void *a, const void *b, void *c, void *act,
-                      void *stream)
+int gemm_bench_launch(struct bench_plan *bench, const int64_t *m_splits, const void *a, const void *b,
+                      void *c, void *act, void *stream)
 {
     struct gemm_launch launch = {
         .args = {.shape = bench->problem.shape,
-                 .groups = {.n_groups = bench->problem.n_groups, .m_splits = m_splits, .max_rows = bench->problem.max_rows},
+                 .groups = {.n_groups = bench->problem.n_groups,
+                            .m_splits = m_splits,
+                            .max_rows = bench->problem.max_rows},
                  .a = a,
                  .b = b,
                  .c = c},

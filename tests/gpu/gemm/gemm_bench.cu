@@ -57,10 +57,10 @@ struct bench_case {
 };
 
 static const struct bench_case cases[] = {
-    {"8x4096", 8, 4096, 4096, 2048, EVEN},     {"8x2048", 8, 2048, 7168, 4096, EVEN},
-    {"32x512", 32, 512, 2048, 1536, EVEN},     {"32x1024", 32, 1024, 7168, 4096, EVEN},
-    {"64x128", 64, 128, 7168, 4096, EVEN},     {"64x512a", 64, 512, 7168, 4096, EVEN},
-    {"64x512b", 64, 512, 2048, 7168, EVEN},    {"4x8192", 4, 8192, 4096, 7168, EVEN},
+    {"8x4096", 8, 4096, 4096, 2048, EVEN},       {"8x2048", 8, 2048, 7168, 4096, EVEN},
+    {"32x512", 32, 512, 2048, 1536, EVEN},       {"32x1024", 32, 1024, 7168, 4096, EVEN},
+    {"64x128", 64, 128, 7168, 4096, EVEN},       {"64x512a", 64, 512, 7168, 4096, EVEN},
+    {"64x512b", 64, 512, 2048, 7168, EVEN},      {"4x8192", 4, 8192, 4096, 7168, EVEN},
     {"64x512a_real", 64, 512, 7168, 4096, REAL}, {"64x512b_real", 64, 512, 2048, 7168, REAL},
     {"64x512a_zipf", 64, 512, 7168, 4096, ZIPF}, {"64x512b_zipf", 64, 512, 2048, 7168, ZIPF},
 };
@@ -128,13 +128,14 @@ static const struct variant variants[] = {
     {"tn_swiglu_keep", EPD_GEMM_TN, EPD_BF16, 0, 0, EPD_SWIGLU, 1},
 };
 
-static void run(const struct gemm_engine *engine, const struct bench_case *test, const struct variant *variant,
-                int repeats, void *flush, size_t flush_bytes)
+static void run(const struct gemm_engine *engine, const struct bench_case *test,
+                const struct variant *variant, int repeats, void *flush, size_t flush_bytes)
 {
     int64_t rows = (int64_t)test->groups * test->rows;
     size_t weights = (size_t)test->groups * test->n * test->k;
     struct gemm_problem problem = {};
-    problem.shape = {variant->layout, EPD_BF16, variant->dtype_c, variant->bias, test->n, test->k, variant->accumulate};
+    problem.shape = {variant->layout, EPD_BF16, variant->dtype_c,   variant->bias,
+                     test->n,         test->k,  variant->accumulate};
     problem.n_groups = test->groups;
     problem.max_rows = rows;
     problem.pointer_parts = variant->parts;
@@ -148,7 +149,8 @@ static void run(const struct gemm_engine *engine, const struct bench_case *test,
     }
     int nt = variant->layout == EPD_GEMM_NT;
     size_t n_x = (size_t)rows * test->k, n_y = (size_t)rows * test->n;
-    void *x = device(n_x * 2), *y = device(n_y * 4), *w = device(weights * 4), *act = device(n_y), *bias = device((size_t)test->groups * test->n * 4);
+    void *x = device(n_x * 2), *y = device(n_y * 4), *w = device(weights * 4), *act = device(n_y),
+         *bias = device((size_t)test->groups * test->n * 4);
     fill_random<<<1024, 256>>>(x, EPD_BF16, n_x, 1, 1.0f);
     fill_random<<<1024, 256>>>(y, EPD_BF16, n_y, 2, 1.0f);
     fill_random<<<1024, 256>>>(w, EPD_BF16, weights, 3, 0.02f);
@@ -195,10 +197,11 @@ static void run(const struct gemm_engine *engine, const struct bench_case *test,
     float ms = median(times);
     std::sort(times.begin(), times.end());
     double tflops = flops / ms / 1e9;
-    printf("{\"engine\": \"%s\", \"case\": \"%s\", \"op\": \"%s\", \"us\": %.1f, \"p99_us\": %.1f, \"tflops\": %.1f, "
+    printf("{\"engine\": \"%s\", \"case\": \"%s\", \"op\": \"%s\", \"us\": %.1f, \"p99_us\": %.1f, "
+           "\"tflops\": %.1f, "
            "\"of_ceiling\": %.3f}\n",
-           engine->name, test->name, variant->name, ms * 1e3, times[(times.size() - 1) * 99 / 100] * 1e3, tflops,
-           tflops / CEILING_TFLOPS);
+           engine->name, test->name, variant->name, ms * 1e3, times[(times.size() - 1) * 99 / 100] * 1e3,
+           tflops, tflops / CEILING_TFLOPS);
     fflush(stdout);
     engine->destroy(plan);
     void *all[] = {x, y, w, act, bias, splits, parts};
@@ -224,7 +227,8 @@ int main(int argc, char **argv)
         if (strcmp(gemm_engines[i]->name, engine) == 0)
             for (const struct variant &variant : variants)
                 for (const struct bench_case &test : cases)
-                    if ((ops ? strcmp(ops, variant.name) == 0 || strcmp(ops, "all") == 0 : 1) && chosen(only, test.name))
+                    if ((ops ? strcmp(ops, variant.name) == 0 || strcmp(ops, "all") == 0 : 1) &&
+                        chosen(only, test.name))
                         run(gemm_engines[i], &test, &variant, repeats, flush, flush_bytes);
     return 0;
 }

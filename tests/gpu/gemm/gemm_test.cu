@@ -157,18 +157,20 @@ static struct buffers make_buffers(const struct test_case *test, int64_t max_row
 
 static void free_buffers(struct buffers *b)
 {
-    void *all[] = {b->a, b->b, b->c, b->c_again, b->bias, b->dbias, b->act, b->prefill, b->row_weights, b->parts,
-                   b->c_parts, b->splits, b->offsets, b->group_of_row, b->reference, b->error};
+    void *all[] = {b->a,         b->b,           b->c,     b->c_again, b->bias,   b->dbias,   b->act,
+                   b->prefill,   b->row_weights, b->parts, b->c_parts, b->splits, b->offsets, b->group_of_row,
+                   b->reference, b->error};
     for (void *memory : all)
         CHECK(cudaFree(memory));
 }
 
-static void set_splits(const struct buffers *b, const struct layout_rows *rows, size_t columns, enum epd_dtype dtype,
-                       const struct test_case *test)
+static void set_splits(const struct buffers *b, const struct layout_rows *rows, size_t columns,
+                       enum epd_dtype dtype, const struct test_case *test)
 {
     CHECK(cudaMemcpy(b->splits, rows->rows.data(), rows->rows.size() * 8, cudaMemcpyHostToDevice));
     CHECK(cudaMemcpy(b->offsets, rows->first.data(), rows->first.size() * 8, cudaMemcpyHostToDevice));
-    CHECK(cudaMemcpy(b->group_of_row, rows->group_of_row.data(), rows->group_of_row.size() * 4, cudaMemcpyHostToDevice));
+    CHECK(cudaMemcpy(b->group_of_row, rows->group_of_row.data(), rows->group_of_row.size() * 4,
+                     cudaMemcpyHostToDevice));
     int64_t max_rows = rows->group_of_row.size();
     float scale = 1.0f / sqrtf(test->rows_per_group);
     fill_random<<<1024, 256>>>(b->a, dtype, b->n_a, 1, 1.0f);
@@ -205,7 +207,8 @@ static double tolerance(enum epd_dtype dtype)
     return dtype == EPD_F32 ? 1e-4 : dtype == EPD_F16 ? 2e-3 : 1.6e-2;
 }
 
-static struct difference compare(const std::vector<uint8_t> &got, enum epd_dtype dtype, const std::vector<double> &want)
+static struct difference compare(const std::vector<uint8_t> &got, enum epd_dtype dtype,
+                                 const std::vector<double> &want)
 {
     struct difference out = {};
     double xx = 0, yy = 0, xy = 0;
@@ -250,7 +253,8 @@ static int report(const char *what, const struct difference *d)
 {
     int failed = d->bad || d->touched || !(d->cosine < 1e-5);
     if (failed)
-        printf("    %s: bad %zu touched %zu worst %.3g cosine %.3g\n", what, d->bad, d->touched, d->worst, d->cosine);
+        printf("    %s: bad %zu touched %zu worst %.3g cosine %.3g\n", what, d->bad, d->touched, d->worst,
+               d->cosine);
     return failed;
 }
 
@@ -317,7 +321,8 @@ static int check_groups(const struct test_case *test, const struct buffers *b, s
     return failed | report("dbias", &d);
 }
 
-static int check_outputs(const struct test_case *test, const struct buffers *b, const struct gemm_problem *problem)
+static int check_outputs(const struct test_case *test, const struct buffers *b,
+                         const struct gemm_problem *problem)
 {
     struct reference_args args = {};
     args.shape = problem->shape;
@@ -337,7 +342,8 @@ static struct gemm_launch make_launch(const struct test_case *test, const struct
 {
     struct gemm_launch launch = {};
     launch.args.shape = problem->shape;
-    launch.args.groups = {test->groups, b->splits, test->alignment > 1 ? b->offsets : NULL, problem->max_rows};
+    launch.args.groups = {test->groups, b->splits, test->alignment > 1 ? b->offsets : NULL,
+                          problem->max_rows};
     launch.args.a = b->a;
     launch.args.b = test->parts && test->layout != EPD_GEMM_NT ? NULL : b->b;
     launch.args.b_parts = test->parts && test->layout != EPD_GEMM_NT ? b->parts : NULL;
@@ -351,8 +357,8 @@ static struct gemm_launch make_launch(const struct test_case *test, const struct
     return launch;
 }
 
-static int run_once(const struct gemm_engine *engine, struct gemm_engine_plan *plan, const struct gemm_launch *launch,
-                    cudaStream_t stream)
+static int run_once(const struct gemm_engine *engine, struct gemm_engine_plan *plan,
+                    const struct gemm_launch *launch, cudaStream_t stream)
 {
     struct epd_error error = {};
     if (engine->launch(plan, launch, stream, &error) != EPD_OK)
@@ -361,8 +367,9 @@ static int run_once(const struct gemm_engine *engine, struct gemm_engine_plan *p
 }
 
 /* Two runs give the same bits. */
-static int check_repeat(const struct test_case *test, const struct buffers *b, const struct gemm_engine *engine,
-                        struct gemm_engine_plan *plan, const struct gemm_launch *launch, cudaStream_t stream)
+static int check_repeat(const struct test_case *test, const struct buffers *b,
+                        const struct gemm_engine *engine, struct gemm_engine_plan *plan,
+                        const struct gemm_launch *launch, cudaStream_t stream)
 {
     size_t bytes = b->n_c * out_bytes(test->dtype_c);
     std::vector<uint8_t> first = fetch(b->c, bytes), first_act = fetch(b->act, b->n_act * 2);
@@ -379,9 +386,11 @@ static int check_repeat(const struct test_case *test, const struct buffers *b, c
 
 static int run_case(const struct gemm_engine *engine, const struct test_case *test)
 {
-    int64_t max_rows = (int64_t)test->groups * (test->rows_per_group * (test->splits == STEPS ? test->groups : 2)) + 80;
+    int64_t max_rows =
+        (int64_t)test->groups * (test->rows_per_group * (test->splits == STEPS ? test->groups : 2)) + 80;
     struct gemm_problem problem = {};
-    problem.shape = {test->layout, test->dtype, test->dtype_c, test->dtype_bias, test->n, test->k, test->accumulate};
+    problem.shape = {test->layout, test->dtype, test->dtype_c,   test->dtype_bias,
+                     test->n,      test->k,     test->accumulate};
     problem.n_groups = test->groups;
     problem.max_rows = max_rows;
     problem.expected_rows = (int64_t)test->groups * test->rows_per_group;
@@ -424,8 +433,8 @@ static int run_case(const struct gemm_engine *engine, const struct test_case *te
         struct kernel_error seen;
         CHECK(cudaMemcpy(&seen, b.error, sizeof(seen), cudaMemcpyDeviceToHost));
         if (seen.status)
-            failed |= printf("    error recorded: status %u expert %d got %lld allowed %lld\n", seen.status, seen.expert,
-                             (long long)seen.got, (long long)seen.allowed) > 0;
+            failed |= printf("    error recorded: status %u expert %d got %lld allowed %lld\n", seen.status,
+                             seen.expert, (long long)seen.got, (long long)seen.allowed) > 0;
     }
     if (replay)
         CHECK(cudaGraphExecDestroy(replay));
@@ -435,27 +444,32 @@ static int run_case(const struct gemm_engine *engine, const struct test_case *te
     return failed;
 }
 
-static const char *const split_names[] = {"even", "last_zero", "random", "hot", "primes", "ones", "all_zero", "steps"};
+static const char *const split_names[] = {"even",   "last_zero", "random",   "hot",
+                                          "primes", "ones",      "all_zero", "steps"};
 
 static void add_shapes(std::vector<struct test_case> *cases)
 {
-    static const uint32_t shapes[][4] = {{1, 127, 128, 512}, {8, 15, 128, 512}, {8, 1027, 128, 512}, {3, 64, 128, 128},
-                                         {6, 300, 2880, 520}, {5, 200, 520, 2880}, {4, 257, 8, 8}, {64, 20, 72, 264}};
+    static const uint32_t shapes[][4] = {{1, 127, 128, 512}, {8, 15, 128, 512},   {8, 1027, 128, 512},
+                                         {3, 64, 128, 128},  {6, 300, 2880, 520}, {5, 200, 520, 2880},
+                                         {4, 257, 8, 8},     {64, 20, 72, 264}};
     static const enum epd_gemm_layout layouts[] = {EPD_GEMM_TN, EPD_GEMM_NN, EPD_GEMM_NT};
     for (auto &shape : shapes)
         for (enum epd_gemm_layout layout : layouts)
             for (enum epd_dtype dtype : {EPD_BF16, EPD_F16})
-                cases->push_back({layout, dtype, dtype, EPD_DTYPE_UNSPECIFIED, shape[0], shape[1], shape[2], shape[3],
-                                  LAST_ZERO, 1});
+                cases->push_back({layout, dtype, dtype, EPD_DTYPE_UNSPECIFIED, shape[0], shape[1], shape[2],
+                                  shape[3], LAST_ZERO, 1});
     for (enum epd_gemm_layout layout : layouts) {
         for (enum split_kind splits : {EVEN, RANDOM, HOT, PRIMES, ONES, ALL_ZERO, STEPS}) {
             uint32_t rows = splits == STEPS ? 256 : 100, groups = splits == STEPS ? 4 : 40;
-            cases->push_back({layout, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, groups, rows, 264, 392, splits, 1});
-            cases->push_back({layout, EPD_BF16, EPD_F32, EPD_DTYPE_UNSPECIFIED, groups, rows, 264, 392, splits, 16, 1});
+            cases->push_back(
+                {layout, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, groups, rows, 264, 392, splits, 1});
+            cases->push_back(
+                {layout, EPD_BF16, EPD_F32, EPD_DTYPE_UNSPECIFIED, groups, rows, 264, 392, splits, 16, 1});
         }
         cases->push_back({layout, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, 1024, 5, 64, 136, RANDOM, 1});
         cases->push_back({layout, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, 1024, 5, 64, 136, RANDOM, 8, 1});
-        cases->push_back({layout, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, 16, 10027 / 8, 128, 512, RANDOM, 128});
+        cases->push_back(
+            {layout, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, 16, 10027 / 8, 128, 512, RANDOM, 128});
     }
 }
 
@@ -467,13 +481,16 @@ static void add_fused(std::vector<struct test_case> *cases)
             cases->push_back({EPD_GEMM_TN, dtype, EPD_F32, bias, 7, 150, 328, 392, RANDOM, 1, 1, 0, 1});
             for (int accumulate = 0; accumulate < 2; accumulate++)
                 for (enum epd_dtype out : {EPD_F32, dtype})
-                    cases->push_back({EPD_GEMM_NT, dtype, out, bias, 9, 150, 328, 392, RANDOM, 1, accumulate, accumulate});
+                    cases->push_back(
+                        {EPD_GEMM_NT, dtype, out, bias, 9, 150, 328, 392, RANDOM, 1, accumulate, accumulate});
         }
-        cases->push_back({EPD_GEMM_NN, dtype, dtype, EPD_DTYPE_UNSPECIFIED, 7, 150, 328, 392, RANDOM, 16, 0, 0, 1});
+        cases->push_back(
+            {EPD_GEMM_NN, dtype, dtype, EPD_DTYPE_UNSPECIFIED, 7, 150, 328, 392, RANDOM, 16, 0, 0, 1});
         for (enum epd_activation kind : {EPD_SWIGLU, EPD_GEGLU, EPD_RELU2})
             for (int keep = 0; keep < 2; keep++)
-                cases->push_back({EPD_GEMM_TN, dtype, dtype, keep ? EPD_F32 : EPD_DTYPE_UNSPECIFIED, 7, 190, 328, 464,
-                                  RANDOM, keep ? 16u : 1u, keep, 0, kind == EPD_GEGLU || keep, kind, keep});
+                cases->push_back({EPD_GEMM_TN, dtype, dtype, keep ? EPD_F32 : EPD_DTYPE_UNSPECIFIED, 7, 190,
+                                  328, 464, RANDOM, keep ? 16u : 1u, keep, 0, kind == EPD_GEGLU || keep, kind,
+                                  keep});
     }
     cases->push_back({EPD_GEMM_NT, EPD_BF16, EPD_F32, EPD_F32, 6, 100, 264, 392, ALL_ZERO, 1, 0, 1});
     cases->push_back({EPD_GEMM_NT, EPD_BF16, EPD_F32, EPD_F32, 6, 100, 264, 392, ALL_ZERO, 1, 0, 0});
@@ -481,6 +498,9 @@ static void add_fused(std::vector<struct test_case> *cases)
 
 int main(int argc, char **argv)
 {
+    int n_devices = 0;
+    if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0)
+        return puts("skipped: no GPU"), 77;
     const char *name = argc > 1 ? argv[1] : "sm90";
     const struct gemm_engine *engine = NULL;
     for (int i = 0; gemm_engines[i]; i++)
@@ -497,11 +517,12 @@ int main(int argc, char **argv)
         const struct test_case *t = &cases[i];
         char line[256];
         snprintf(line, sizeof(line),
-                 "%s case %d layout %d dtype %d c %d bias %d groups %u rows %u k %u n %u splits %s align %u parts %d "
+                 "%s case %d layout %d dtype %d c %d bias %d groups %u rows %u k %u n %u splits %s align %u "
+                 "parts %d "
                  "accumulate %d weights %d activation %d keep %d",
-                 name, i, t->layout, t->dtype, t->dtype_c, t->dtype_bias, t->groups, t->rows_per_group, t->k, t->n,
-                 split_names[t->splits], t->alignment, t->parts, t->accumulate, t->row_weights, t->activation,
-                 t->keep_preact);
+                 name, i, t->layout, t->dtype, t->dtype_c, t->dtype_bias, t->groups, t->rows_per_group, t->k,
+                 t->n, split_names[t->splits], t->alignment, t->parts, t->accumulate, t->row_weights,
+                 t->activation, t->keep_preact);
         int failed = run_case(engine, t);
         n_run += failed >= 0;
         n_unsupported += failed < 0;

@@ -102,7 +102,8 @@ static int guard_untouched(const struct fixture *f)
 /* Splits that pass the buffer or are negative are clamped, recorded, and write nothing outside. */
 static void wrong_splits_are_clamped_and_recorded(const struct gemm_engine *engine)
 {
-    static const int64_t wrong[][GROUPS] = {{40, 40, 40, 40}, {10, -5, 20, 30}, {INT64_MAX, 1, 1, 1}, {0, 0, 0, 101}};
+    static const int64_t wrong[][GROUPS] = {
+        {40, 40, 40, 40}, {10, -5, 20, 30}, {INT64_MAX, 1, 1, 1}, {0, 0, 0, 101}};
     static const int guilty[] = {2, 1, 0, 3};
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
         struct fixture f;
@@ -111,7 +112,8 @@ static void wrong_splits_are_clamped_and_recorded(const struct gemm_engine *engi
         expect(launch(&f) == EPD_OK, engine->name, "a launch with wrong splits is enqueued");
         struct kernel_error seen;
         CHECK(cudaMemcpy(&seen, f.error, sizeof(seen), cudaMemcpyDeviceToHost));
-        expect(seen.status == EPD_BAD_SPLITS && seen.got == wrong[i][guilty[i]], engine->name, "wrong splits are recorded");
+        expect(seen.status == EPD_BAD_SPLITS && seen.got == wrong[i][guilty[i]], engine->name,
+               "wrong splits are recorded");
         expect(guard_untouched(&f), engine->name, "wrong splits write nothing past the buffer");
         tear_down(&f);
     }
@@ -147,17 +149,20 @@ static void no_rows_need_no_pointers(const struct gemm_engine *engine)
         struct gemm_engine_plan *plan = NULL;
         f.problem.shape.layout = layout;
         f.problem.max_rows = 0;
-        expect(engine->create(&f.problem, 0, &plan, &error) == EPD_OK, engine->name, "a plan without rows is made");
+        expect(engine->create(&f.problem, 0, &plan, &error) == EPD_OK, engine->name,
+               "a plan without rows is made");
         struct gemm_launch launch = {};
         launch.args.shape = f.problem.shape;
         launch.args.groups = {GROUPS, f.splits, NULL, 0};
         uint16_t *dw = (uint16_t *)device(GROUPS * N * K * 2, 0xff);
         launch.args.c = layout == EPD_GEMM_NT ? dw : NULL;
-        expect(engine->launch(plan, &launch, 0, &error) == EPD_OK, engine->name, "a launch without rows runs");
+        expect(engine->launch(plan, &launch, 0, &error) == EPD_OK, engine->name,
+               "a launch without rows runs");
         CHECK(cudaDeviceSynchronize());
         uint16_t first = 1;
         CHECK(cudaMemcpy(&first, dw, 2, cudaMemcpyDeviceToHost));
-        expect(first == (layout == EPD_GEMM_NT ? 0 : 0xffff), engine->name, "wgrad without rows writes zeros");
+        expect(first == (layout == EPD_GEMM_NT ? 0 : 0xffff), engine->name,
+               "wgrad without rows writes zeros");
         CHECK(cudaFree(dw));
         engine->destroy(plan);
     }
@@ -170,14 +175,26 @@ static void unsupported_problems_name_the_reason(const struct gemm_engine *engin
     struct gemm_problem problem = {};
     problem.shape = {EPD_GEMM_TN, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, 100, 64, 0};
     problem.n_groups = 1;
-    expect(!engine->supports(&problem, 0, &error) && strstr(error.text, "100"), engine->name, "n 100 is refused by value");
+    expect(!engine->supports(&problem, 0, &error) && strstr(error.text, "100"), engine->name,
+           "n 100 is refused by value");
     problem.shape = {EPD_GEMM_TN, EPD_F32, EPD_F32, EPD_DTYPE_UNSPECIFIED, 64, 64, 0};
     expect(!engine->supports(&problem, 0, &error), engine->name, "f32 inputs are refused");
 }
 
 int main(void)
 {
+    int n_devices = 0;
+    if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0)
+        return puts("skipped: no GPU"), 77;
     for (int i = 0; gemm_engines[i]; i++) {
+        struct epd_error reason = {};
+        struct gemm_problem usual = {};
+        usual.shape = {EPD_GEMM_TN, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, N, K, 0};
+        usual.n_groups = GROUPS;
+        if (!gemm_engines[i]->supports(&usual, 0, &reason)) {
+            printf("%s\n", reason.text);
+            continue;
+        }
         wrong_splits_are_clamped_and_recorded(gemm_engines[i]);
         more_rows_than_planned_are_refused(gemm_engines[i]);
         if (gemm_engines[i]->splits_on_device)

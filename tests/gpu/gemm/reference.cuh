@@ -28,7 +28,8 @@ static __device__ inline uint32_t mix(uint32_t x)
 /* Sum of four uniforms: near normal, deviation `scale`. */
 static __global__ void fill_random(void *data, enum epd_dtype dtype, size_t n, uint32_t seed, float scale)
 {
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
         uint32_t h = mix((uint32_t)i * 2654435761u + seed), g = mix(h + (uint32_t)(i >> 32) + 17);
         float sum = (h & 0xffff) + (h >> 16) + (g & 0xffff) + (g >> 16);
         float value = (sum / 65536.0f - 2.0f) * 1.7320508f * scale;
@@ -44,7 +45,8 @@ static __global__ void fill_random(void *data, enum epd_dtype dtype, size_t n, u
 /* Rows that belong to no group become NaN. */
 static __global__ void poison_rows(uint16_t *data, size_t columns, const int *group_of_row, int64_t rows)
 {
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < columns * rows; i += (size_t)gridDim.x * blockDim.x)
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < columns * rows;
+         i += (size_t)gridDim.x * blockDim.x)
         if (group_of_row[i / columns] < 0)
             data[i] = 0xffff;
 }
@@ -53,8 +55,8 @@ struct reference_args {
     struct gemm_shape shape;
     const void *a, *b, *bias;
     const float *row_weights;
-    const int *group_of_row;                /* [max_rows], -1 outside */
-    const int64_t *first, *rows;            /* [L] */
+    const int *group_of_row;     /* [max_rows], -1 outside */
+    const int64_t *first, *rows; /* [L] */
     int64_t max_rows;
     uint32_t n_groups;
 };

@@ -1,0 +1,91 @@
+/* What the roles of a block share: sizes, the layout of shared memory, the ring of stages and the posted tiles. */
+#ifndef EPD_KERNELS_GEMM_SM90_PIPELINE_CUH
+#define EPD_KERNELS_GEMM_SM90_PIPELINE_CUH
+
+#include "kernels/gemm/sm90_epilogue.cuh"
+#include "kernels/gemm/sm90_schedule.cuh"
+
+namespace sm90 {
+
+constexpr uint32_t A_BYTES = SM90_OUTER_ROWS * SM90_STEP * 2;
+constexpr uint32_t CHUNK_BYTES = 64 * SM90_STEP * 2; /* 64 x 64 elements */
+constexpr uint32_t ONES_BYTES = 1024;                /* 8 x 64 ones: dbias is a product with them */
+constexpr int N_THREADS = 384;
+constexpr uint32_t N_SLOTS = 2;                /* posted tiles */
+constexpr uint32_t SLOT_READERS = 2 * (8 + 1); /* eight warps and the producer of both blocks */
+constexpr uint32_t STAGE_READERS = 2 * 8;      /* eight warps of both blocks */
+
+/* What differs between the layouts. */
+template <enum epd_gemm_layout LAYOUT, bool IS_F16, bool IS_GATED = false> struct operation {
+    static constexpr bool TOKENS_INNER = LAYOUT != EPD_GEMM_NT;
+    static constexpr bool A_OUTER_MAJOR = LAYOUT != EPD_GEMM_TN;
+    static constexpr bool B_OUTER_MAJOR = LAYOUT == EPD_GEMM_NT;
+    static constexpr bool F16 = IS_F16;
+    static constexpr bool GATED = IS_GATED;
+};
+
+struct mailbox {
+    uint64_t full[SM90_MAX_STAGES], empty[SM90_MAX_STAGES];
+    uint64_t tile_full[N_SLOTS], tile_empty[N_SLOTS];
+    int4 tiles[N_SLOTS];
+};
+
+/* Shared memory: stages | staging of both warpgroups | ones | mailbox. */
+struct shared_layout {
+    uint32_t stages, staging, ones;
+    mailbox *box;
+
+    __device__ shared_layout(const sm90_args &args, uint8_t *smem)
+    {
+        stages = smem_address(smem);
+        staging = stages + args.n_stages * args.stage_bytes;
+        ones = staging + 2 * STAGING_BYTES;
+        box = reinterpret_cast<mailbox *>(smem + (ones - stages) + ONES_BYTES);
+    }
+};
+
+/* A place in the ring; parity flips at each turn. */
+struct ring {
+    uint32_t stage = 0, parity = 0;
+
+    __device__ __forceinline__ void advance(uint32_t n_stages)
+    {
+        if (++stage == n_stages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+struct tile_reader {
+    mailbox *box;
+    uint32_t leader_empty; /* cluster address of tile_empty[0] in the first block */
+    ring at;
+
+    __device__ tile_reader(mailbox *box_) : box(box_)
+    {
+        leader_empty = peer_address(smem_address(box->tile_empty), 0);
+    }
+
+    __device__ tile wait() const
+    {
+        barrier_wait_cluster(smem_address(&box->tile_full[at.stage]), at.parity);
+        int4 posted = box->tiles[at.stage];
+        return {posted.x, posted.y, posted.z, posted.w};
+    }
+
+    /* By one thread for each reader. */
+    __device__ void release()
+    {
+        barrier_arrive_peer(leader_empty + at.stage * 8);
+    }
+
+    __device__ void advance()
+    {
+        at.advance(N_SLOTS);
+    }
+};
+
+} // namespace sm90
+
+#endif
