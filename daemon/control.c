@@ -84,6 +84,7 @@ static json_t *status_document(struct worker *worker)
     const char *pipe = getenv("CUDA_MPS_PIPE_DIRECTORY");
     set(document, "backend", json_string(backend_name(node_backend(worker->node))));
     set(document, "mps", json_boolean(pipe && access(pipe, F_OK) == 0));
+    set(document, "peer_watch", json_string(peer_watch_name(worker->peer_watch)));
     set(document, "draining", json_boolean(worker->state != WORKER_SERVING));
     set(document, "generation", number(worker->start.generation));
     set(document, "last_exit", json_string(worker->start.last_exit));
@@ -124,6 +125,8 @@ static json_t *client_document(const struct session *session, uint64_t now_ns)
     set(client, "kind", json_string(session->kind == SESSION_RANK ? "rank" : "control"));
     set(client, "state", json_string(session_state_name(session->state)));
     set(client, "pid", json_integer(session->peer.pid));
+    if (session->kind == SESSION_RANK)
+        set(client, "watched", json_boolean(session->peer_fd >= 0));
     set(client, "uid", json_integer(session->peer.uid));
     set(client, "connected_ms", number((now_ns - session->opened_ns) / CLOCK_NS_PER_MS));
     set(client, "idle_ms", number((now_ns - session->active_ns) / CLOCK_NS_PER_MS));

@@ -69,6 +69,14 @@ static void on_poll_closed(uv_handle_t *handle)
     session_release(session);
 }
 
+static void on_peer_closed(uv_handle_t *handle)
+{
+    struct session *session = handle->data;
+    (void)close(session->peer_fd);
+    session->peer_fd = -1;
+    session_release(session);
+}
+
 static void on_poll(uv_poll_t *poll, int status, int events);
 
 static void wait_for(struct session *session, int events)
@@ -86,6 +94,58 @@ static void wait_as_needed(struct session *session)
                           (session->first_output ? UV_WRITABLE : 0));
 }
 
+/* The client's process is dead. Where the socket has ended too, that is the better news: it comes after all that
+ * the client still sent. */
+static void on_peer(uv_poll_t *poll, int status, int events)
+{
+    (void)status;
+    (void)events;
+    struct session *session = poll->data;
+    (void)uv_poll_stop(poll);
+    if (!session_hung_up(session))
+        session_close(session, CLOSE_PEER_DIED, NULL);
+}
+
+/* A pidfd of a rank's process; -1 if there is none to have, and then the session lives on its socket alone. */
+static enum epd_status find_peer(struct session *session, struct epd_error *error)
+{
+    struct worker *worker = session->worker;
+    if (session->kind != SESSION_RANK)
+        return EPD_OK;
+    const enum peer_watch before = worker->peer_watch;
+    enum epd_status status =
+        peer_open(session->fd, &session->peer, &worker->peer_watch, &session->peer_fd, error);
+    if (worker->peer_watch != before)
+        log_write(worker->log, worker->peer_watch == PEER_WATCH_NONE ? LOG_WARN : LOG_INFO,
+                  "processes of clients are watched by %s", peer_watch_name(worker->peer_watch));
+    return status;
+}
+
+static void watch_peer(struct session *session)
+{
+    if (session->peer_fd < 0)
+        return;
+    int result = uv_poll_init(&session->worker->loop, &session->peer_poll, session->peer_fd);
+    if (result != 0) {
+        (void)log_limited(session->worker->log, LOG_WARN, "peer_unwatched", clock_ns(),
+                          "session %" PRIu64 " process %d not watched: %s", session->id,
+                          (int)session->peer.pid, uv_strerror(result));
+        (void)close(session->peer_fd);
+        session->peer_fd = -1;
+        return;
+    }
+    session->peer_poll.data = session;
+    session_hold(session);
+    if (uv_poll_start(&session->peer_poll, UV_READABLE, on_peer) != 0)
+        abort(); /* the handle is open and the events are legal */
+}
+
+static void drop_peer(struct session *session)
+{
+    if (session->peer_fd >= 0)
+        uv_close((uv_handle_t *)&session->peer_poll, on_peer_closed);
+}
+
 static enum epd_status session_init(struct session *session, int fd, struct epd_error *error)
 {
     struct worker *worker = session->worker;
@@ -94,12 +154,14 @@ static enum epd_status session_init(struct session *session, int fd, struct epd_
     list_init(&session->plans);
     list_init(&session->buffers);
     session->opened_ns = session->active_ns = clock_ns();
-    enum epd_status status =
-        session->kind == SESSION_CONTROL
-            ? quota_open_control(&worker->accounts, &session->quota, error)
-            : quota_open(&worker->accounts, &worker->config, session->peer.uid, &session->quota, error);
+    enum epd_status status = find_peer(session, error);
     if (status != EPD_OK)
         return status;
+    status = session->kind == SESSION_CONTROL
+                 ? quota_open_control(&worker->accounts, &session->quota, error)
+                 : quota_open(&worker->accounts, &worker->config, session->peer.uid, &session->quota, error);
+    if (status != EPD_OK)
+        goto close_peer;
     status = registry_add(&worker->registry, REGISTRY_SESSION, 0, session, &session->id, error);
     if (status != EPD_OK)
         goto give_quota;
@@ -110,6 +172,9 @@ static enum epd_status session_init(struct session *session, int fd, struct epd_
     registry_remove(&worker->registry, REGISTRY_SESSION, session->id);
 give_quota:
     quota_close(&worker->accounts, &session->quota);
+close_peer:
+    if (session->peer_fd >= 0)
+        (void)close(session->peer_fd);
     return status;
 }
 
@@ -119,7 +184,7 @@ enum epd_status session_open(struct worker *worker, enum session_kind kind, int 
     struct session *session = calloc(1, sizeof(*session));
     if (!session)
         return error_set(error, EPD_NO_MEMORY, "session: no memory");
-    *session = (struct session){.worker = worker, .kind = kind, .fd = fd, .peer = *peer};
+    *session = (struct session){.worker = worker, .kind = kind, .fd = fd, .peer = *peer, .peer_fd = -1};
     session->state = kind == SESSION_RANK ? SESSION_OPENING : SESSION_OPEN;
     enum epd_status status = session_init(session, fd, error);
     if (status != EPD_OK) {
@@ -131,6 +196,7 @@ enum epd_status session_open(struct worker *worker, enum session_kind kind, int 
     list_append(&worker->sessions, &session->in_worker);
     worker->stats.sessions_opened++;
     wait_as_needed(session);
+    watch_peer(session);
     if (kind == SESSION_RANK)
         worker_watch(worker);
     (void)log_limited(worker->log, kind == SESSION_RANK ? LOG_INFO : LOG_DEBUG, "session_opened",
@@ -445,6 +511,7 @@ void session_end_closed(struct worker *worker)
         log_end(session);
         tell_client(session);
         drop_holdings(session);
+        drop_peer(session);
         uv_close((uv_handle_t *)&session->poll, on_poll_closed);
     }
 }

@@ -2,8 +2,8 @@
  *
  * Lifetime: session_open makes it; session_close (idempotent, with a reason, legal anywhere) marks it, and
  * before the loop sleeps again session_end_closed takes its groups, plans and buffers away - so nothing that
- * is in use further up the stack disappears. The struct goes when the poll handle is closed and every ep job
- * that was begun for it has called back. */
+ * is in use further up the stack disappears. The struct goes when the poll handles are closed and every ep job
+ * that was begun for it has called back. A rank costs two fds: its socket and the pidfd of its process. */
 #ifndef EPD_DAEMON_SESSION_H
 #define EPD_DAEMON_SESSION_H
 
@@ -50,8 +50,10 @@ struct session {
     char detail[160];         /* once closing: what happened */
     int fd;                   /* owned */
     uv_poll_t poll;
-    int events;        /* what the poll handle waits for */
-    uint32_t n_pauses; /* members whose launch queue is full: nothing is read while there is one */
+    int peer_fd;         /* owned pidfd of the client's process; -1: not watched (control, or not possible) */
+    uv_poll_t peer_poll; /* while peer_fd is there */
+    int events;          /* what the poll handle waits for */
+    uint32_t n_pauses;   /* members whose launch queue is full: nothing is read while there is one */
     struct ucred peer;
     char name[EPD_MAX_NAME_BYTES];
     uint64_t features;
@@ -68,7 +70,7 @@ struct session {
     struct list plans;   /* struct rank_plan */
     struct list buffers; /* struct buffer */
 
-    uint32_t n_holds; /* poll handle, ep jobs, plans that are not gone */
+    uint32_t n_holds; /* poll handles, ep jobs, plans that are not gone */
     uint64_t opened_ns, active_ns, n_requests;
 };
 

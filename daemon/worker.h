@@ -15,6 +15,7 @@
 #include "daemon/list.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
+#include "daemon/peer.h"
 #include "daemon/quota.h"
 #include "daemon/recorder.h"
 #include "daemon/registry.h"
@@ -73,6 +74,8 @@ struct worker {
     uv_timer_t sweep;
     uv_prepare_t before_sleep; /* ends closed sessions */
     struct listener rank_listener, control_listener;
+
+    enum peer_watch peer_watch; /* how the deaths of clients can be seen here */
 
     struct registry registry;
     struct accounts accounts;

@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "daemon/clock.h"
 #include "tests/unit/daemon/epd_process.h"
 #include "tests/unit/daemon/raw_client.h"
 
@@ -88,6 +90,52 @@ START_TEST(joiner_that_dies_leaves_its_place_free)
     raw_send(all[2], raw_join("h", 2, 0), -1);
     raw_expect(all[1], MESSAGE_REPLY_GROUP);
     raw_expect(all[2], MESSAGE_REPLY_GROUP);
+}
+END_TEST
+
+/* Rank 1 of a group in a process of its own, with a child that outlives it and holds its socket. */
+static pid_t start_rank_with_child(const char *name, int told[2], pid_t *grandchild)
+{
+    ck_assert_int_eq(pipe(told), 0);
+    const pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        static struct raw_client rank;
+        raw_open(&rank, epd.socket);
+        raw_send(&rank, raw_join(name, 2, 1), -1);
+        const uint64_t group_id = raw_expect(&rank, MESSAGE_REPLY_GROUP)->reply_group.group_id;
+        raw_send(&rank, raw_barrier(group_id), -1);
+        (void)raw_take_plan(&rank);
+        const pid_t child = fork();
+        if (child != 0 && write(told[1], &child, sizeof(child)) != (ssize_t)sizeof(child))
+            _exit(1);
+        for (;;)
+            (void)pause();
+    }
+    raw_send(all[0], raw_join(name, 2, 0), -1);
+    const uint64_t group_id = raw_expect(all[0], MESSAGE_REPLY_GROUP)->reply_group.group_id;
+    raw_send(all[0], raw_barrier(group_id), -1);
+    ck_assert_int_eq(read(told[0], grandchild, sizeof(*grandchild)), (int)sizeof(*grandchild));
+    return pid;
+}
+
+START_TEST(rank_whose_children_hold_its_socket_is_lost_when_it_is_killed)
+{
+    int told[2];
+    pid_t child = -1;
+    const pid_t pid = start_rank_with_child("g", told, &child);
+    const struct raw_plan plan = raw_take_plan(all[0]);
+    raw_launch(all[0], &plan, 1);
+    raw_expect_silence(all[0], 20);
+    const uint64_t before_ns = clock_ns();
+    ck_assert_int_eq(kill(pid, SIGKILL), 0);
+    ck_assert_int_eq(raw_done(all[0], &plan, "rank 1"), EPD_PEER_LOST);
+    ck_assert_uint_lt(clock_ns() - before_ns, 200 * CLOCK_NS_PER_MS); /* no timer helped: stuck is 300 ms */
+    ck_assert_int_eq(kill(child, SIGKILL), 0);                        /* it was there all the time */
+    ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+    char *stats = raw_control(epd.control, CONTROL_STATS);
+    ck_assert_msg(strstr(stats, "\"peer_died\": 1") || strstr(stats, "\"peer_died\":1"), "%s", stats);
+    free(stats);
 }
 END_TEST
 
@@ -361,6 +409,7 @@ int main(void)
     tcase_add_test(tcase, join_times_out_and_names_the_missing_ranks);
     tcase_add_test(tcase, taken_rank_and_complete_group_are_in_use);
     tcase_add_test(tcase, joiner_that_dies_leaves_its_place_free);
+    tcase_add_test(tcase, rank_whose_children_hold_its_socket_is_lost_when_it_is_killed);
     tcase_add_test(tcase, other_order_of_calls_is_a_mismatch_on_every_rank);
     tcase_add_test(tcase, wrong_seq_and_wrong_hash_are_named);
     tcase_add_test(tcase, missing_rank_is_named_and_evicted_when_it_stays_away);

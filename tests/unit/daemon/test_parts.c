@@ -1,16 +1,21 @@
 /* Small parts by themselves: ids, quotas, counters, log limits, queues, recorder, failpoints. */
 #include <fcntl.h>
 #include <jansson.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "daemon/failpoint.h"
 #include "daemon/histogram.h"
 #include "daemon/launch_queue.h"
 #include "daemon/log.h"
+#include "daemon/peer.h"
 #include "daemon/quota.h"
 #include "daemon/recorder.h"
 #include "daemon/registry.h"
@@ -277,6 +282,57 @@ START_TEST(recorder_keeps_the_newest_steps_and_names_missing_ranks)
 }
 END_TEST
 
+/* What is watched is a process that has connected, whichever way the kernel offers. */
+static void expect_death_is_seen(enum peer_watch watch)
+{
+    int pair[2];
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
+    struct ucred peer;
+    socklen_t bytes = sizeof(peer);
+    ck_assert_int_eq(getsockopt(pair[0], SOL_SOCKET, SO_PEERCRED, &peer, &bytes), 0);
+    ck_assert_int_eq(peer.pid, getpid());
+    if (watch == PEER_WATCH_PID) { /* a process that we can end */
+        peer.pid = fork();
+        if (peer.pid == 0) {
+            (void)pause();
+            _exit(0);
+        }
+    }
+    int pidfd = -1;
+    ck_assert_int_eq(peer_open(pair[0], &peer, &watch, &pidfd, &error), EPD_OK);
+    ck_assert_int_ge(pidfd, 0);
+    struct pollfd poll_fd = {.fd = pidfd, .events = POLLIN};
+    ck_assert_int_eq(poll(&poll_fd, 1, 20), 0);
+    if (watch == PEER_WATCH_PID) {
+        ck_assert_int_eq(kill(peer.pid, SIGKILL), 0);
+        ck_assert_int_eq(poll(&poll_fd, 1, 5000), 1);
+        ck_assert_int_eq(waitpid(peer.pid, NULL, 0), peer.pid);
+        int gone = -1;
+        ck_assert_int_eq(peer_open(pair[0], &peer, &watch, &gone, &error), EPD_DISCONNECTED);
+        ck_assert_int_eq(gone, -1);
+    }
+    (void)close(pidfd);
+    (void)close(pair[0]);
+    (void)close(pair[1]);
+}
+
+START_TEST(peers_are_watched_by_socket_by_pid_or_not_at_all)
+{
+    expect_death_is_seen(PEER_WATCH_SOCKET); /* falls to the pid on an older kernel */
+    expect_death_is_seen(PEER_WATCH_PID);
+    const struct ucred hidden = {.pid = 0}; /* of another pid namespace */
+    enum peer_watch watch = PEER_WATCH_PID;
+    int pidfd = -1;
+    ck_assert_int_eq(peer_open(-1, &hidden, &watch, &pidfd, &error), EPD_OK);
+    ck_assert_int_eq(pidfd, -1);
+    ck_assert_int_eq(watch, PEER_WATCH_PID); /* others may be seen */
+    const struct ucred self = {.pid = getpid()};
+    watch = PEER_WATCH_NONE;
+    ck_assert_int_eq(peer_open(-1, &self, &watch, &pidfd, &error), EPD_OK);
+    ck_assert_int_eq(pidfd, -1);
+}
+END_TEST
+
 START_TEST(failpoints_are_parsed_and_refused)
 {
     struct failpoints points;
@@ -308,6 +364,7 @@ int main(void)
                                   log_is_limited_per_key_and_says_what_it_left_out,
                                   launch_queue_keeps_order_while_it_grows_and_wraps,
                                   recorder_keeps_the_newest_steps_and_names_missing_ranks,
+                                  peers_are_watched_by_socket_by_pid_or_not_at_all,
                                   failpoints_are_parsed_and_refused,
                                   NULL};
     return suite_run("daemon_parts", tests, NULL, NULL);
