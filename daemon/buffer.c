@@ -203,6 +203,12 @@ enum epd_status buffer_release(struct session *session, uint64_t buffer_id, stru
     return EPD_OK;
 }
 
+static void end(struct buffer *buffer)
+{
+    memory_release(buffer->memory);
+    forget(buffer);
+}
+
 void buffer_drop(struct buffer *buffer)
 {
     if (!buffer->id) { /* still being made: on_memory frees it */
@@ -213,6 +219,20 @@ void buffer_drop(struct buffer *buffer)
         return;
     }
     registry_remove(&buffer->session->worker->registry, REGISTRY_BUFFER, buffer->id);
-    memory_release(buffer->memory);
-    forget(buffer);
+    list_remove(&buffer->in_session);
+    buffer->dropped = 1;
+    if (!buffer->n_plans)
+        end(buffer);
+}
+
+void buffer_bind(struct buffer *buffer)
+{
+    buffer->n_plans++;
+}
+
+void buffer_unbind(struct buffer *buffer)
+{
+    assert(buffer->n_plans > 0);
+    if (--buffer->n_plans == 0 && buffer->dropped)
+        end(buffer);
 }

@@ -19,7 +19,7 @@ struct buffer {
     uint32_t device_idx;
     uint32_t n_plans; /* bindings of plans to it */
     uint64_t request_id;
-    int dropped; /* its session ended while ep was making it */
+    int dropped; /* nobody can name it any more; it goes when ep has made it, or with its last plan */
 };
 
 /* Both are answered when ep calls back; an error returned is to be answered at once. */
@@ -33,7 +33,11 @@ EPD_MUST_CHECK enum epd_status buffer_register(struct session *session, uint64_t
 /* EPD_IN_USE while a plan is bound to it. */
 EPD_MUST_CHECK enum epd_status buffer_release(struct session *session, uint64_t buffer_id,
                                               struct epd_error *error);
-/* The session or the group ends: plans keep their own references to the memory. */
+/* The session or the group ends. Plans of the session's other groups may still be bound to it: then it lives, and
+ * counts against the quotas, as long as they do. */
 void buffer_drop(struct buffer *buffer);
+/* A plan is bound to it, or is so no more. */
+void buffer_bind(struct buffer *buffer);
+void buffer_unbind(struct buffer *buffer);
 
 #endif

@@ -20,7 +20,7 @@ const char *rank_plan_state_name(enum rank_plan_state state)
 static void release_buffers(struct rank_plan *plan)
 {
     for (uint32_t i = 0; i < plan->n_buffers; i++)
-        plan->buffers[i]->n_plans--;
+        buffer_unbind(plan->buffers[i]);
     plan->n_buffers = 0;
     free(plan->buffers);
     plan->buffers = NULL;
@@ -192,7 +192,7 @@ static enum epd_status bind_buffers(struct rank_plan *plan, const struct message
                              inner.text);
         }
         struct buffer *buffer = object;
-        buffer->n_plans++;
+        buffer_bind(buffer);
         plan->buffers[plan->n_buffers++] = buffer;
         bindings[i] = (struct plan_binding){.role = binding->role,
                                             .part_idx = binding->part_idx,

@@ -450,6 +450,33 @@ START_TEST(ids_of_others_of_nobody_and_given_back_twice_are_refused)
 }
 END_TEST
 
+/* A session in two groups binds a plan of the one to a buffer of the other, and leaves that one first. */
+START_TEST(a_buffer_lives_as_long_as_a_plan_of_another_group_is_bound_to_it)
+{
+    struct message_binding b[4];
+    for (int round = 0; round < 3; round++) {
+        wire_open(&wire, epd_daemon.socket_path);
+        const uint64_t first = wire_join_alone(&wire, "first"), second = wire_join_alone(&wire, "second");
+        expect(wire_alloc_message(first, 4096), EPD_OK, "alloc");
+        const uint64_t id = wire.reply.reply_buffer.buffer_id;
+        expect(gemm_message(second, id, id, id, id, b), EPD_OK, "plan over the other group's buffer");
+        const struct message_reply_plan plan = wire.reply.reply_plan;
+        expect(wire_id_message(MESSAGE_GROUP_LEAVE, first), EPD_OK, "leave");
+        expect(wire_id_message(MESSAGE_BUFFER_RELEASE, id), EPD_UNKNOWN_ID, "release of a buffer that went");
+        expect(wire_alloc_message(second, 4096), EPD_OK, "alloc of memory that was free");
+        wire.last_seq = 0; /* of the second group */
+        ck_assert_int_eq(wire_launch(&wire, &plan, 1), 0);
+        ck_assert_int_eq(wire_done(&wire, &plan), EPD_OK); /* splits are zero */
+        if (round == 0)
+            expect(wire_id_message(MESSAGE_PLAN_DESTROY, plan.plan_id), EPD_OK, "destroy");
+        if (round == 1)
+            expect(wire_id_message(MESSAGE_GROUP_LEAVE, second), EPD_OK, "leave");
+        wire_close(&wire);
+        ck_assert_int_ge(baseline_wait(&before, &epd_daemon), 0);
+    }
+}
+END_TEST
+
 /* Values that the encoder here refuses to send, as bytes: Datagram {request_id 1, <body> {field value}}. */
 START_TEST(numbers_out_of_the_schemas_range_close_the_session_with_the_field)
 {
@@ -522,6 +549,7 @@ int main(void)
         the_daemons_own_memory_cannot_be_truncated_by_its_clients,
         ranges_that_leave_or_wrap_around_a_buffer_are_refused,
         ids_of_others_of_nobody_and_given_back_twice_are_refused,
+        a_buffer_lives_as_long_as_a_plan_of_another_group_is_bound_to_it,
         numbers_out_of_the_schemas_range_close_the_session_with_the_field,
         a_page_full_of_garbage_harms_only_its_owner,
     };
