@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "daemon/clock.h"
+#include "daemon/reserve.h"
 #include "daemon/session.h"
 #include "daemon/worker.h"
 #include "proto/codec.h"
@@ -43,6 +44,8 @@ static enum epd_status check_peer(struct listener *listener, int fd, struct ucre
         return error_set(error, EPD_PERMISSION, "uid %u may not connect (allow_uids)", peer->uid);
     if (worker->state != WORKER_SERVING && listener->kind == SESSION_RANK)
         return error_set(error, EPD_DRAINING, "the daemon is draining, no new sessions");
+    if (listener->kind == SESSION_RANK && reserve_touched(fd))
+        return error_set(error, EPD_QUOTA, RESERVE_REFUSAL);
     return EPD_OK;
 }
 

@@ -9,6 +9,7 @@
 #include "daemon/control.h"
 #include "daemon/member.h"
 #include "daemon/rank_plan.h"
+#include "daemon/reserve.h"
 #include "proto/packet.h"
 
 /* No optional feature exists in protocol 1.0. */
@@ -207,12 +208,23 @@ static void refuse_state(struct session *session, const struct message *message)
     session_close(session, CLOSE_BAD_STATE, text);
 }
 
+/* What a rank has to show for it may hold fds of the daemon for as long as it lives. */
+static int makes_fds(enum message_kind kind)
+{
+    return kind == MESSAGE_GROUP_JOIN || kind == MESSAGE_BUFFER_ALLOC || kind == MESSAGE_BUFFER_REGISTER ||
+           kind == MESSAGE_PLAN_CREATE;
+}
+
 static void handle_open(struct session *session, const struct message *message, int fd)
 {
     struct epd_error error = {0};
     enum epd_status status = EPD_OK;
     const request_handler handler = handler_of(message->kind);
-    if (message->kind == MESSAGE_BUFFER_REGISTER)
+    if (makes_fds(message->kind) && (fd >= 0 ? reserve_touched(fd) : reserve_next(session->fd))) {
+        if (fd >= 0)
+            (void)close(fd);
+        status = error_set(&error, EPD_QUOTA, RESERVE_REFUSAL);
+    } else if (message->kind == MESSAGE_BUFFER_REGISTER)
         status = buffer_register(session, message->request_id, &message->buffer_register, fd, &error);
     else if (handler)
         status = handler(session, message, &error);

@@ -13,6 +13,7 @@
 #include "daemon/member.h"
 #include "daemon/rank_plan.h"
 #include "daemon/request.h"
+#include "daemon/reserve.h"
 #include "proto/codec.h"
 #include "proto/packet.h"
 
@@ -118,7 +119,10 @@ static enum epd_status find_peer(struct session *session, struct epd_error *erro
     if (worker->peer_watch != before)
         log_write(worker->log, worker->peer_watch == PEER_WATCH_NONE ? LOG_WARN : LOG_INFO,
                   "processes of clients are watched by %s", peer_watch_name(worker->peer_watch));
-    return status;
+    if (status != EPD_OK || !reserve_touched(session->peer_fd))
+        return status;
+    (void)close(session->peer_fd);
+    return error_set(error, EPD_QUOTA, RESERVE_REFUSAL);
 }
 
 static void watch_peer(struct session *session)
@@ -230,7 +234,8 @@ static void output_queue(struct session *session, const unsigned char *datagram,
     }
     struct output *output = malloc(sizeof(*output) + bytes);
     int copy = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
-    if (!output || (fd >= 0 && copy < 0)) {
+    const int kept = session->kind == SESSION_RANK && reserve_touched(copy); /* for people */
+    if (!output || (fd >= 0 && copy < 0) || kept) {
         free(output);
         if (copy >= 0)
             (void)close(copy);

@@ -5,9 +5,11 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "daemon/reserve.h"
 #include "proto/packet.h"
 #include "tests/unit/daemon/epd_process.h"
 #include "tests/unit/daemon/raw_client.h"
@@ -270,6 +272,44 @@ START_TEST(sessions_beyond_the_limit_are_told)
 }
 END_TEST
 
+START_TEST(ranks_that_use_up_every_fd_do_not_lock_people_out)
+{
+    enum { N_CROWD = 24 };
+    static struct raw_client crowd[N_CROWD], people[3];
+    start_with(NULL);
+    char *text = raw_control(epd.control, CONTROL_STATS);
+    json_t *document = json_loads(text, 0, NULL);
+    const rlim_t fds = (rlim_t)json_integer_value(json_object_get(document, "fds"));
+    json_decref(document);
+    free(text);
+    const pid_t worker = (pid_t)epd_status_number(&epd, "pid");
+    usleep(100000); /* the daemon hears of the ends of these control sessions */
+    struct rlimit few = {.rlim_cur = fds + RESERVE_FDS + 8, .rlim_max = 4096};
+    ck_assert_int_eq(prlimit(worker, RLIMIT_NOFILE, &few, NULL), 0);
+    for (int i = 0; i < N_CROWD; i++)
+        raw_connect(&crowd[i], epd.socket);
+    raw_expect_closed(&crowd[N_CROWD - 1], EPD_QUOTA, "no fds left for ranks");
+    few.rlim_cur--; /* a session takes two: one may be left over */
+    ck_assert_int_eq(prlimit(worker, RLIMIT_NOFILE, &few, NULL), 0);
+    raw_send(all[2], raw_join("more", 1, 0), -1);
+    raw_expect_error(all[2], EPD_QUOTA, "no fds left for ranks");
+    for (int i = 0; i < 3; i++) /* some stay, others come */
+        raw_connect(&people[i], epd.control);
+    for (int verb = CONTROL_STATUS; verb < CONTROL_VERB_COUNT; verb++)
+        if (verb != CONTROL_DRAIN && verb != CONTROL_EVICT)
+            free(raw_control(epd.control, (enum control_verb)verb));
+    step(); /* who is in works on */
+    for (int i = 0; i < N_CROWD; i++)
+        raw_close(&crowd[i]);
+    for (int i = 0; i < 3; i++)
+        raw_close(&people[i]);
+    usleep(100000); /* the daemon hears of the end */
+    raw_open(&crowd[0], epd.socket);
+    raw_close(&crowd[0]);
+    stop();
+}
+END_TEST
+
 START_TEST(uid_that_is_not_allowed_is_told)
 {
     static const char *const flags[] = {"--allow-uids", "54321", NULL};
@@ -328,6 +368,7 @@ int main(void)
     TCase *limits = with_fixture(suite, "limits", NULL, NULL);
     tcase_add_test(limits, full_launch_window_pauses_reading_and_loses_nothing);
     tcase_add_test(limits, sessions_beyond_the_limit_are_told);
+    tcase_add_test(limits, ranks_that_use_up_every_fd_do_not_lock_people_out);
     tcase_add_test(limits, uid_that_is_not_allowed_is_told);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
