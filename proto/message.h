@@ -153,7 +153,8 @@ struct message_reply_plan {
     uint64_t saved_bytes;
 };
 
-/* The step header: all ranks must name the same seq, key, op and hash. */
+/* The step header. seq belongs to the rank: it is continuous there and checked against the rank's last one. What
+ * the ranks launch is matched by position: the n-th collective launch of every rank must be of the same plan. */
 struct message_launch {
     uint64_t plan_id;
     uint64_t seq;      /* n-th launch of this rank in its group, from 1, local ones included */
