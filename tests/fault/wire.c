@@ -114,7 +114,11 @@ enum wire_event wire_receive(struct wire *wire, int deadline_ms)
     if (wire->reply_fd >= 0)
         close(wire->reply_fd);
     wire->reply_fd = -1;
-    if (poll(&readable, 1, deadline_ms) <= 0)
+    int n_ready;
+    do /* a signal, a fuzzer's alarm for one, may prolong the wait */
+        n_ready = poll(&readable, 1, deadline_ms);
+    while (n_ready < 0 && errno == EINTR);
+    if (n_ready <= 0)
         return WIRE_NOTHING;
     enum packet_result result =
         packet_receive(wire->socket, wire->datagram, sizeof wire->datagram, &bytes, &wire->reply_fd);
