@@ -1,9 +1,10 @@
 /* What a device has to be able to do: one table of functions per backend, all of them mandatory. Everything
  * else in ep is written once over this table; adding a backend adds a row to backend_find and nothing else.
  *
- * Threads: `available` and `n_devices` before any lane runs; `flag_release` on the loop thread; all others on
- * the lane thread of the device. Only device_*, memory_*, queue_create/destroy and gemm_create/destroy may
- * block or allocate.
+ * Threads: `available` and `n_devices` before any lane runs; all others on the lane thread of the device.
+ * Only device_*, memory_*, queue_create/destroy, flag_open/close, copy_in and gemm_create/destroy may
+ * allocate or wait for the device, and these never wait for what is in a queue: it may be waiting for a
+ * client.
  *
  * Order: calls that take a queue are done in the order of the calls. A backend may do them at once (host) or
  * enqueue them on a stream; queue_reached tells when. What a call reads or writes in device memory is valid
@@ -18,6 +19,9 @@
 #include "kernels/gemm/engine.h"
 #include "kernels/kernels.h"
 #include "proto/page.h"
+
+/* Marks of a queue. */
+#define BACKEND_MARKS 64u
 
 struct backend_device; /* bodies are the backend's own */
 struct backend_queue;  /* one per team and device: a stream */
@@ -37,16 +41,74 @@ struct backend_import {
     void *mapping;         /* the backend's own */
 };
 
-/* The hand-off words of a plan. */
+/* The hand-off words of a plan, in the session page. */
 struct backend_flag {
     struct page *page;
     uint32_t idx;
+    void *mapping; /* the backend's own, from flag_open to flag_close */
+};
+
+/* The exchange ops, each a row of stages: every rank of the group has ended a stage before any begins the
+ * next one. A backend cuts them as suits its kernels (n_stages). */
+enum exchange_op {
+    EXCHANGE_ROUTE_DISPATCH, /* reads the routing, and dispatches */
+    EXCHANGE_DISPATCH,       /* with the routing that an earlier one left */
+    EXCHANGE_COMBINE,
+    EXCHANGE_GATHER_SCALARS,
+    EXCHANGE_WEIGHT_GRAD,
+    EXCHANGE_OP_COUNT
+};
+
+/* What the expert's side keeps of a routing besides struct routing; all NULL where the backend keeps none. */
+struct exchange_slots {
+    int32_t *row;    /* [R, max_tokens, K] */
+    float *weight;   /* [R, max_tokens, K]; NULL: weights count as 1 */
+    int32_t *tokens; /* [R] */
+};
+
+/* Memory that a backend's exchange wants for each rank; 0 and 0 where it works in the tensors alone. */
+struct exchange_sizes {
+    uint64_t workspace_bytes; /* of a team, zeroed; ops of one team take turns in it */
+    uint64_t dot_bytes;       /* of a weight_grad, while it runs */
+    int keeps_slots;
+};
+
+/* One rank's part of an exchange op; what an op does not use is zero. Arrays [EPD_MAX_RANKS] hold what every
+ * rank has. As in kernels.h: dispatch reads x and writes recv_*; combine reads y and writes out;
+ * gather_scalars reads value, weight_grad x (dout) and y, and both write scalars. */
+struct exchange_args {
+    struct exchange_shape shape;
+    struct routing routing;
+    struct exchange_slots slots;
+    void *workspace[EPD_MAX_RANKS];
+    float *dot;
+    struct tensor topk_idx;
+    int32_t *counts[EPD_MAX_RANKS];
+    struct kernel_error *route_error, *layout_error; /* may be written both or the first alone */
+    struct tensor x;
+    struct tensor topk_weights; /* n_dims 0: 1 */
+    int weights_kept;           /* topk_weights are those that the routing was made with */
+    int scaled;
+    void *recv_x[EPD_MAX_RANKS];
+    float *recv_weights[EPD_MAX_RANKS];
+    int32_t *recv_source[EPD_MAX_RANKS];
+    const void *y[EPD_MAX_RANKS];
+    struct tensor out;
+    const float *value[EPD_MAX_RANKS];
+    float *scalars;
 };
 
 struct backend {
     enum epd_backend_kind kind;
     uint32_t
         tensor_alignment; /* bytes that the data of a bound tensor must be aligned to, besides its dtype */
+    /* 1: work goes on after the calls. `done` is set in the order of the queue, right behind the kernels;
+     * what the step came to is known and reported later. 0: work is done when a call returns, and `done`
+     * follows the report. */
+    int works_later;
+    uint32_t n_stages[EXCHANGE_OP_COUNT];
+    /* 1: a rank must not begin an exchange op before all ranks have ended the one before. */
+    int exchange_takes_turns;
 
     /* 1 if this machine can run it, else 0 and the reason. */
     int (*available)(struct epd_error *reason);
@@ -73,44 +135,42 @@ struct backend {
                                     struct epd_error *error);
     void (*queue_destroy)(struct backend_queue *queue);
     /* A barrier between queues of several devices is: every lane marks its queue, the lanes meet, every lane
-     * joins the others' marks. barrier_idx counts the barriers of a step. */
+     * joins the others' marks. barrier_idx, below BACKEND_MARKS, is not used again before all have joined. */
     enum epd_status (*queue_mark)(struct backend_queue *queue, uint32_t barrier_idx, struct epd_error *error);
     enum epd_status (*queue_join)(struct backend_queue *queue, struct backend_queue *other,
                                   uint32_t barrier_idx, struct epd_error *error);
-    /* A ticket for all that was put into the queue so far, and whether that is done. */
+    /* A ticket for all that was put into the queue so far, and whether that is done. 1 also when it never
+     * will be: then *error says why, and is left alone otherwise. */
     enum epd_status (*queue_ticket)(struct backend_queue *queue, uint64_t *ticket, struct epd_error *error);
-    int (*queue_reached)(struct backend_queue *queue, uint64_t ticket);
+    int (*queue_reached)(struct backend_queue *queue, uint64_t ticket, struct epd_error *error);
 
-    /* Waits for `ready` in the order of the queue and clears it. Where flags are host memory the client has
+    /* Before the first and after the last use of a plan's flags. */
+    enum epd_status (*flag_open)(struct backend_device *device, struct backend_flag *flag,
+                                 struct epd_error *error);
+    void (*flag_close)(struct backend_device *device, struct backend_flag *flag);
+    /* Waits for `ready` in the order of the queue and clears it. Where work is done at once the client has
      * set it before its datagram: EPD_PROTOCOL at once if not. */
     enum epd_status (*flag_ready)(struct backend_queue *queue, const struct backend_flag *flag,
                                   struct epd_error *error);
     /* Sets `done`. */
-    void (*flag_done)(struct backend_queue *queue, const struct backend_flag *flag);
-    /* For a launch that reached no queue: clears `ready`, sets `done`. Never blocks. */
-    void (*flag_release)(const struct backend_flag *flag);
+    enum epd_status (*flag_done)(struct backend_queue *queue, const struct backend_flag *flag,
+                                 struct epd_error *error);
 
     enum epd_status (*zero)(struct backend_queue *queue, void *dst, uint64_t bytes, struct epd_error *error);
     enum epd_status (*copy)(struct backend_queue *queue, void *dst, const void *src, uint64_t bytes,
                             struct epd_error *error);
-    /* From host memory, which may be reused at once; and to host memory. */
-    enum epd_status (*copy_in)(struct backend_queue *queue, void *dst, const void *src, uint64_t bytes,
+    /* From host memory into fresh memory that nothing in a queue uses yet; done when it returns. */
+    enum epd_status (*copy_in)(struct backend_device *device, void *dst, const void *src, uint64_t bytes,
                                struct epd_error *error);
+    /* To host memory. */
     enum epd_status (*copy_out)(struct backend_queue *queue, void *dst, const void *src, uint64_t bytes,
                                 struct epd_error *error);
 
-    enum epd_status (*route_count)(struct backend_queue *queue, const struct route_args *args,
-                                   struct epd_error *error);
-    enum epd_status (*route_layout)(struct backend_queue *queue, const struct route_args *args,
-                                    struct epd_error *error);
-    enum epd_status (*dispatch_push)(struct backend_queue *queue, const struct dispatch_args *args,
-                                     struct epd_error *error);
-    enum epd_status (*combine)(struct backend_queue *queue, const struct combine_args *args,
-                               struct epd_error *error);
-    enum epd_status (*gather_scalars)(struct backend_queue *queue, const struct gather_scalars_args *args,
-                                      struct epd_error *error);
-    enum epd_status (*weight_grad)(struct backend_queue *queue, const struct weight_grad_args *args,
-                                   struct epd_error *error);
+    /* Any thread. */
+    void (*exchange_sizes)(const struct exchange_shape *shape, uint64_t row_bytes,
+                           struct exchange_sizes *sizes);
+    enum epd_status (*exchange)(struct backend_queue *queue, enum exchange_op op, uint32_t stage,
+                                const struct exchange_args *args, struct epd_error *error);
     enum epd_status (*activation)(struct backend_queue *queue, const struct activation_args *args,
                                   struct epd_error *error);
     enum epd_status (*activation_bwd)(struct backend_queue *queue, const struct activation_bwd_args *args,
@@ -127,6 +187,9 @@ struct backend {
 };
 
 extern const struct backend backend_host;
+#ifdef EPD_HAVE_CUDA
+extern const struct backend backend_cuda;
+#endif
 
 /* NULL if this build has no such backend. */
 const struct backend *backend_find(enum epd_backend_kind kind);

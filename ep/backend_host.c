@@ -175,10 +175,23 @@ static enum epd_status host_queue_ticket(struct backend_queue *queue, uint64_t *
     return EPD_OK;
 }
 
-static int host_queue_reached(struct backend_queue *queue, uint64_t ticket)
+static int host_queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_error *error)
 {
-    (void)queue, (void)ticket;
+    (void)queue, (void)ticket, (void)error;
     return 1;
+}
+
+/* The page is mapped already. */
+static enum epd_status host_flag_open(struct backend_device *device, struct backend_flag *flag,
+                                      struct epd_error *error)
+{
+    (void)device, (void)flag, (void)error;
+    return EPD_OK;
+}
+
+static void host_flag_close(struct backend_device *device, struct backend_flag *flag)
+{
+    (void)device, (void)flag;
 }
 
 /* One look: the client has set the flag before it sent its datagram, or it lies. */
@@ -192,17 +205,12 @@ static enum epd_status host_flag_ready(struct backend_queue *queue, const struct
     return EPD_OK;
 }
 
-static void host_flag_done(struct backend_queue *queue, const struct backend_flag *flag)
+static enum epd_status host_flag_done(struct backend_queue *queue, const struct backend_flag *flag,
+                                      struct epd_error *error)
 {
-    (void)queue;
+    (void)queue, (void)error;
     flag_set(&flag->page->plans[flag->idx].done);
-}
-
-static void host_flag_release(const struct backend_flag *flag)
-{
-    struct page_plan *words = &flag->page->plans[flag->idx];
-    atomic_store(&words->ready, 0);
-    flag_set(&words->done);
+    return EPD_OK;
 }
 
 static enum epd_status host_zero(struct backend_queue *queue, void *dst, uint64_t bytes,
@@ -223,6 +231,13 @@ static enum epd_status host_copy(struct backend_queue *queue, void *dst, const v
     return EPD_OK;
 }
 
+static enum epd_status host_copy_in(struct backend_device *device, void *dst, const void *src, uint64_t bytes,
+                                    struct epd_error *error)
+{
+    (void)device;
+    return host_copy(NULL, dst, src, bytes, error);
+}
+
 /* Kernels fail only for want of scratch. */
 static enum epd_status host_check(enum epd_status status, const char *kernel, struct epd_error *error)
 {
@@ -231,43 +246,88 @@ static enum epd_status host_check(enum epd_status status, const char *kernel, st
     return EPD_OK;
 }
 
-static enum epd_status host_queue_route_count(struct backend_queue *queue, const struct route_args *args,
-                                              struct epd_error *error)
+static void host_exchange_sizes(const struct exchange_shape *shape, uint64_t row_bytes,
+                                struct exchange_sizes *sizes)
 {
-    return host_check(host_route_count(args, &queue->device->scratch), "route_count", error);
+    (void)shape, (void)row_bytes;
+    *sizes = (struct exchange_sizes){0};
 }
 
-static enum epd_status host_queue_route_layout(struct backend_queue *queue, const struct route_args *args,
-                                               struct epd_error *error)
+static struct route_args route_of(const struct exchange_args *args, struct kernel_error *error)
 {
-    return host_check(host_route_layout(args, &queue->device->scratch), "route_layout", error);
+    struct route_args route = {
+        .shape = args->shape, .topk_idx = args->topk_idx, .routing = args->routing, .error = error};
+    memcpy(route.counts, args->counts, sizeof route.counts);
+    return route;
 }
 
-static enum epd_status host_queue_dispatch_push(struct backend_queue *queue, const struct dispatch_args *args,
-                                                struct epd_error *error)
+static enum epd_status host_push(struct host_scratch *scratch, const struct exchange_args *args)
 {
-    return host_check(host_dispatch_push(args, &queue->device->scratch), "dispatch_push", error);
+    struct dispatch_args push = {.shape = args->shape,
+                                 .routing = args->routing,
+                                 .x = args->x,
+                                 .topk_weights = args->topk_weights,
+                                 .scaled = args->scaled};
+    memcpy(push.recv_x, args->recv_x, sizeof push.recv_x);
+    memcpy(push.recv_weights, args->recv_weights, sizeof push.recv_weights);
+    memcpy(push.recv_source, args->recv_source, sizeof push.recv_source);
+    return host_dispatch_push(&push, scratch);
 }
 
-static enum epd_status host_queue_combine(struct backend_queue *queue, const struct combine_args *args,
-                                          struct epd_error *error)
+/* Counts of all ranks, then each rank's layout and its rows: a sender computes where they go itself. */
+static enum epd_status host_route_dispatch(struct host_scratch *scratch, uint32_t stage,
+                                           const struct exchange_args *args)
 {
-    return host_check(host_combine(args, &queue->device->scratch), "combine", error);
+    struct route_args route = route_of(args, stage == 0 ? args->route_error : args->layout_error);
+    if (stage == 0)
+        return host_route_count(&route, scratch);
+    enum epd_status status = host_route_layout(&route, scratch);
+    return status ? status : host_push(scratch, args);
 }
 
-static enum epd_status host_queue_gather_scalars(struct backend_queue *queue,
-                                                 const struct gather_scalars_args *args,
-                                                 struct epd_error *error)
+static enum epd_status host_combine_rows(struct host_scratch *scratch, const struct exchange_args *args)
 {
-    (void)queue;
-    return host_check(host_gather_scalars(args), "gather_scalars", error);
+    struct combine_args combine = {
+        .shape = args->shape, .routing = args->routing, .topk_weights = args->topk_weights, .out = args->out};
+    memcpy(combine.y, args->y, sizeof combine.y);
+    return host_combine(&combine, scratch);
 }
 
-static enum epd_status host_queue_weight_grad(struct backend_queue *queue,
-                                              const struct weight_grad_args *args, struct epd_error *error)
+static enum epd_status host_gather(const struct exchange_args *args)
 {
-    (void)queue;
-    return host_check(host_weight_grad(args), "weight_grad", error);
+    struct gather_scalars_args gather = {
+        .shape = args->shape, .routing = args->routing, .out = args->scalars};
+    memcpy(gather.value, args->value, sizeof gather.value);
+    return host_gather_scalars(&gather);
+}
+
+static enum epd_status host_dots(const struct exchange_args *args)
+{
+    struct weight_grad_args grad = {
+        .shape = args->shape, .routing = args->routing, .dout = args->x, .out = args->scalars};
+    memcpy(grad.y, args->y, sizeof grad.y);
+    return host_weight_grad(&grad);
+}
+
+static enum epd_status host_queue_exchange(struct backend_queue *queue, enum exchange_op op, uint32_t stage,
+                                           const struct exchange_args *args, struct epd_error *error)
+{
+    struct host_scratch *scratch = &queue->device->scratch;
+    switch (op) {
+    case EXCHANGE_ROUTE_DISPATCH:
+        return host_check(host_route_dispatch(scratch, stage, args), "dispatch", error);
+    case EXCHANGE_DISPATCH:
+        return host_check(host_push(scratch, args), "dispatch", error);
+    case EXCHANGE_COMBINE:
+        return host_check(host_combine_rows(scratch, args), "combine", error);
+    case EXCHANGE_GATHER_SCALARS:
+        return host_check(host_gather(args), "gather_scalars", error);
+    case EXCHANGE_WEIGHT_GRAD:
+        return host_check(host_dots(args), "weight_grad", error);
+    case EXCHANGE_OP_COUNT:
+        break;
+    }
+    return error_set(error, EPD_INTERNAL, "exchange op %d is unknown", (int)op);
 }
 
 static enum epd_status host_queue_activation(struct backend_queue *queue, const struct activation_args *args,
@@ -319,6 +379,14 @@ static void host_gemm_destroy(struct backend_gemm *gemm)
 const struct backend backend_host = {
     .kind = EPD_BACKEND_HOST,
     .tensor_alignment = 1,
+    .n_stages =
+        {
+            [EXCHANGE_ROUTE_DISPATCH] = 2,
+            [EXCHANGE_DISPATCH] = 1,
+            [EXCHANGE_COMBINE] = 1,
+            [EXCHANGE_GATHER_SCALARS] = 1,
+            [EXCHANGE_WEIGHT_GRAD] = 1,
+        },
     .available = host_available,
     .n_devices = host_n_devices,
     .device_open = host_device_open,
@@ -333,19 +401,16 @@ const struct backend backend_host = {
     .queue_join = host_queue_join,
     .queue_ticket = host_queue_ticket,
     .queue_reached = host_queue_reached,
+    .flag_open = host_flag_open,
+    .flag_close = host_flag_close,
     .flag_ready = host_flag_ready,
     .flag_done = host_flag_done,
-    .flag_release = host_flag_release,
     .zero = host_zero,
     .copy = host_copy,
-    .copy_in = host_copy,
+    .copy_in = host_copy_in,
     .copy_out = host_copy,
-    .route_count = host_queue_route_count,
-    .route_layout = host_queue_route_layout,
-    .dispatch_push = host_queue_dispatch_push,
-    .combine = host_queue_combine,
-    .gather_scalars = host_queue_gather_scalars,
-    .weight_grad = host_queue_weight_grad,
+    .exchange_sizes = host_exchange_sizes,
+    .exchange = host_queue_exchange,
     .activation = host_queue_activation,
     .activation_bwd = host_queue_activation_bwd,
     .bias_grad = host_queue_bias_grad,

@@ -3,19 +3,11 @@
 
 static struct exchange_shape shape_of(const struct rank_run *run)
 {
-    const struct problem *problem = &run->plan->team->problem;
-    return (struct exchange_shape){
-        .world_size = problem->world_size,
-        .rank = run->plan->rank,
-        .n_experts = problem->n_experts,
-        .n_local_experts = problem->n_local_experts,
-        .top_k = problem->top_k,
-        .hidden = problem->hidden,
-        .max_tokens = problem->max_tokens,
-        .alignment = problem->alignment,
-        .capacity_rows = problem->capacity_rows,
-        .n_tokens = run->n_tokens,
-    };
+    struct exchange_shape shape = problem_shape(&run->plan->team->problem);
+    shape.rank = run->plan->rank;
+    shape.n_tokens = run->n_tokens;
+    shape.max_blocks = run->plan->team->node->comm_blocks;
+    return shape;
 }
 
 /* The step's rows of a [T, ...] tensor that the plan, or one of its contexts, has bound; data NULL if none
@@ -41,61 +33,70 @@ static uint32_t n_ranks(const struct rank_run *run)
     return run->plan->team->problem.world_size;
 }
 
-static struct route_args route_args_of(const struct rank_run *run, enum plan_record record)
+/* What every exchange needs of the routing that the plan uses. */
+static struct exchange_args args_of(const struct rank_run *run)
 {
-    struct route_args args = {
+    const struct plan *router = plan_router(run->plan);
+    struct exchange_args args = {
         .shape = shape_of(run),
-        .topk_idx = token_tensor(run, EPD_ROLE_TOPK_IDX),
-        .routing = run->plan->routing.routing,
-        .error = &run->plan->records[record],
+        .routing = router->routing.routing,
+        .slots = router->routing.slots,
+        .dot = run->plan->work.dot,
     };
     for (uint32_t rank = 0; rank < n_ranks(run); rank++)
-        args.counts[rank] = run->peers[rank]->routing.routing.counts;
+        args.workspace[rank] = run->peers[rank]->work.workspace;
     return args;
 }
 
-enum epd_status exchange_route_count(const struct rank_run *run, struct epd_error *error)
+static enum epd_status run_exchange(const struct rank_run *run, enum exchange_op op,
+                                    const struct exchange_args *args, struct epd_error *error)
+{
+    return run->backend->exchange(run->queue, op, run->stage, args, error);
+}
+
+/* From here on the arrays of the routing are of this step, and what the last one kept is gone. */
+static void begin_routing(const struct rank_run *run)
 {
     struct plan *plan = run->plan;
-    /* From here on the arrays are of this step, and what the last one kept is gone. */
     plan->routing.valid = 0;
     plan->routing.stepped = 1;
     plan->routing.n_tokens = run->n_tokens;
     plan->generation++;
     plan->context_kept = 0;
-    struct route_args args = route_args_of(run, PLAN_RECORD_ROUTE);
-    return run->backend->route_count(run->queue, &args, error);
 }
 
-enum epd_status exchange_route_layout(const struct rank_run *run, struct epd_error *error)
+enum epd_status exchange_dispatch(const struct rank_run *run, struct epd_error *error)
 {
-    struct route_args args = route_args_of(run, PLAN_RECORD_LAYOUT);
-    return run->backend->route_layout(run->queue, &args, error);
-}
-
-/* dispatch, moe_forward; and moe_backward that recomputes: its slots have been described by the forward
- * already. */
-enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *error)
-{
-    struct plan *plan = run->plan, *router = plan_router(plan);
-    if (plan != router && router->saved != EPD_SAVED_RECOMPUTE)
-        return EPD_OK;
-    struct dispatch_args args = {
-        .shape = shape_of(run),
-        .routing = router->routing.routing,
-        .x = token_tensor(run, EPD_ROLE_X),
-        .topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS),
-    };
+    struct plan *plan = run->plan;
+    if (run->stage == 0)
+        begin_routing(run);
+    struct exchange_args args = args_of(run);
+    args.topk_idx = token_tensor(run, EPD_ROLE_TOPK_IDX);
+    args.route_error = &plan->records[PLAN_RECORD_ROUTE];
+    args.layout_error = &plan->records[PLAN_RECORD_LAYOUT];
+    args.x = token_tensor(run, EPD_ROLE_X);
+    args.topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS);
     for (uint32_t rank = 0; rank < n_ranks(run); rank++) {
         struct plan *peer = run->peers[rank];
+        args.counts[rank] = peer->routing.routing.counts;
         args.recv_x[rank] = peer->work.recv_x;
-        if (plan != router)
-            continue;
         args.recv_source[rank] = peer->routing.routing.source;
         args.recv_weights[rank] =
             plan->op == EPD_OP_DISPATCH ? plan_data(peer, EPD_ROLE_RECV_WEIGHTS) : peer->routing.recv_weights;
     }
-    return run->backend->dispatch_push(run->queue, &args, error);
+    return run_exchange(run, EXCHANGE_ROUTE_DISPATCH, &args, error);
+}
+
+/* moe_backward that recomputes: its slots have been described by the forward already. */
+enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *error)
+{
+    if (plan_router(run->plan)->saved != EPD_SAVED_RECOMPUTE)
+        return EPD_OK;
+    struct exchange_args args = args_of(run);
+    args.x = token_tensor(run, EPD_ROLE_X);
+    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
+        args.recv_x[rank] = run->peers[rank]->work.recv_x;
+    return run_exchange(run, EXCHANGE_DISPATCH, &args, error);
 }
 
 enum epd_status exchange_give_splits(const struct rank_run *run, struct epd_error *error)
@@ -119,47 +120,39 @@ enum epd_status exchange_weight_grad(const struct rank_run *run, struct epd_erro
 {
     if (!plan_has(run->plan, EPD_ROLE_D_WEIGHTS))
         return EPD_OK;
-    struct weight_grad_args args = {
-        .shape = shape_of(run),
-        .routing = plan_router(run->plan)->routing.routing,
-        .dout = token_tensor(run, EPD_ROLE_DOUT),
-        .out = plan_data(run->plan, EPD_ROLE_D_WEIGHTS),
-    };
+    struct exchange_args args = args_of(run);
+    args.x = token_tensor(run, EPD_ROLE_DOUT);
+    args.scalars = plan_data(run->plan, EPD_ROLE_D_WEIGHTS);
     for (uint32_t rank = 0; rank < n_ranks(run); rank++)
         args.y[rank] = run->peers[rank]->work.y;
-    return run->backend->weight_grad(run->queue, &args, error);
+    return run_exchange(run, EXCHANGE_WEIGHT_GRAD, &args, error);
 }
 
 /* combine_bwd: w * dout into the slots; moe_backward: dout as it is, the experts weight it where it is
  * cheaper. */
 enum epd_status exchange_push_dout(const struct rank_run *run, struct epd_error *error)
 {
-    struct dispatch_args args = {
-        .shape = shape_of(run),
-        .routing = plan_router(run->plan)->routing.routing,
-        .x = token_tensor(run, EPD_ROLE_DOUT),
-    };
+    struct exchange_args args = args_of(run);
+    args.x = token_tensor(run, EPD_ROLE_DOUT);
     if (run->plan->op == EPD_OP_COMBINE_BWD) {
         args.topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS);
         args.scaled = 1;
     }
     for (uint32_t rank = 0; rank < n_ranks(run); rank++)
         args.recv_x[rank] = run->peers[rank]->work.dout;
-    return run->backend->dispatch_push(run->queue, &args, error);
+    return run_exchange(run, EXCHANGE_DISPATCH, &args, error);
 }
 
 static enum epd_status combine_into(const struct rank_run *run, enum epd_role out, struct tensor weights,
                                     struct epd_error *error)
 {
-    struct combine_args args = {
-        .shape = shape_of(run),
-        .routing = plan_router(run->plan)->routing.routing,
-        .topk_weights = weights,
-        .out = token_tensor(run, out),
-    };
+    struct exchange_args args = args_of(run);
+    args.topk_weights = weights;
+    args.weights_kept = run->plan->op == EPD_OP_MOE_FORWARD;
+    args.out = token_tensor(run, out);
     for (uint32_t rank = 0; rank < n_ranks(run); rank++)
         args.y[rank] = run->peers[rank]->work.y;
-    return run->backend->combine(run->queue, &args, error);
+    return run_exchange(run, EXCHANGE_COMBINE, &args, error);
 }
 
 enum epd_status exchange_combine_out(const struct rank_run *run, struct epd_error *error)
@@ -179,12 +172,9 @@ enum epd_status exchange_gather_weights(const struct rank_run *run, struct epd_e
 {
     if (!plan_has(run->plan, EPD_ROLE_D_WEIGHTS))
         return EPD_OK;
-    struct gather_scalars_args args = {
-        .shape = shape_of(run),
-        .routing = plan_router(run->plan)->routing.routing,
-        .out = plan_data(run->plan, EPD_ROLE_D_WEIGHTS),
-    };
+    struct exchange_args args = args_of(run);
+    args.scalars = plan_data(run->plan, EPD_ROLE_D_WEIGHTS);
     for (uint32_t rank = 0; rank < n_ranks(run); rank++)
         args.value[rank] = run->peers[rank]->work.row_scalars;
-    return run->backend->gather_scalars(run->queue, &args, error);
+    return run_exchange(run, EXCHANGE_GATHER_SCALARS, &args, error);
 }

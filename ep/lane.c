@@ -93,15 +93,21 @@ static void lane_end(struct lane *lane, struct lane_job *job)
         lane->notify(lane->notify_arg);
 }
 
+/* Jobs of one queue end in its order; jobs of different queues in any. */
 static void lane_poll_pending(struct lane *lane)
 {
-    while (lane->pending_first) {
-        struct lane_job *job = lane->pending_first;
-        if (job->poll && !job->poll(job, lane))
-            return;
-        lane->pending_first = job->next;
-        lane_end(lane, job);
+    struct lane_job **link = &lane->pending_first, *last = NULL;
+    while (*link) {
+        struct lane_job *job = *link;
+        if (job->poll(job, lane)) {
+            *link = job->next;
+            lane_end(lane, job);
+        } else {
+            last = job;
+            link = &job->next;
+        }
     }
+    lane->pending_last = last;
 }
 
 static void lane_run_job(struct lane *lane, struct lane_job *job)
@@ -109,11 +115,13 @@ static void lane_run_job(struct lane *lane, struct lane_job *job)
     uint64_t begin_ns = clock_now_ns();
     job->run(job, lane);
     job->next = NULL;
-    if (lane->pending_first)
-        lane->pending_last->next = job;
-    else
-        lane->pending_first = job;
-    lane->pending_last = job;
+    if (!job->poll) {
+        lane_end(lane, job);
+    } else if (lane->pending_first) {
+        lane->pending_last = lane->pending_last->next = job;
+    } else {
+        lane->pending_first = lane->pending_last = job;
+    }
     lane_poll_pending(lane);
     atomic_fetch_add_explicit(&lane->busy_ns, clock_now_ns() - begin_ns, memory_order_relaxed);
 }

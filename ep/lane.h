@@ -1,9 +1,9 @@
 /* The thread that submits work to one device, and the two rings between it and the loop thread.
  *
  * A job is run on the lane thread, then polled there until it has ended, then completed on the loop thread.
- * Jobs run in the order they were given, one at a time; a job that needs polling does not hold up the next
- * one's run, but jobs end in order. What guarantees that lanes never wait for each other in opposite orders
- * is said in node.h. */
+ * Jobs run in the order they were given, one at a time; a job that needs polling holds up neither the next
+ * one's run nor its end: it may be waiting for a client that waits for the other. What guarantees that lanes
+ * never wait for each other in opposite orders is said in node.h. */
 #ifndef EPD_EP_LANE_H
 #define EPD_EP_LANE_H
 

@@ -2,69 +2,67 @@
 #include "ep/phase.h"
 
 #define BARRIER 1
+/* An exchange: as many stages as the backend cuts it into. */
+#define STAGES(op) 1, EXCHANGE_##op
 
 static const struct phase dispatch_phases[] = {
-    {EPD_PHASE_ROUTE, 0, exchange_route_count},
-    {EPD_PHASE_ROUTE, BARRIER, exchange_route_layout},
-    {EPD_PHASE_DISPATCH, 0, exchange_give_splits},
-    {EPD_PHASE_DISPATCH, 0, exchange_push_x},
+    {EPD_PHASE_DISPATCH, 0, exchange_dispatch, STAGES(ROUTE_DISPATCH)},
+    {EPD_PHASE_DISPATCH, 0, exchange_give_splits, 0, 0},
 };
 
 static const struct phase combine_phases[] = {
-    {EPD_PHASE_COMBINE, 0, exchange_combine_out},
+    {EPD_PHASE_COMBINE, 0, exchange_combine_out, STAGES(COMBINE)},
 };
 
 static const struct phase dispatch_bwd_phases[] = {
-    {EPD_PHASE_COMBINE, 0, exchange_combine_dx},
-    {EPD_PHASE_COMBINE, 0, exchange_gather_weights},
+    {EPD_PHASE_COMBINE, 0, exchange_combine_dx, STAGES(COMBINE)},
+    {EPD_PHASE_COMBINE, 0, exchange_gather_weights, STAGES(GATHER_SCALARS)},
 };
 
 static const struct phase combine_bwd_phases[] = {
-    {EPD_PHASE_COMBINE, 0, exchange_weight_grad},
-    {EPD_PHASE_DISPATCH, BARRIER, exchange_push_dout},
+    {EPD_PHASE_COMBINE, 0, exchange_weight_grad, STAGES(WEIGHT_GRAD)},
+    {EPD_PHASE_DISPATCH, BARRIER, exchange_push_dout, STAGES(DISPATCH)},
 };
 
 static const struct phase grouped_gemm_phases[] = {
-    {EPD_PHASE_ROUTE, 0, expert_take_splits},
-    {EPD_PHASE_GEMM, 0, expert_grouped_gemm},
+    {EPD_PHASE_ROUTE, 0, expert_take_splits, 0, 0},
+    {EPD_PHASE_GEMM, 0, expert_grouped_gemm, 0, 0},
 };
 
 static const struct phase activation_phases[] = {
-    {EPD_PHASE_ROUTE, 0, expert_take_splits},
-    {EPD_PHASE_ACTIVATION, 0, expert_activation_alone},
+    {EPD_PHASE_ROUTE, 0, expert_take_splits, 0, 0},
+    {EPD_PHASE_ACTIVATION, 0, expert_activation_alone, 0, 0},
 };
 
 static const struct phase activation_bwd_phases[] = {
-    {EPD_PHASE_ROUTE, 0, expert_take_splits},
-    {EPD_PHASE_ACTIVATION, 0, expert_activation_bwd_alone},
+    {EPD_PHASE_ROUTE, 0, expert_take_splits, 0, 0},
+    {EPD_PHASE_ACTIVATION, 0, expert_activation_bwd_alone, 0, 0},
 };
 
 static const struct phase moe_forward_phases[] = {
-    {EPD_PHASE_ROUTE, 0, exchange_route_count},
-    {EPD_PHASE_ROUTE, BARRIER, exchange_route_layout},
-    {EPD_PHASE_DISPATCH, 0, exchange_give_splits},
-    {EPD_PHASE_DISPATCH, 0, exchange_push_x},
-    {EPD_PHASE_GEMM, BARRIER, expert_fc1},
-    {EPD_PHASE_ACTIVATION, 0, expert_activation},
-    {EPD_PHASE_GEMM, 0, expert_fc2},
-    {EPD_PHASE_COMBINE, BARRIER, exchange_combine_out},
+    {EPD_PHASE_DISPATCH, 0, exchange_dispatch, STAGES(ROUTE_DISPATCH)},
+    {EPD_PHASE_DISPATCH, 0, exchange_give_splits, 0, 0},
+    {EPD_PHASE_GEMM, BARRIER, expert_fc1, 0, 0},
+    {EPD_PHASE_ACTIVATION, 0, expert_activation, 0, 0},
+    {EPD_PHASE_GEMM, 0, expert_fc2, 0, 0},
+    {EPD_PHASE_COMBINE, BARRIER, exchange_combine_out, STAGES(COMBINE)},
 };
 
 /* The gradients of the weights come last: nobody waits for them. */
 static const struct phase moe_backward_phases[] = {
-    {EPD_PHASE_DISPATCH, 0, exchange_push_x}, /* where the forward is recomputed */
-    {EPD_PHASE_DISPATCH, 0, exchange_push_dout},
-    {EPD_PHASE_GEMM, BARRIER, expert_fc1}, /* where the forward is recomputed */
-    {EPD_PHASE_GEMM, 0, expert_d_act},
-    {EPD_PHASE_ACTIVATION, 0, expert_activation_bwd},
-    {EPD_PHASE_GEMM, 0, expert_dx},
-    {EPD_PHASE_COMBINE, BARRIER, exchange_combine_dx},
-    {EPD_PHASE_COMBINE, 0, exchange_gather_weights},
-    {EPD_PHASE_WGRAD, 0, expert_wgrad},
+    {EPD_PHASE_DISPATCH, 0, exchange_push_x, STAGES(DISPATCH)}, /* where the forward is recomputed */
+    {EPD_PHASE_DISPATCH, 0, exchange_push_dout, STAGES(DISPATCH)},
+    {EPD_PHASE_GEMM, BARRIER, expert_fc1, 0, 0}, /* where the forward is recomputed */
+    {EPD_PHASE_GEMM, 0, expert_d_act, 0, 0},
+    {EPD_PHASE_ACTIVATION, 0, expert_activation_bwd, 0, 0},
+    {EPD_PHASE_GEMM, 0, expert_dx, 0, 0},
+    {EPD_PHASE_COMBINE, BARRIER, exchange_combine_dx, STAGES(COMBINE)},
+    {EPD_PHASE_COMBINE, 0, exchange_gather_weights, STAGES(GATHER_SCALARS)},
+    {EPD_PHASE_WGRAD, 0, expert_wgrad, 0, 0},
 };
 
 static const struct phase moe_wgrad_phases[] = {
-    {EPD_PHASE_WGRAD, 0, expert_wgrad},
+    {EPD_PHASE_WGRAD, 0, expert_wgrad, 0, 0},
 };
 
 #define PIPELINE(phases)                                                                                     \
@@ -137,4 +135,25 @@ void moe_finish_step(const struct rank_run *run)
         plan->held_generation = plan->context->generation;
     if (plan->op == EPD_OP_MOE_WGRAD)
         plan->context->held_generation = 0;
+}
+
+void moe_undo_step(const struct rank_run *run, uint64_t generation)
+{
+    struct plan *plan = run->plan;
+    if (!plan_routes(plan))
+        return;
+    plan->failed_generation = generation;
+    if (plan->generation != generation)
+        return; /* it has run again since */
+    plan->routing.valid = 0;
+    plan->context_kept = 0;
+}
+
+enum epd_status moe_check_used(const struct rank_run *run, uint64_t generation, struct epd_error *error)
+{
+    const struct plan *router = plan_router(run->plan);
+    if (!router || router == run->plan || !generation || router->failed_generation != generation)
+        return EPD_OK;
+    return error_set(error, EPD_INVALID_ARGUMENT, "%s: the last step of its %s plan failed",
+                     op_name(run->plan->op), op_name(router->op));
 }

@@ -7,6 +7,9 @@
 
 static const struct backend *const backends[] = {
     &backend_host,
+#ifdef EPD_HAVE_CUDA
+    &backend_cuda,
+#endif
 };
 
 const struct backend *backend_find(enum epd_backend_kind kind)
@@ -36,6 +39,7 @@ enum epd_status node_open(const struct node_config *config, struct node **node, 
         return error_set(error, EPD_NO_MEMORY, "node: %zu bytes", sizeof *opened);
     uint32_t n_devices;
     opened->backend = backend_find(config->backend);
+    opened->comm_blocks = config->comm_blocks;
     if (opened->backend->n_devices(config, &n_devices, error))
         goto close_node;
     struct node_config counted = *config;

@@ -8,6 +8,7 @@ struct node {
     const struct backend *backend;
     uint32_t n_devices;
     struct lane *lanes[EPD_MAX_DEVICES]; /* owned */
+    uint32_t comm_blocks;                /* for communication kernels; 0: their default */
     uint64_t n_sets;                     /* plan sets ever joined: their identities */
 };
 

@@ -13,12 +13,18 @@ struct rank_run {
     struct plan *plan;
     struct plan *const *peers; /* the plans of all ranks, in rank order; of a local op: its own at [0] */
     uint32_t n_tokens;
+    uint32_t stage; /* of an exchange */
 };
 
 struct phase {
     enum epd_phase phase;
-    int after_barrier; /* reads what other ranks wrote in the phases before, or writes what they read there */
+    /* Reads what other ranks wrote into its tensors in the phases before, or writes what they read there.
+     * Only where an exchange works in the tensors: where it takes turns in workspaces, others touch no
+     * tensor. */
+    int after_barrier;
     enum epd_status (*run)(const struct rank_run *run, struct epd_error *error);
+    int n_exchanges; /* 1: it is run once for each stage of the exchange */
+    enum exchange_op exchange;
 };
 
 struct pipeline {
@@ -30,12 +36,17 @@ struct pipeline {
 const struct pipeline *moe_pipeline(enum epd_op op);
 /* Whether the step may run at all: the context that it uses must be there. */
 EPD_MUST_CHECK enum epd_status moe_check_step(const struct rank_run *run, struct epd_error *error);
-/* The step went well on every rank: what it leaves may be used. */
+/* The step was submitted well, or, where work is done at once, went well on every rank: what it leaves may be
+ * used. */
 void moe_finish_step(const struct rank_run *run);
+/* The step whose routing was the generation-th of its plan turned out to have failed. */
+void moe_undo_step(const struct rank_run *run, uint64_t generation);
+/* The error of a step that used a routing which has turned out to be of a failed step. */
+EPD_MUST_CHECK enum epd_status moe_check_used(const struct rank_run *run, uint64_t generation,
+                                              struct epd_error *error);
 
 /* exchange.c */
-enum epd_status exchange_route_count(const struct rank_run *run, struct epd_error *error);
-enum epd_status exchange_route_layout(const struct rank_run *run, struct epd_error *error);
+enum epd_status exchange_dispatch(const struct rank_run *run, struct epd_error *error);
 enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *error);
 enum epd_status exchange_give_splits(const struct rank_run *run, struct epd_error *error);
 enum epd_status exchange_weight_grad(const struct rank_run *run, struct epd_error *error);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ep/clock.h"
 #include "ep/memory_impl.h"
 #include "ep/plan_check.h"
 
@@ -214,6 +215,75 @@ void plan_set_destroy(struct plan_set *set)
     plan_set_free(set);
 }
 
+/* A launch that no step will run, handed back in the order of the queue: its `done` must not overtake the
+ * launches before it, nor come before its own `ready`. */
+struct plan_refusal {
+    struct lane_job job;
+    struct plan *plan; /* used */
+    struct backend_queue *queue;
+    uint64_t ticket;
+    uint64_t begun_ns;
+    struct epd_error error;
+};
+
+static struct plan_refusal *refusal_of_job(struct lane_job *job)
+{
+    return (struct plan_refusal *)((char *)job - offsetof(struct plan_refusal, job));
+}
+
+/* Lane thread. */
+static void refusal_run(struct lane_job *job, struct lane *lane)
+{
+    struct plan_refusal *refusal = refusal_of_job(job);
+    struct plan *plan = refusal->plan;
+    const struct backend *backend = lane_backend(lane);
+    refusal->error.status = EPD_OK;
+    refusal->begun_ns = clock_now_ns();
+    if (team_queue(plan->team, plan->rank, &refusal->queue, &refusal->error) ||
+        backend->flag_ready(refusal->queue, &plan->flag, &refusal->error) ||
+        backend->flag_done(refusal->queue, &plan->flag, &refusal->error))
+        return;
+    (void)!backend->queue_ticket(refusal->queue, &refusal->ticket, &refusal->error);
+}
+
+/* Lane thread. */
+static int refusal_poll(struct lane_job *job, struct lane *lane)
+{
+    struct plan_refusal *refusal = refusal_of_job(job);
+    struct plan *plan = refusal->plan;
+    if (refusal->error.status ||
+        lane_backend(lane)->queue_reached(refusal->queue, refusal->ticket, &refusal->error))
+        return 1;
+    if (atomic_load(&plan->dead) || clock_now_ns() - refusal->begun_ns > PLAN_READY_NS)
+        atomic_store(&plan->flag.page->plans[plan->flag.idx].ready, 1);
+    return 0;
+}
+
+static void refusal_complete(struct lane_job *job)
+{
+    struct plan_refusal *refusal = refusal_of_job(job);
+    struct plan *plan = refusal->plan;
+    free(refusal);
+    plan_let_go(plan);
+}
+
+static void plan_hand_back(struct plan *plan)
+{
+    struct page_plan *words = &plan->flag.page->plans[plan->flag.idx];
+    struct plan_refusal *refusal = NULL;
+    if (plan->team->node->backend->works_later)
+        refusal = calloc(1, sizeof *refusal);
+    if (!refusal) { /* work is done at once: no other launch of the plan is in flight */
+        atomic_store(&words->ready, 0);
+        flag_set(&words->done);
+        return;
+    }
+    refusal->job = (struct lane_job){.run = refusal_run, .poll = refusal_poll, .complete = refusal_complete};
+    refusal->plan = plan;
+    plan->n_users++;
+    lane_post(plan->lane, &refusal->job);
+}
+
 void plan_fail(struct plan *plan, uint64_t seq, const struct epd_error *error, enum epd_phase phase,
                int32_t rank)
 {
@@ -229,5 +299,5 @@ void plan_fail(struct plan *plan, uint64_t seq, const struct epd_error *error, e
     page_report(plan->flag.page, &entry);
     atomic_fetch_add(&words->failed, 1);
     atomic_fetch_add(&words->completed, 1);
-    plan->team->node->backend->flag_release(&plan->flag);
+    plan_hand_back(plan);
 }

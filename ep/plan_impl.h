@@ -8,6 +8,10 @@
 #include "ep/saved.h"
 #include "ep/team_impl.h"
 
+/* How long what was submitted waits for the client's stream to reach its launch. Then the lane sets the ready
+ * flag itself, so that the ranks behind it go on; a step ends EPD_TIMEOUT. */
+#define PLAN_READY_NS 30000000000ull
+
 /* The GEMMs that the ops are made of. */
 enum plan_gemm {
     PLAN_GEMM_ALONE, /* grouped_gemm */
@@ -32,6 +36,8 @@ struct plan_work {
     void *dout;         /* [C, H] slots that DOUT is pushed into */
     void *y;            /* [C, H] what combine reads: y, or the gradient of recv_x */
     float *row_scalars; /* [C] what gather reads */
+    void *workspace;    /* of the backend's exchange; NULL if it takes none */
+    float *dot;         /* of a weight_grad; NULL likewise */
 };
 
 /* What all ranks must agree on, besides the group's sizes. Zeroed before it is filled: it is hashed as bytes.
@@ -82,14 +88,15 @@ struct plan {
     uint64_t flops_per_row;
 
     /* Lane thread of the rank: what backward and wgrad may use. */
-    uint64_t generation;      /* moe_forward: steps begun */
-    int context_kept;         /* moe_forward: recv_x and preact are those of this generation and unused */
-    uint64_t held_generation; /* moe_backward: forward generation whose wgrad is outstanding; 0: none */
+    uint64_t generation;        /* dispatch, moe_forward: steps begun */
+    uint64_t failed_generation; /* of them, the latest that failed after it was submitted; 0: none */
+    int context_kept;           /* moe_forward: recv_x and preact are those of this generation and unused */
+    uint64_t held_generation;   /* moe_backward: forward generation whose wgrad is outstanding; 0: none */
 
     /* Loop thread. */
     uint64_t set_id;  /* of the latest set it was joined into; 0: none */
     uint32_t n_users; /* steps in flight and dependent plans */
-    int dead;
+    _Atomic int dead; /* read by the lane too */
     struct plan_link *first_link;
     void (*gone)(void *arg);
     void *gone_arg;

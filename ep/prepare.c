@@ -30,6 +30,15 @@ unsigned prepare_saved_parts(const struct plan *plan)
     return 0;
 }
 
+static int keeps_slots(const struct plan *plan)
+{
+    const struct problem *problem = &plan->team->problem;
+    const struct exchange_shape shape = problem_shape(problem);
+    struct exchange_sizes sizes;
+    lane_backend(plan->lane)->exchange_sizes(&shape, problem->hidden * dtype_bytes(problem->dtype), &sizes);
+    return sizes.keeps_slots;
+}
+
 static uint64_t carve_control(struct plan *plan)
 {
     struct layout layout = {.base = plan->control.data};
@@ -38,7 +47,8 @@ static uint64_t carve_control(struct plan *plan)
     plan->records = layout_take(&layout, PLAN_RECORD_COUNT * sizeof *plan->records);
     if (plan_routes(plan))
         routing_carve(&plan->routing, &plan->team->problem,
-                      plan->op == EPD_OP_MOE_FORWARD && plan->saved != EPD_SAVED_NONE, &layout);
+                      plan->op == EPD_OP_MOE_FORWARD && plan->saved != EPD_SAVED_NONE, keeps_slots(plan),
+                      &layout);
     if (takes_splits(plan)) {
         uint64_t n_groups = (uint64_t)plan->bindings.dims[DIM_GROUPS];
         plan->splits = layout_take(&layout, n_groups * sizeof *plan->splits);
@@ -50,7 +60,7 @@ static uint64_t carve_control(struct plan *plan)
     return layout.bytes;
 }
 
-static enum epd_status make_control(struct plan *plan, struct backend_queue *queue, struct epd_error *error)
+static enum epd_status make_control(struct plan *plan, struct epd_error *error)
 {
     const struct backend *backend = lane_backend(plan->lane);
     uint64_t bytes = carve_control(plan);
@@ -61,7 +71,7 @@ static enum epd_status make_control(struct plan *plan, struct backend_queue *que
     (void)carve_control(plan);
     for (int role = 0; role < EPD_ROLE_COUNT; role++)
         if (plan->bindings.parts[role] &&
-            backend->copy_in(queue, plan->part_tables[role], plan->bindings.parts[role],
+            backend->copy_in(lane_device(plan->lane), plan->part_tables[role], plan->bindings.parts[role],
                              plan->bindings.n_parts[role] * sizeof(void *), error))
             return error->status;
     return EPD_OK;
@@ -135,8 +145,24 @@ static void place_bound(struct plan *plan)
     }
 }
 
+/* What the backend's exchange works in. */
+static enum epd_status place_exchange(struct plan *plan, struct epd_error *error)
+{
+    void *dot = NULL;
+    if (!plan_router(plan) || !op_is_collective(plan->op))
+        return EPD_OK;
+    if (team_scratch(plan->team, plan->rank, SCRATCH_WORKSPACE, &plan->work.workspace, error) ||
+        (plan->op == EPD_OP_COMBINE_BWD && plan_has(plan, EPD_ROLE_D_WEIGHTS) &&
+         team_scratch(plan->team, plan->rank, SCRATCH_DOT, &dot, error)))
+        return error->status;
+    plan->work.dot = dot;
+    return EPD_OK;
+}
+
 static enum epd_status make_work(struct plan *plan, struct epd_error *error)
 {
+    if (place_exchange(plan, error))
+        return error->status;
     if (plan->op == EPD_OP_MOE_FORWARD)
         return place_forward(plan, error);
     if (plan->op == EPD_OP_MOE_BACKWARD)
@@ -253,7 +279,9 @@ enum epd_status prepare_plan(struct plan *plan, struct epd_error *error)
     struct backend_queue *queue;
     if (team_queue(plan->team, plan->rank, &queue, error))
         return error->status;
-    if (make_control(plan, queue, error) || make_saved(plan, error) || make_work(plan, error) ||
+    if (lane_backend(plan->lane)->flag_open(lane_device(plan->lane), &plan->flag, error))
+        return error->status;
+    if (make_control(plan, error) || make_saved(plan, error) || make_work(plan, error) ||
         make_gemms(plan, error)) {
         prepare_undo(plan);
         return error->status;
@@ -269,4 +297,5 @@ void prepare_undo(struct plan *plan)
     memset(plan->gemms, 0, sizeof plan->gemms);
     team_free(plan->team, plan->rank, &plan->kept.block);
     team_free(plan->team, plan->rank, &plan->control);
+    lane_backend(plan->lane)->flag_close(lane_device(plan->lane), &plan->flag);
 }

@@ -136,3 +136,17 @@ void problem_count_traffic(const struct problem *problem, const int32_t *counts,
         receiver->dropped_rows += rows - kept;
     }
 }
+
+struct exchange_shape problem_shape(const struct problem *problem)
+{
+    return (struct exchange_shape){
+        .world_size = problem->world_size,
+        .n_experts = problem->n_experts,
+        .n_local_experts = problem->n_local_experts,
+        .top_k = problem->top_k,
+        .hidden = problem->hidden,
+        .max_tokens = problem->max_tokens,
+        .alignment = problem->alignment,
+        .capacity_rows = problem->capacity_rows,
+    };
+}

@@ -24,6 +24,8 @@ EPD_MUST_CHECK enum epd_status problem_init(struct problem *problem,
 
 /* The most rows that can arrive at one rank, with the padding of its slabs. */
 int64_t problem_max_rows(const struct problem *problem);
+/* The part of a step's shape that the group fixes; rank and n_tokens are 0. */
+struct exchange_shape problem_shape(const struct problem *problem);
 /* Bytes of [capacity_rows, columns] of the group's dtype. */
 uint64_t problem_row_bytes(const struct problem *problem, uint64_t columns);
 

@@ -1,7 +1,7 @@
 #include "ep/routing.h"
 
 void routing_carve(struct routing_context *context, const struct problem *problem, int with_weights,
-                   struct layout *layout)
+                   int with_slots, struct layout *layout)
 {
     uint64_t n_choices = (uint64_t)problem->max_tokens * problem->top_k;
     uint64_t n_rows = (uint64_t)problem->capacity_rows, n_local = problem->n_local_experts;
@@ -15,5 +15,12 @@ void routing_carve(struct routing_context *context, const struct problem *proble
     routing->offsets = layout_take(layout, (n_local + 1) * sizeof *routing->offsets);
     routing->needed_rows = layout_take(layout, sizeof *routing->needed_rows);
     routing->dropped_rows = layout_take(layout, sizeof *routing->dropped_rows);
+    if (with_slots) {
+        struct exchange_slots *slots = &context->slots;
+        uint64_t n_slots = problem->world_size * n_choices;
+        slots->row = layout_take(layout, n_slots * sizeof *slots->row);
+        slots->weight = layout_take(layout, n_slots * sizeof *slots->weight);
+        slots->tokens = layout_take(layout, problem->world_size * sizeof *slots->tokens);
+    }
     context->recv_weights = with_weights ? layout_take(layout, n_rows * sizeof(float)) : NULL;
 }

@@ -3,12 +3,14 @@
 #ifndef EPD_EP_ROUTING_H
 #define EPD_EP_ROUTING_H
 
+#include "ep/backend.h"
 #include "ep/layout.h"
 #include "ep/problem.h"
 
 struct routing_context {
     struct routing routing;
-    float *recv_weights; /* [C]; NULL unless asked for */
+    struct exchange_slots slots; /* NULL unless the backend keeps them */
+    float *recv_weights;         /* [C]; NULL unless asked for */
     /* Lane thread of the rank. */
     int valid;         /* the latest step of the plan that routes went well */
     int stepped;       /* it has run at all */
@@ -17,6 +19,6 @@ struct routing_context {
 
 /* Takes the arrays from the layout (pointers are NULL while it measures). */
 void routing_carve(struct routing_context *context, const struct problem *problem, int with_weights,
-                   struct layout *layout);
+                   int with_slots, struct layout *layout);
 
 #endif

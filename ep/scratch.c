@@ -2,8 +2,12 @@
 
 #include <assert.h>
 
-static uint64_t region_bytes(const struct problem *problem, enum scratch_region region)
+static uint64_t region_bytes(const struct backend *backend, const struct problem *problem,
+                             enum scratch_region region)
 {
+    const struct exchange_shape shape = problem_shape(problem);
+    struct exchange_sizes sizes;
+    backend->exchange_sizes(&shape, problem->hidden * dtype_bytes(problem->dtype), &sizes);
     switch (region) {
     case SCRATCH_SLOTS:
     case SCRATCH_DOUT:
@@ -15,6 +19,10 @@ static uint64_t region_bytes(const struct problem *problem, enum scratch_region 
         return problem_row_bytes(problem, problem->ffn);
     case SCRATCH_ROW_SCALARS:
         return (uint64_t)problem->capacity_rows * sizeof(float);
+    case SCRATCH_WORKSPACE:
+        return sizes.workspace_bytes;
+    case SCRATCH_DOT:
+        return sizes.dot_bytes;
     case SCRATCH_REGION_COUNT:
         break;
     }
@@ -28,8 +36,9 @@ enum epd_status scratch_acquire(struct scratch *scratch, struct heap *heap, cons
 {
     struct backend_block *block = &scratch->regions[region];
     uint64_t added = 0;
-    if (!block->data) {
-        if (heap_alloc(heap, region_bytes(problem, region), 0, block, error))
+    uint64_t bytes = region_bytes(heap->backend, problem, region);
+    if (!block->data && bytes) {
+        if (heap_alloc(heap, bytes, 0, block, error))
             return error->status;
         added = block->bytes;
     }

@@ -14,6 +14,8 @@ enum scratch_region {
     SCRATCH_PREACT,      /* [C, 2F] */
     SCRATCH_ACT,         /* [C, F] */
     SCRATCH_ROW_SCALARS, /* [C] f32 */
+    SCRATCH_WORKSPACE,   /* of the backend's exchange */
+    SCRATCH_DOT,         /* the same, of a weight_grad */
     SCRATCH_REGION_COUNT
 };
 
@@ -21,7 +23,9 @@ struct scratch {
     struct backend_block regions[SCRATCH_REGION_COUNT];
 };
 
-/* *data: where the region lies; *added_bytes: what it took now (0 if it was there). */
+/* *data: where the region lies (NULL if it takes no bytes); *added_bytes: what it took now (0 if it was
+ * there).
+ */
 EPD_MUST_CHECK enum epd_status scratch_acquire(struct scratch *scratch, struct heap *heap,
                                                const struct problem *problem, enum scratch_region region,
                                                void **data, uint64_t *added_bytes, struct epd_error *error);

@@ -178,9 +178,11 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
         step->results[i] = (struct step_rank_result){.status = EPD_OK};
     }
     set->n_steps++;
+    step->number = ++step->team->n_steps;
     step->callback = callback;
     step->callback_arg = arg;
     step->n_lanes_left = step->n_lanes;
+    atomic_store(&step->n_delivered, 0);
     barrier_init(&step->phases, step->n_lanes);
     barrier_init(&step->last, step->n_lanes);
     /* All lanes in one go: see "Order" in node.h. */
@@ -188,6 +190,7 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
         step->lanes[i].job =
             (struct lane_job){.run = step_lane_run, .poll = step_lane_poll, .complete = step_complete_lane};
         step->lanes[i].n_barriers = 0;
+        step->lanes[i].delivered = 0;
         lane_submit(step->lanes[i].team_lane->lane, &step->lanes[i].job);
     }
     return EPD_OK;

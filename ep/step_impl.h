@@ -12,7 +12,14 @@ struct step_rank {
     struct epd_error error; /* of the host side: launch refused, no memory; EPD_OK otherwise */
     enum epd_phase phase;   /* where it was met */
     struct kernel_error records[PLAN_RECORD_COUNT];
+    uint64_t generation; /* of the routing it used */
+    int released;        /* its ready flag was set for a client that did not come */
 };
+
+/* Barriers of one step, at most; and steps whose barriers may be looked at while a lane is ahead. */
+#define STEP_MAX_BARRIERS 32u
+#define STEP_BARRIER_SETS 2u
+_Static_assert(STEP_MAX_BARRIERS *STEP_BARRIER_SETS <= BACKEND_MARKS, "every barrier has its mark");
 
 /* One lane's part. */
 struct step_lane {
@@ -21,7 +28,10 @@ struct step_lane {
     struct team_lane *team_lane;
     uint32_t n_ranks;
     const uint32_t *ranks; /* positions in the set, rising; borrowed */
+    uint64_t ready_ticket; /* of the wait for its ranks' ready flags */
     uint64_t ticket;       /* of all its work */
+    uint64_t begun_ns;
+    int delivered; /* what its ranks report has come */
     uint32_t n_barriers;
 };
 
@@ -30,6 +40,7 @@ struct step {
     struct step *next_free;
     struct team *team;
     enum epd_op op;
+    uint64_t number;     /* of the team's steps */
     uint32_t n_ranks;    /* plans of the set */
     struct plan **plans; /* [n_ranks], as they were when the step was submitted */
     uint32_t *n_tokens;
@@ -45,7 +56,8 @@ struct step {
     struct problem_traffic *traffic; /* [R] */
 
     uint32_t n_lanes;
-    uint32_t n_lanes_left; /* loop thread */
+    _Atomic uint32_t n_delivered; /* lanes whose reports have come */
+    uint32_t n_lanes_left;        /* loop thread */
     step_callback callback;
     void *callback_arg;
     struct step_lane lanes[EPD_MAX_DEVICES];

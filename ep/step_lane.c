@@ -6,6 +6,7 @@
  * part: each step ends on all of them, whatever happens. */
 #include "ep/step_impl.h"
 
+#include <assert.h>
 #include <stdio.h>
 
 #include "ep/clock.h"
@@ -33,10 +34,17 @@ static void fail_rank(struct step *step, uint32_t idx, const struct epd_error *e
     barrier_abort(&step->phases);
 }
 
+static const struct backend *backend_of(const struct step_lane *lane)
+{
+    return lane_backend(lane->team_lane->lane);
+}
+
 /* All ready flags are looked at, and so consumed, before anything starts. */
 static void check_ranks(struct step_lane *lane)
 {
     struct step *step = lane->step;
+    struct epd_error ticket_error = {.status = EPD_OK};
+    lane->begun_ns = clock_now_ns();
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
         struct rank_run run = rank_run_of(lane, lane->ranks[i]);
         struct epd_error error = {.status = EPD_OK};
@@ -45,6 +53,8 @@ static void check_ranks(struct step_lane *lane)
                                                     PLAN_RECORD_COUNT * sizeof *run.plan->records, &error)))
             fail_rank(step, lane->ranks[i], &error, EPD_PHASE_GATHER);
     }
+    if (backend_of(lane)->queue_ticket(lane->team_lane->queue, &lane->ready_ticket, &ticket_error))
+        fail_rank(step, lane->ranks[0], &ticket_error, EPD_PHASE_GATHER);
 }
 
 /* Lanes meet, and their queues wait for each other's work. 0 if the step is off. */
@@ -53,7 +63,9 @@ static int meet(struct step_lane *lane, struct barrier *barrier)
     struct step *step = lane->step;
     const struct backend *backend = lane_backend(lane->team_lane->lane);
     struct epd_error error = {.status = EPD_OK};
-    uint32_t barrier_idx = lane->n_barriers++;
+    uint32_t barrier_idx =
+        (uint32_t)(step->number % STEP_BARRIER_SETS) * STEP_MAX_BARRIERS + lane->n_barriers++;
+    assert(lane->n_barriers <= STEP_MAX_BARRIERS);
     if (step->n_lanes == 1)
         return barrier_wait(barrier);
     if (backend->queue_mark(lane->team_lane->queue, barrier_idx, &error))
@@ -71,35 +83,68 @@ static int meet(struct step_lane *lane, struct barrier *barrier)
     return 1;
 }
 
-static int run_phase(struct step_lane *lane, const struct phase *phase)
+/* Its first stage is all that a routing costs by itself. */
+static enum epd_phase stage_phase(const struct phase *phase, uint32_t stage)
+{
+    int routes = phase->n_exchanges && phase->exchange == EXCHANGE_ROUTE_DISPATCH;
+    return routes && stage == 0 ? EPD_PHASE_ROUTE : phase->phase;
+}
+
+static int run_phase(struct step_lane *lane, const struct phase *phase, uint32_t stage)
 {
     struct step *step = lane->step;
+    enum epd_phase name = stage_phase(phase, stage);
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
         uint32_t idx = lane->ranks[i];
         struct rank_run run = rank_run_of(lane, idx);
+        run.stage = stage;
         struct epd_error error = {.status = EPD_OK};
         uint64_t begin_ns = clock_now_ns();
         if (phase->run(&run, &error)) {
-            fail_rank(step, idx, &error, phase->phase);
+            fail_rank(step, idx, &error, name);
             return 0;
         }
-        step->results[idx].phase_ns[phase->phase] += clock_now_ns() - begin_ns;
+        step->results[idx].phase_ns[name] += clock_now_ns() - begin_ns;
     }
     return 1;
+}
+
+/* Whether the lanes meet before this stage; they always do before the first phase. */
+static int meets_before(const struct backend *backend, const struct phase *phase, uint32_t stage)
+{
+    if (stage > 0)
+        return 1;
+    return backend->exchange_takes_turns ? phase->n_exchanges : phase->after_barrier;
 }
 
 /* 0 if the step is off: then other lanes may still be in any phase. */
 static int run_phases(struct step_lane *lane)
 {
     const struct pipeline *pipeline = moe_pipeline(lane->step->op);
+    const struct backend *backend = backend_of(lane);
     for (uint32_t i = 0; i < pipeline->n_phases; i++) {
         const struct phase *phase = &pipeline->phases[i];
-        if ((i == 0 || phase->after_barrier) && !meet(lane, &lane->step->phases))
-            return 0;
-        if (!run_phase(lane, phase))
-            return 0;
+        uint32_t n_stages = phase->n_exchanges ? backend->n_stages[phase->exchange] : 1;
+        for (uint32_t stage = 0; stage < n_stages; stage++) {
+            int first = i == 0 && stage == 0;
+            if ((first || meets_before(backend, phase, stage)) && !meet(lane, &lane->step->phases))
+                return 0;
+            if (!run_phase(lane, phase, stage))
+                return 0;
+        }
     }
     return 1;
+}
+
+/* Right behind the kernels: what follows is only to know how the step went. */
+static void set_done(struct step_lane *lane)
+{
+    for (uint32_t i = 0; i < lane->n_ranks; i++) {
+        struct rank_run run = rank_run_of(lane, lane->ranks[i]);
+        struct epd_error error = {.status = EPD_OK};
+        if (run.backend->flag_done(run.queue, &run.plan->flag, &error))
+            fail_rank(lane->step, lane->ranks[i], &error, EPD_PHASE_NONE);
+    }
 }
 
 /* What the kernels recorded, and on the lane of position 0 what the routing counted. */
@@ -127,14 +172,41 @@ static void copy_reports(struct step_lane *lane, int with_counts)
     }
 }
 
+static int host_side_failed(const struct step *step)
+{
+    for (uint32_t i = 0; i < step->n_ranks; i++)
+        if (step->ranks[i].error.status)
+            return 1;
+    return 0;
+}
+
+/* Where work goes on later, the next step may be submitted before this one has ended: it takes for granted
+ * that this one goes well, and is told in the end if it did not (moe_check_used). */
+static void finish_submission(struct step_lane *lane)
+{
+    for (uint32_t i = 0; i < lane->n_ranks; i++) {
+        struct rank_run run = rank_run_of(lane, lane->ranks[i]);
+        const struct plan *router = plan_router(run.plan);
+        lane->step->ranks[lane->ranks[i]].generation = router ? router->generation : 0;
+        if (!host_side_failed(lane->step))
+            moe_finish_step(&run);
+    }
+}
+
 void step_lane_run(struct lane_job *job, struct lane *lane)
 {
     struct step_lane *part = step_lane_of_job(job);
+    const struct backend *backend = lane_backend(lane);
     struct epd_error error = {.status = EPD_OK};
     check_ranks(part);
-    copy_reports(part, run_phases(part));
+    int with_counts = run_phases(part);
+    if (backend->works_later)
+        set_done(part);
+    copy_reports(part, with_counts);
     (void)meet(part, &part->step->last);
-    if (lane_backend(lane)->queue_ticket(part->team_lane->queue, &part->ticket, &error))
+    if (backend->works_later)
+        finish_submission(part);
+    if (backend->queue_ticket(part->team_lane->queue, &part->ticket, &error))
         fail_rank(part->step, part->ranks[0], &error, EPD_PHASE_NONE);
 }
 
@@ -214,7 +286,7 @@ static struct verdict decide(const struct step *step)
 static struct epd_error told(const struct step *step, const struct verdict *verdict, const struct plan *plan)
 {
     struct epd_error error = verdict->error;
-    if (verdict->record.status || (int32_t)plan->rank == verdict->rank)
+    if (verdict->record.status || verdict->rank < 0 || (int32_t)plan->rank == verdict->rank)
         return error;
     if (verdict->error.status == EPD_PROTOCOL)
         error_set(&error, EPD_PEER_LOST, "%s: rank %d %.180s", op_name(step->op), verdict->rank,
@@ -244,18 +316,22 @@ static void finish_rank(struct step_lane *lane, uint32_t idx, const struct verdi
     struct step *step = lane->step;
     struct rank_run run = rank_run_of(lane, idx);
     struct step_rank_result *result = &step->results[idx];
+    const struct step_rank *rank = &step->ranks[idx];
     if (verdict->error.status) {
         struct epd_error error = told(step, verdict, run.plan);
+        if (run.backend->works_later)
+            moe_undo_step(&run, rank->generation);
         result->status = error.status;
         result->phase = verdict->phase;
         result->record = verdict->record;
         report_failure(run.plan, step->seqs[idx], &error, verdict);
-    } else {
+    } else if (!run.backend->works_later) {
         moe_finish_step(&run);
     }
     atomic_fetch_add(&run.plan->flag.page->plans[run.plan->flag.idx].completed, 1);
     result->end_ns = clock_now_ns();
-    run.backend->flag_done(run.queue, &run.plan->flag);
+    if (!run.backend->works_later)
+        (void)!run.backend->flag_done(run.queue, &run.plan->flag, &(struct epd_error){0});
 }
 
 /* Rows that cross to other ranks, once per direction of the op. */
@@ -322,13 +398,69 @@ static void account_local(struct step *step)
     step->results[0].flops = (uint64_t)step->results[0].rows * plan->flops_per_row;
 }
 
+/* A client that is gone, or does not come, must not hold up the others: its flags are set for it. What the
+ * step then computes is nobody's. */
+static void release_absent(struct step_lane *lane)
+{
+    struct step *step = lane->step;
+    struct epd_error ignored = {.status = EPD_OK};
+    if (backend_of(lane)->queue_reached(lane->team_lane->queue, lane->ready_ticket, &ignored))
+        return;
+    int late = clock_now_ns() - lane->begun_ns > PLAN_READY_NS;
+    for (uint32_t i = 0; i < lane->n_ranks; i++) {
+        struct plan *plan = step->plans[lane->ranks[i]];
+        struct step_rank *rank = &step->ranks[lane->ranks[i]];
+        int gone = atomic_load(&plan->dead);
+        if (rank->released || (!late && !gone))
+            continue;
+        /* Written before the flag without which no lane's work of this step can end: all read it in decide.
+         */
+        rank->released = 1;
+        rank->phase = EPD_PHASE_GATHER;
+        error_set(&rank->error, gone ? EPD_PEER_LOST : EPD_TIMEOUT, "%s: the stream of rank %u %s",
+                  op_name(step->op), plan->rank,
+                  gone ? "ended before it reached the launch" : "did not reach the launch in 30 s");
+        atomic_store(&plan->flag.page->plans[plan->flag.idx].ready, 1);
+    }
+}
+
+/* The routing that the step used may have turned out to be of a failed one; the same on every lane. */
+static void check_used(struct step_lane *lane, struct verdict *verdict)
+{
+    struct step *step = lane->step;
+    for (uint32_t i = 0; i < lane->n_ranks; i++) {
+        struct rank_run run = rank_run_of(lane, lane->ranks[i]);
+        if (moe_check_used(&run, step->ranks[lane->ranks[i]].generation, &verdict->error))
+            return;
+    }
+}
+
+/* Each lane hands over what its own ranks report; every lane decides from all of them. */
+static int all_delivered(struct step_lane *lane)
+{
+    struct step *step = lane->step;
+    if (!lane->delivered)
+        atomic_fetch_add(&step->n_delivered, 1);
+    lane->delivered = 1;
+    return atomic_load(&step->n_delivered) == step->n_lanes;
+}
+
 int step_lane_poll(struct lane_job *job, struct lane *lane)
 {
     struct step_lane *part = step_lane_of_job(job);
     struct step *step = part->step;
-    if (!lane_backend(lane)->queue_reached(part->team_lane->queue, part->ticket))
+    struct epd_error lost = {.status = EPD_OK};
+    if (!lane_backend(lane)->queue_reached(part->team_lane->queue, part->ticket, &lost)) {
+        release_absent(part);
+        return 0;
+    }
+    if (lane_backend(lane)->works_later && !all_delivered(part))
         return 0;
     struct verdict verdict = decide(step);
+    if (lost.status)
+        verdict = (struct verdict){.error = lost, .rank = -1};
+    else if (!verdict.error.status)
+        check_used(part, &verdict);
     for (uint32_t i = 0; i < part->n_ranks; i++)
         finish_rank(part, part->ranks[i], &verdict);
     /* A step that never routed has nothing to count. */

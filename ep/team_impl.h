@@ -32,6 +32,7 @@ struct team {
     struct team_rank *ranks; /* [world_size], owned */
     /* Loop thread. */
     uint32_t n_plans;
+    uint64_t n_steps;      /* ever submitted */
     uint32_t n_lanes_left; /* while it ends */
 };
 

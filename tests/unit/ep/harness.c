@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "ep/futex.h"
+#include "tests/unit/ep/harness_memory.h"
 
 /* Sanitizer builds on a busy machine are slow; a test that hangs still ends. */
 #define TEST_TIMEOUT_S 300
@@ -38,8 +39,8 @@ void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_lim
     struct epd_error error = {.status = EPD_OK};
     *harness = (struct harness){.n_fds = count_fds()};
     struct node_config config = {
-        .backend = EPD_BACKEND_HOST,
-        .n_devices = n_devices,
+        .backend = harness_memory_backend(),
+        .n_devices = harness_memory_devices(n_devices),
         .heap_limit_bytes = heap_limit_bytes,
         .notify = ring_bell,
         .notify_arg = harness,
@@ -82,7 +83,9 @@ void harness_close(struct harness *harness)
         ck_assert_uint_eq(info.n_imports, 0);
     }
     node_close(harness->node);
-    ck_assert_int_eq(count_fds(), harness->n_fds);
+    /* CUDA keeps fds of its own. */
+    if (harness_memory_backend() == EPD_BACKEND_HOST)
+        ck_assert_int_eq(count_fds(), harness->n_fds);
 }
 
 struct acquired {
@@ -132,13 +135,11 @@ static void client_init(struct client *client, struct harness *harness, uint32_t
         .device_idx = device_idx, .kind = EPD_MEMORY_HEAP, .bytes = bytes, .fd = -1};
     int own_fd = -1;
     *client = (struct client){.bytes = bytes, .used = GAP_BYTES};
-    if (harness->imports)
+    if (harness->imports && harness_memory_backend() == EPD_BACKEND_HOST)
         request = import_request(device_idx, bytes, &own_fd);
     ck_assert_msg(page_create(&client->page, &client->page_fd, &error) == EPD_OK, "%s", error.text);
     ck_assert_msg(harness_acquire(harness, &request, &client->memory, &error) == EPD_OK, "%s", error.text);
-    int fd = own_fd >= 0 ? own_fd : memory_fd(client->memory);
-    client->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    ck_assert(client->base != MAP_FAILED);
+    harness_memory_map(client, own_fd);
     if (own_fd >= 0)
         close(own_fd);
     values_poison(client->base, GAP_BYTES);
@@ -150,8 +151,8 @@ static void client_fini(struct client *client)
     for (uint32_t i = 0; i < client->n_slabs; i++)
         ck_assert_msg(values_poisoned(client->base + client->gap_at[i], client->gap_bytes[i]),
                       "written behind tensor %u", i);
+    harness_memory_unmap(client);
     memory_release(client->memory);
-    munmap(client->base, client->bytes);
     page_close(client->page);
     close(client->page_fd);
 }
@@ -329,6 +330,8 @@ void launch_start(struct crew_plan *plan, const uint32_t *n_tokens, uint32_t lia
     uint64_t seqs[HARNESS_MAX_RANKS];
     *outcome = (struct outcome){0};
     plan->crew->seq++;
+    for (uint32_t i = 0; i < plan->n; i++)
+        harness_memory_push(&plan->crew->clients[plan->ranks[i]]);
     for (uint32_t i = 0; i < plan->n; i++) {
         seqs[i] = plan->crew->seq;
         if (!(liars >> i & 1))
@@ -343,6 +346,7 @@ void launch_wait(struct crew_plan *plan, struct outcome *outcome)
     harness_wait(plan->crew->harness, &outcome->ended);
     ck_assert_uint_eq(outcome->n_ranks, plan->n);
     for (uint32_t i = 0; i < plan->n; i++) {
+        harness_memory_pull(&plan->crew->clients[plan->ranks[i]]);
         ck_assert_int_eq(flag_wait(&words_of(plan, i)->done, 0), EPD_OK);
         ck_assert_uint_eq(atomic_load(&words_of(plan, i)->ready), 0);
         int reported = page_take(plan->crew->clients[plan->ranks[i]].page, 1000 + plan->flag_idx[i],
@@ -370,6 +374,8 @@ void launch_expect(struct crew_plan *plan, const uint32_t *n_tokens, enum epd_st
 
 int suite_run(const char *name, const TTest *const *tests, size_t n_tests)
 {
+    if (!harness_memory_begin())
+        return HARNESS_SKIPPED;
     Suite *suite = suite_create(name);
     TCase *tcase = tcase_create(name);
     tcase_set_timeout(tcase, TEST_TIMEOUT_S);
@@ -377,6 +383,9 @@ int suite_run(const char *name, const TTest *const *tests, size_t n_tests)
         tcase_add_test(tcase, tests[i]);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
+    /* A process that has used CUDA cannot go on in a fork. */
+    if (harness_memory_backend() != EPD_BACKEND_HOST)
+        srunner_set_fork_status(runner, CK_NOFORK);
     srunner_run_all(runner, CK_ENV);
     int n_failed = srunner_ntests_failed(runner);
     srunner_free(runner);

@@ -48,6 +48,7 @@ struct client {
     int page_fd;
     struct memory *memory;
     char *base;
+    void *device; /* where the memory is on its device, if base is a copy */
     uint64_t bytes, used;
     uint32_t n_flags;
     uint32_t n_slabs;
@@ -124,6 +125,9 @@ void launch_wait(struct crew_plan *plan, struct outcome *outcome);
 void launch(struct crew_plan *plan, const uint32_t *n_tokens, struct outcome *outcome);
 /* launch, and all ranks must end with the status. */
 void launch_expect(struct crew_plan *plan, const uint32_t *n_tokens, enum epd_status status);
+
+/* What suite_run returns where the backend cannot run. */
+#define HARNESS_SKIPPED 77
 
 int suite_run(const char *name, const TTest *const *tests, size_t n_tests);
 

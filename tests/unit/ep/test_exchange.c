@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/unit/ep/harness_memory.h"
 #include "tests/unit/ep/layer.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -226,10 +227,12 @@ static void check_rest(const struct exchange *exchange)
     for (uint32_t r = 0; r < c->world_size; r++) {
         const struct exchange_rank *x = &exchange->ranks[r];
         size_t t = layer->n_tokens[r];
-        check(exchange, "out", r, &x->out, out.of[r], t * h, tolerance_sum(c->dtype, k, 1.0));
+        check(exchange, "out", r, &x->out, out.of[r], t * h,
+              harness_combine_tolerance(c->dtype, (uint32_t)k, c->world_size));
         check(exchange, "d_weights", r, &x->d_weights_y, d_weights_y.of[r], t * k,
               tolerance_sum(EPD_F32, h, 0.6));
-        check(exchange, "dx", r, &x->dx, dx.of[r], t * h, tolerance_sum(c->dtype, k, 1.0));
+        check(exchange, "dx", r, &x->dx, dx.of[r], t * h,
+              harness_combine_tolerance(c->dtype, (uint32_t)k, c->world_size));
         check(exchange, "d_weights of dispatch", r, &x->d_weights, d_weights.of[r], t * k, exact);
         check_slots(exchange, "dy", r, &x->dy, dy.of[r], h, tolerance_of(c->dtype));
     }
@@ -288,7 +291,7 @@ START_TEST(a_step_reports_rows_and_bytes)
         for (size_t l = 0; l < layer->n_local; l++)
             rows += rows_of_expert[r * layer->n_local + l];
         ck_assert_int_eq(outcome.ranks[r].rows, rows);
-        ck_assert_uint_eq(outcome.ranks[r].wire_bytes, (uint64_t)sent[r] * c->hidden * sizeof(float));
+        ck_assert_uint_eq(outcome.ranks[r].wire_bytes, (uint64_t)sent[r] * c->hidden * dtype_bytes(c->dtype));
         ck_assert_uint_eq(outcome.ranks[r].copied_bytes, 0);
     }
     launch(&exchange.combine, layer->n_tokens, &outcome);
