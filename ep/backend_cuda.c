@@ -1,0 +1,447 @@
+/* The CUDA backend: GPUs of one node, one lane each. */
+#include "ep/backend_cuda.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "ep/cuda_exchange.h"
+#include "kernels/cuda/bias_grad.h"
+#include "kernels/cuda/cuda.h"
+
+/* What the copy engines and vector loads of the kernels ask for. */
+#define TENSOR_ALIGNMENT 16
+
+static enum epd_status find_engine(const char *name, const struct gemm_engine **engine,
+                                   struct epd_error *error)
+{
+    char known[EPD_ERROR_TEXT_BYTES] = "";
+    *engine = NULL;
+    if (!name)
+        return EPD_OK;
+    for (int i = 0; gemm_engines[i]; i++) {
+        size_t used = strlen(known);
+        if (strcmp(gemm_engines[i]->name, name) == 0) {
+            *engine = gemm_engines[i];
+            return EPD_OK;
+        }
+        snprintf(known + used, sizeof known - used, " %s", gemm_engines[i]->name);
+    }
+    return error_set(error, EPD_UNSUPPORTED, "gemm engine %s: the CUDA backend has%s", name, known);
+}
+
+/* Before the first CUDA call: a kernel that is loaded while a stream waits for a client would wait with it.
+ */
+static int available(struct epd_error *reason)
+{
+    if (setenv("CUDA_MODULE_LOADING", "EAGER", 1) != 0) {
+        error_set(reason, EPD_SYSTEM, "setenv: %s", strerror(errno));
+        return 0;
+    }
+    return cuda_devices_available(reason);
+}
+
+static enum epd_status n_devices(const struct node_config *config, uint32_t *n, struct epd_error *error)
+{
+    const struct gemm_engine *engine;
+    struct cuda_devices devices;
+    if (find_engine(config->gemm_engine, &engine, error) ||
+        cuda_devices_choose(config->devices, &devices, error))
+        return error->status;
+    *n = devices.n;
+    return EPD_OK;
+}
+
+/* ---- devices ---- */
+
+static enum epd_status check_attribute(const struct backend_device *device, enum cudaDeviceAttr attribute,
+                                       const char *what, struct epd_error *error)
+{
+    int value = 0;
+    if (cuda_runtime_check(cudaDeviceGetAttribute(&value, attribute, device->ordinal), what, error))
+        return error->status;
+    if (!value)
+        return error_set(error, EPD_UNSUPPORTED, "GPU %d: no %s", device->ordinal, what);
+    return EPD_OK;
+}
+
+static enum epd_status check_peers(const struct backend_device *device, struct epd_error *error)
+{
+    for (uint32_t i = 0; i < device->peers.n; i++) {
+        int peer = device->peers.ordinals[i], can = 1;
+        if (peer != device->ordinal &&
+            cuda_runtime_check(cudaDeviceCanAccessPeer(&can, device->ordinal, peer), "peer access", error))
+            return error->status;
+        if (!can)
+            return error_set(error, EPD_UNSUPPORTED, "GPU %d cannot reach the memory of GPU %d",
+                             device->ordinal, peer);
+    }
+    return EPD_OK;
+}
+
+static enum epd_status device_start(struct backend_device *device, struct epd_error *error)
+{
+    if (cuda_runtime_check(cudaSetDevice(device->ordinal), "device", error) ||
+        cuda_runtime_check(cudaFree(NULL), "CUDA context", error) ||
+        cuda_driver_load(&device->driver, error) ||
+        check_attribute(device, cudaDevAttrHostRegisterSupported, "registered host memory", error) ||
+        check_peers(device, error) ||
+        cuda_heap_init(&device->heap, &device->driver, &device->peers, device->ordinal, error) ||
+        cuda_kernels_load(error) || cuda_bias_grad_load(error))
+        return error->status;
+    device->imports.heap = &device->heap;
+    return cuda_runtime_check(cudaStreamCreateWithFlags(&device->setup, cudaStreamNonBlocking), "stream",
+                              error);
+}
+
+static enum epd_status describe(const struct backend_device *device, struct device_info *info,
+                                struct epd_error *error)
+{
+    struct cudaDeviceProp properties;
+    if (cuda_runtime_check(cudaGetDeviceProperties(&properties, device->ordinal), "device properties", error))
+        return error->status;
+    memcpy(info->uuid, properties.uuid.bytes, sizeof info->uuid);
+    snprintf(info->name, sizeof info->name, "%.*s", (int)sizeof info->name - 1, properties.name);
+    info->memory_bytes = properties.totalGlobalMem;
+    return EPD_OK;
+}
+
+static enum epd_status device_open(const struct node_config *config, uint32_t device_idx,
+                                   struct backend_device **device, struct device_info *info,
+                                   struct epd_error *error)
+{
+    struct backend_device *opened = calloc(1, sizeof *opened);
+    if (!opened)
+        return error_set(error, EPD_NO_MEMORY, "device %u: %zu bytes", device_idx, sizeof *opened);
+    opened->device_idx = device_idx;
+    if (find_engine(config->gemm_engine, &opened->engine, error) ||
+        cuda_devices_choose(config->devices, &opened->peers, error))
+        goto free_device;
+    opened->ordinal = opened->peers.ordinals[device_idx];
+    if (device_start(opened, error) || describe(opened, info, error))
+        goto free_device;
+    *device = opened;
+    return EPD_OK;
+
+free_device:
+    free(opened);
+    return error->status;
+}
+
+static void device_close(struct backend_device *device)
+{
+    (void)cudaDeviceSynchronize();
+    cuda_deferred_end(device, 1);
+    cuda_heap_fini(&device->heap);
+    (void)cudaStreamDestroy(device->setup);
+    free(device);
+}
+
+/* ---- memory ---- */
+
+static enum epd_status memory_alloc(struct backend_device *device, uint64_t bytes, int exported,
+                                    struct backend_block *block, struct epd_error *error)
+{
+    struct backend_block taken;
+    cuda_deferred_end(device, 0);
+    if (cuda_heap_alloc(&device->heap, bytes, exported, &taken, error))
+        return error->status;
+    if (cuda_runtime_check(cudaMemsetAsync(taken.data, 0, taken.bytes, device->setup), "zeroing of memory",
+                           error) ||
+        cuda_runtime_check(cudaStreamSynchronize(device->setup), "zeroing of memory", error)) {
+        cuda_heap_free(&device->heap, &taken);
+        return error->status;
+    }
+    *block = taken;
+    return EPD_OK;
+}
+
+static void end_block(struct backend_device *device, void *arg)
+{
+    cuda_heap_free(&device->heap, arg);
+    free(arg);
+}
+
+static void memory_free(struct backend_device *device, struct backend_block *block)
+{
+    struct backend_block *kept = calloc(1, sizeof *kept);
+    if (!kept) {
+        (void)cudaDeviceSynchronize();
+        cuda_heap_free(&device->heap, block);
+        return;
+    }
+    *kept = *block;
+    cuda_defer(device, 0, end_block, kept);
+}
+
+static enum epd_status memory_import(struct backend_device *device, const struct memory_request *request,
+                                     struct backend_import *import, struct epd_error *error)
+{
+    return cuda_import(&device->imports, request, import, error);
+}
+
+static uint64_t memory_unimport(struct backend_device *device, struct backend_import *import)
+{
+    return cuda_unimport(&device->imports, import->mapping);
+}
+
+static enum epd_status copy_in(struct backend_device *device, void *dst, const void *src, uint64_t bytes,
+                               struct epd_error *error)
+{
+    if (bytes == 0)
+        return EPD_OK;
+    if (cuda_runtime_check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, device->setup),
+                           "copy to the device", error))
+        return error->status;
+    return cuda_runtime_check(cudaStreamSynchronize(device->setup), "copy to the device", error);
+}
+
+static enum epd_status zero(struct backend_queue *queue, void *dst, uint64_t bytes, struct epd_error *error)
+{
+    if (bytes == 0)
+        return EPD_OK;
+    return cuda_runtime_check(cudaMemsetAsync(dst, 0, bytes, cuda_queue_stream(queue)), "zeroing", error);
+}
+
+static enum epd_status copy(struct backend_queue *queue, void *dst, const void *src, uint64_t bytes,
+                            struct epd_error *error)
+{
+    if (bytes == 0)
+        return EPD_OK;
+    return cuda_runtime_check(
+        cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_queue_stream(queue)), "copy", error);
+}
+
+/* ---- flags ---- */
+
+/* The flag words stay in the session page, host memory that both processes register with CUDA: streams wait
+ * for and write them as they do device memory, and either side can still end a wait of the other by a plain
+ * store. Each plan has a mapping of its own of the one page its words lie in, so that nobody has to count. */
+struct flag_mapping {
+    void *page;
+    size_t bytes;
+    CUdeviceptr words;
+};
+
+static enum epd_status flag_open(struct backend_device *device, struct backend_flag *flag,
+                                 struct epd_error *error)
+{
+    (void)device;
+    struct flag_mapping *mapping = calloc(1, sizeof *mapping);
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t words = (uintptr_t)&flag->page->plans[flag->idx], start = words & ~(page_bytes - 1);
+    void *device_page;
+    if (!mapping)
+        return error_set(error, EPD_NO_MEMORY, "flags: %zu bytes", sizeof *mapping);
+    mapping->bytes = page_bytes;
+    /* Of a shared mapping, "move zero bytes" makes another one. */
+    mapping->page = mremap((void *)start, 0, page_bytes, MREMAP_MAYMOVE);
+    if (mapping->page == MAP_FAILED) {
+        error_set(error, EPD_SYSTEM, "flags: mremap: %s", strerror(errno));
+        goto free_mapping;
+    }
+    if (cuda_runtime_check(cudaHostRegister(mapping->page, page_bytes, cudaHostRegisterMapped), "flags",
+                           error))
+        goto unmap;
+    if (cuda_runtime_check(cudaHostGetDevicePointer(&device_page, mapping->page, 0), "flags", error))
+        goto unregister;
+    mapping->words = (CUdeviceptr)(uintptr_t)device_page + (words - start);
+    flag->mapping = mapping;
+    return EPD_OK;
+
+unregister:
+    (void)cudaHostUnregister(mapping->page);
+unmap:
+    (void)munmap(mapping->page, page_bytes);
+free_mapping:
+    free(mapping);
+    return error->status;
+}
+
+static void end_flag(struct backend_device *device, void *arg)
+{
+    struct flag_mapping *mapping = arg;
+    (void)device;
+    (void)cudaHostUnregister(mapping->page);
+    (void)munmap(mapping->page, mapping->bytes);
+    free(mapping);
+}
+
+static void flag_close(struct backend_device *device, struct backend_flag *flag)
+{
+    if (flag->mapping)
+        cuda_defer(device, 1, end_flag, flag->mapping);
+    flag->mapping = NULL;
+}
+
+static CUdeviceptr word_of(const struct backend_flag *flag, size_t offset)
+{
+    const struct flag_mapping *mapping = flag->mapping;
+    return mapping->words + offset;
+}
+
+static enum epd_status flag_ready(struct backend_queue *queue, const struct backend_flag *flag,
+                                  struct epd_error *error)
+{
+    const struct cuda_driver *driver = &cuda_queue_device(queue)->driver;
+    CUdeviceptr word = word_of(flag, offsetof(struct page_plan, ready));
+    CUstreamBatchMemOpParams ops[2];
+    memset(ops, 0, sizeof ops);
+    ops[0].waitValue.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32;
+    ops[0].waitValue.address = word;
+    ops[0].waitValue.value = 1;
+    ops[0].waitValue.flags = CU_STREAM_WAIT_VALUE_EQ;
+    ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
+    ops[1].writeValue.address = word;
+    return cuda_driver_check(driver, driver->cuStreamBatchMemOp(cuda_queue_stream(queue), 2, ops, 0),
+                             "wait for a ready flag", error);
+}
+
+static enum epd_status flag_done(struct backend_queue *queue, const struct backend_flag *flag,
+                                 struct epd_error *error)
+{
+    const struct cuda_driver *driver = &cuda_queue_device(queue)->driver;
+    return cuda_driver_check(driver,
+                             driver->cuStreamWriteValue32(cuda_queue_stream(queue),
+                                                          word_of(flag, offsetof(struct page_plan, done)), 1,
+                                                          CU_STREAM_WRITE_VALUE_DEFAULT),
+                             "done flag", error);
+}
+
+/* ---- work ---- */
+
+static enum epd_status exchange(struct backend_queue *queue, enum exchange_op op, uint32_t stage,
+                                const struct exchange_args *args, struct epd_error *error)
+{
+    return cuda_exchange_launch(op, stage, args, cuda_queue_stream(queue), error);
+}
+
+static enum epd_status activation(struct backend_queue *queue, const struct activation_args *args,
+                                  struct epd_error *error)
+{
+    return cuda_activation_launch(args, cuda_queue_stream(queue), error);
+}
+
+static enum epd_status activation_bwd(struct backend_queue *queue, const struct activation_bwd_args *args,
+                                      struct epd_error *error)
+{
+    return cuda_activation_bwd_launch(args, cuda_queue_stream(queue), error);
+}
+
+static enum epd_status bias_grad(struct backend_queue *queue, const struct bias_grad_args *args,
+                                 struct epd_error *error)
+{
+    return cuda_bias_grad_launch(args, cuda_queue_stream(queue), error);
+}
+
+struct backend_gemm {
+    struct backend_device *device; /* borrowed from the lane */
+    const struct gemm_engine *engine;
+    struct gemm_engine_plan *plan; /* owned */
+};
+
+static const struct gemm_engine *choose_engine(const struct backend_device *device,
+                                               const struct gemm_problem *problem, struct epd_error *error)
+{
+    struct epd_error reason = {.status = EPD_OK};
+    char reasons[EPD_ERROR_TEXT_BYTES] = "";
+    for (int i = 0; gemm_engines[i]; i++) {
+        const struct gemm_engine *engine = gemm_engines[i];
+        if (device->engine && device->engine != engine)
+            continue;
+        if (engine->supports(problem, device->ordinal, &reason))
+            return engine;
+        size_t used = strlen(reasons);
+        snprintf(reasons + used, sizeof reasons - used, "%s%.100s", used ? "; " : "", reason.text);
+    }
+    error_set(error, EPD_UNSUPPORTED, "no gemm engine: %.230s", reasons);
+    return NULL;
+}
+
+static enum epd_status gemm_create(struct backend_device *device, const struct gemm_problem *problem,
+                                   struct backend_gemm **gemm, struct epd_error *error)
+{
+    if (problem->shape.dtype == EPD_F32)
+        return error_set(error, EPD_UNSUPPORTED, "gemm of f32: on the host backend only; want bf16 or f16");
+    const struct gemm_engine *engine = choose_engine(device, problem, error);
+    if (!engine)
+        return error->status;
+    struct backend_gemm *created = calloc(1, sizeof *created);
+    if (!created)
+        return error_set(error, EPD_NO_MEMORY, "gemm: %zu bytes", sizeof *created);
+    *created = (struct backend_gemm){.device = device, .engine = engine};
+    if (engine->create(problem, device->ordinal, &created->plan, error)) {
+        free(created);
+        return error->status;
+    }
+    *gemm = created;
+    return EPD_OK;
+}
+
+static enum epd_status gemm_launch(struct backend_queue *queue, struct backend_gemm *gemm,
+                                   const struct gemm_args *args, struct epd_error *error)
+{
+    const struct gemm_launch launch = {.args = *args};
+    return gemm->engine->launch(gemm->plan, &launch, cuda_queue_stream(queue), error);
+}
+
+static void end_gemm(struct backend_device *device, void *arg)
+{
+    struct backend_gemm *gemm = arg;
+    (void)device;
+    gemm->engine->destroy(gemm->plan);
+    free(gemm);
+}
+
+static void gemm_destroy(struct backend_gemm *gemm)
+{
+    cuda_defer(gemm->device, 1, end_gemm, gemm);
+}
+
+const struct backend backend_cuda = {
+    .kind = EPD_BACKEND_CUDA,
+    .tensor_alignment = TENSOR_ALIGNMENT,
+    .works_later = 1,
+    .n_stages =
+        {
+            [EXCHANGE_ROUTE_DISPATCH] = CUDA_ROUTE_DISPATCH_STAGES,
+            [EXCHANGE_DISPATCH] = CUDA_DISPATCH_STAGES,
+            [EXCHANGE_COMBINE] = CUDA_COMBINE_STAGES,
+            [EXCHANGE_GATHER_SCALARS] = CUDA_GATHER_STAGES,
+            [EXCHANGE_WEIGHT_GRAD] = CUDA_WEIGHT_GRAD_STAGES,
+        },
+    .exchange_takes_turns = 1,
+    .available = available,
+    .n_devices = n_devices,
+    .device_open = device_open,
+    .device_close = device_close,
+    .memory_alloc = memory_alloc,
+    .memory_free = memory_free,
+    .memory_import = memory_import,
+    .memory_unimport = memory_unimport,
+    .queue_create = cuda_queue_create,
+    .queue_destroy = cuda_queue_destroy,
+    .queue_mark = cuda_queue_mark,
+    .queue_join = cuda_queue_join,
+    .queue_ticket = cuda_queue_ticket,
+    .queue_reached = cuda_queue_reached,
+    .flag_open = flag_open,
+    .flag_close = flag_close,
+    .flag_ready = flag_ready,
+    .flag_done = flag_done,
+    .zero = zero,
+    .copy = copy,
+    .copy_in = copy_in,
+    .copy_out = cuda_queue_copy_out,
+    .exchange_sizes = cuda_exchange_sizes,
+    .exchange = exchange,
+    .activation = activation,
+    .activation_bwd = activation_bwd,
+    .bias_grad = bias_grad,
+    .gemm_create = gemm_create,
+    .gemm_launch = gemm_launch,
+    .gemm_destroy = gemm_destroy,
+};

@@ -1,0 +1,47 @@
+/* Inside of the CUDA backend: a GPU and its queues. Lane thread. */
+#ifndef EPD_EP_BACKEND_CUDA_H
+#define EPD_EP_BACKEND_CUDA_H
+
+#include "ep/backend.h"
+#include "ep/cuda_heap.h"
+#include "ep/cuda_import.h"
+#include "kernels/gemm/engine.h"
+
+struct backend_device {
+    struct cuda_driver driver;
+    struct cuda_devices peers; /* the GPUs of the node, this one among them */
+    uint32_t device_idx;       /* in the node */
+    int ordinal;               /* CUDA's number */
+    struct cuda_heap heap;
+    struct cuda_imports imports;
+    cudaStream_t setup;                /* work that waits for no client */
+    const struct gemm_engine *engine;  /* the one that was asked for; NULL: the best */
+    struct backend_queue *first_queue; /* owned by their teams */
+    struct cuda_deferred *deferred;    /* owned: what goes when the queues have passed it */
+};
+
+EPD_MUST_CHECK enum epd_status cuda_queue_create(struct backend_device *device, struct backend_queue **queue,
+                                                 struct epd_error *error);
+void cuda_queue_destroy(struct backend_queue *queue);
+cudaStream_t cuda_queue_stream(const struct backend_queue *queue);
+struct backend_device *cuda_queue_device(const struct backend_queue *queue);
+EPD_MUST_CHECK enum epd_status cuda_queue_mark(struct backend_queue *queue, uint32_t barrier_idx,
+                                               struct epd_error *error);
+EPD_MUST_CHECK enum epd_status cuda_queue_join(struct backend_queue *queue, struct backend_queue *other,
+                                               uint32_t barrier_idx, struct epd_error *error);
+EPD_MUST_CHECK enum epd_status cuda_queue_ticket(struct backend_queue *queue, uint64_t *ticket,
+                                                 struct epd_error *error);
+int cuda_queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_error *error);
+EPD_MUST_CHECK enum epd_status cuda_queue_copy_out(struct backend_queue *queue, void *dst, const void *src,
+                                                   uint64_t bytes, struct epd_error *error);
+
+/* Runs end(device, arg) once everything that is in the device's queues now has been done; at once if it is.
+ * when_idle: not before a moment in which every queue is empty. For what makes CUDA wait for the whole
+ * device, and so for clients: cudaFree, cudaFreeHost, cudaHostUnregister do (measured behind a stream that
+ * waited for a flag); VMM calls, events and streams do not. */
+void cuda_defer(struct backend_device *device, int when_idle, void (*end)(struct backend_device *, void *),
+                void *arg);
+/* Ends what may be ended now; all of it when the device is closed and has been waited for. */
+void cuda_deferred_end(struct backend_device *device, int all);
+
+#endif

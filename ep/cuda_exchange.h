@@ -1,0 +1,25 @@
+/* The exchange ops of ep/backend.h as stages of the CUDA kernels (kernels/cuda/cuda.h): between two stages
+ * the lanes meet, so nothing ever polls on the device. Lane thread. */
+#ifndef EPD_EP_CUDA_EXCHANGE_H
+#define EPD_EP_CUDA_EXCHANGE_H
+
+#include "ep/backend.h"
+
+struct CUstream_st;
+
+/* n_stages of each op. */
+enum {
+    CUDA_ROUTE_DISPATCH_STAGES = 3, /* send, layout, receive */
+    CUDA_DISPATCH_STAGES = 2,       /* send, receive */
+    CUDA_COMBINE_STAGES = 3,        /* publish weights, send, receive */
+    CUDA_GATHER_STAGES = 2,         /* send, receive */
+    CUDA_WEIGHT_GRAD_STAGES = 4,    /* a dispatch, then a gather */
+};
+
+void cuda_exchange_sizes(const struct exchange_shape *shape, uint64_t row_bytes,
+                         struct exchange_sizes *sizes);
+EPD_MUST_CHECK enum epd_status cuda_exchange_launch(enum exchange_op op, uint32_t stage,
+                                                    const struct exchange_args *args,
+                                                    struct CUstream_st *stream, struct epd_error *error);
+
+#endif

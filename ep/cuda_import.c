@@ -1,0 +1,188 @@
+#include "ep/cuda_import.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct cuda_mapping {
+    enum epd_memory_kind kind;
+    CUdeviceptr base;
+    uint64_t bytes;
+    CUmemGenericAllocationHandle handle; /* VMM */
+    uint32_t n_imports;
+    struct cuda_mapping *next;
+};
+
+static struct cuda_mapping *add_mapping(struct cuda_imports *imports, enum epd_memory_kind kind,
+                                        CUdeviceptr base, uint64_t bytes)
+{
+    struct cuda_mapping *mapping = calloc(1, sizeof *mapping);
+    if (!mapping)
+        return NULL;
+    *mapping = (struct cuda_mapping){.kind = kind, .base = base, .bytes = bytes, .next = imports->first};
+    imports->first = mapping;
+    return mapping;
+}
+
+static enum epd_status check_range(const struct memory_request *request, uint64_t size,
+                                   struct epd_error *error)
+{
+    if (request->offset > size || request->bytes > size - request->offset)
+        return error_set(error, EPD_OUT_OF_RANGE,
+                         "imported memory: offset %llu bytes %llu, the allocation has %llu bytes",
+                         (unsigned long long)request->offset, (unsigned long long)request->bytes,
+                         (unsigned long long)size);
+    return EPD_OK;
+}
+
+static struct backend_import import_at(const struct memory_request *request, struct cuda_mapping *mapping,
+                                       uint64_t mapped_bytes)
+{
+    mapping->n_imports++;
+    return (struct backend_import){.data = (void *)(uintptr_t)(mapping->base + request->offset),
+                                   .mapped_bytes = mapped_bytes,
+                                   .mapping = mapping};
+}
+
+/* ---- cudaMalloc ---- */
+
+static enum epd_status ipc_open(struct cuda_imports *imports, const struct memory_request *request,
+                                CUdeviceptr *base, size_t *size, struct epd_error *error)
+{
+    const struct cuda_driver *driver = imports->heap->driver;
+    cudaIpcMemHandle_t handle;
+    void *opened = NULL;
+    _Static_assert(sizeof handle == EPD_IPC_HANDLE_BYTES, "an IPC handle is what the wire carries");
+    memcpy(&handle, request->ipc_handle, sizeof handle);
+    cudaError_t result = cudaIpcOpenMemHandle(&opened, handle, cudaIpcMemLazyEnablePeerAccess);
+    if (result != cudaSuccess) {
+        (void)cudaGetLastError();
+        return error_set(error, EPD_INVALID_ARGUMENT, "imported memory: the IPC handle does not open: %s",
+                         cudaGetErrorString(result));
+    }
+    *base = (CUdeviceptr)(uintptr_t)opened;
+    if (cuda_driver_check(driver, driver->cuMemGetAddressRange(NULL, size, *base), "imported memory",
+                          error) ||
+        check_range(request, *size, error)) {
+        (void)cudaIpcCloseMemHandle(opened);
+        return error->status;
+    }
+    return EPD_OK;
+}
+
+static struct cuda_mapping *find_ipc(const struct cuda_imports *imports, CUdeviceptr base)
+{
+    for (struct cuda_mapping *mapping = imports->first; mapping; mapping = mapping->next)
+        if (mapping->kind == EPD_MEMORY_CUDA_IPC && mapping->base == base)
+            return mapping;
+    return NULL;
+}
+
+static enum epd_status import_ipc(struct cuda_imports *imports, const struct memory_request *request,
+                                  struct backend_import *import, struct epd_error *error)
+{
+    CUdeviceptr base = 0;
+    size_t size = 0;
+    uint64_t mapped_bytes = 0;
+    if (ipc_open(imports, request, &base, &size, error))
+        return error->status;
+    struct cuda_mapping *mapping = find_ipc(imports, base);
+    if (!mapping) {
+        mapping = add_mapping(imports, EPD_MEMORY_CUDA_IPC, base, size);
+        mapped_bytes = size;
+    }
+    if (!mapping) {
+        (void)cudaIpcCloseMemHandle((void *)(uintptr_t)base);
+        return error_set(error, EPD_NO_MEMORY, "imported memory: %zu bytes", sizeof *mapping);
+    }
+    *import = import_at(request, mapping, mapped_bytes);
+    return EPD_OK;
+}
+
+/* ---- VMM ---- */
+
+static enum epd_status check_location(struct cuda_imports *imports, CUmemGenericAllocationHandle handle,
+                                      struct epd_error *error)
+{
+    const struct cuda_driver *driver = imports->heap->driver;
+    CUmemAllocationProp prop;
+    if (cuda_driver_check(driver, driver->cuMemGetAllocationPropertiesFromHandle(&prop, handle),
+                          "imported memory", error))
+        return error->status;
+    if (prop.location.type != CU_MEM_LOCATION_TYPE_DEVICE || prop.location.id != imports->heap->ordinal)
+        return error_set(error, EPD_INVALID_DEVICE, "imported memory: it lies on GPU %d, want %d",
+                         prop.location.id, imports->heap->ordinal);
+    return EPD_OK;
+}
+
+static enum epd_status import_vmm(struct cuda_imports *imports, const struct memory_request *request,
+                                  struct backend_import *import, struct epd_error *error)
+{
+    const struct cuda_heap *heap = imports->heap;
+    uint64_t end = request->offset + request->bytes, granularity = heap->granularity;
+    uint64_t bytes = (end + granularity - 1) / granularity * granularity;
+    CUmemGenericAllocationHandle handle;
+    CUdeviceptr base = 0;
+    CUresult result = heap->driver->cuMemImportFromShareableHandle(&handle, (void *)(uintptr_t)request->fd,
+                                                                   CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    if (result != CUDA_SUCCESS)
+        return error_set(error, EPD_INVALID_ARGUMENT,
+                         "imported memory: the fd is no device memory of this node (%d)", (int)result);
+    if (check_location(imports, handle, error))
+        goto release;
+    /* The driver refuses to map more than there is. */
+    if (cuda_heap_map(heap, handle, bytes, 0, &base, error)) {
+        error_set(error, EPD_OUT_OF_RANGE, "imported memory: offset %llu bytes %llu cannot be mapped",
+                  (unsigned long long)request->offset, (unsigned long long)request->bytes);
+        goto release;
+    }
+    struct cuda_mapping *mapping = add_mapping(imports, EPD_MEMORY_CUDA_VMM, base, bytes);
+    if (!mapping) {
+        error_set(error, EPD_NO_MEMORY, "imported memory: %zu bytes", sizeof *mapping);
+        goto unmap;
+    }
+    mapping->handle = handle;
+    *import = import_at(request, mapping, bytes);
+    return EPD_OK;
+
+unmap:
+    cuda_heap_unmap(heap, base, bytes);
+release:
+    (void)heap->driver->cuMemRelease(handle);
+    return error->status;
+}
+
+enum epd_status cuda_import(struct cuda_imports *imports, const struct memory_request *request,
+                            struct backend_import *import, struct epd_error *error)
+{
+    switch (request->kind) {
+    case EPD_MEMORY_CUDA_IPC:
+        return import_ipc(imports, request, import, error);
+    case EPD_MEMORY_CUDA_VMM:
+        return import_vmm(imports, request, import, error);
+    default:
+        return error_set(error, EPD_UNSUPPORTED,
+                         "memory kind %d: the CUDA backend imports CUDA IPC (%d) and VMM (%d) memory",
+                         (int)request->kind, (int)EPD_MEMORY_CUDA_IPC, (int)EPD_MEMORY_CUDA_VMM);
+    }
+}
+
+uint64_t cuda_unimport(struct cuda_imports *imports, struct cuda_mapping *mapping)
+{
+    struct cuda_mapping **link = &imports->first;
+    if (mapping->kind == EPD_MEMORY_CUDA_IPC)
+        (void)cudaIpcCloseMemHandle((void *)(uintptr_t)mapping->base);
+    assert(mapping->n_imports > 0);
+    if (--mapping->n_imports)
+        return 0;
+    while (*link != mapping)
+        link = &(*link)->next;
+    *link = mapping->next;
+    uint64_t bytes = mapping->bytes;
+    if (mapping->kind == EPD_MEMORY_CUDA_VMM) {
+        cuda_heap_unmap(imports->heap, mapping->base, bytes);
+        (void)imports->heap->driver->cuMemRelease(mapping->handle);
+    }
+    free(mapping);
+    return bytes;
+}

@@ -1,0 +1,22 @@
+/* Client memory on one GPU: cudaMalloc memory by IPC handle, VMM allocations by fd. Mapped on its own GPU
+ * alone: no kernel of a peer touches it. CUDA itself counts how often an IPC handle is open, and knows a
+ * reused address from an old one; here only the bytes are counted. Lane thread. */
+#ifndef EPD_EP_CUDA_IMPORT_H
+#define EPD_EP_CUDA_IMPORT_H
+
+#include "ep/cuda_heap.h"
+
+struct cuda_mapping; /* one allocation of a client */
+
+struct cuda_imports {
+    const struct cuda_heap *heap; /* borrowed from the device */
+    struct cuda_mapping *first;   /* owned */
+};
+
+/* The range is checked against the allocation. The request's fd stays the caller's. */
+EPD_MUST_CHECK enum epd_status cuda_import(struct cuda_imports *imports, const struct memory_request *request,
+                                           struct backend_import *import, struct epd_error *error);
+/* Returns the bytes unmapped. */
+uint64_t cuda_unimport(struct cuda_imports *imports, struct cuda_mapping *mapping);
+
+#endif
