@@ -121,6 +121,17 @@ static enum epd_status plan_prepare(struct epd_group *group, const struct epd_pl
     return EPD_OK;
 }
 
+/* Tells the daemon to forget a plan that this side could not finish. */
+static void plan_abandon(struct epd_plan *plan)
+{
+    struct message request = {.kind = MESSAGE_PLAN_DESTROY, .plan_destroy = {.id = plan->reply.plan_id}};
+    struct inbox_item reply;
+    struct epd_error ignored;
+
+    if (group_call(plan->group, &request, -1, MESSAGE_REPLY_OK, CLIENT_REPLY_TIMEOUT_MS, &reply, &ignored))
+        return; /* the session is lost, and the plan with it */
+}
+
 /* Creates the plan in the daemon and finds its place in the page. */
 static enum epd_status plan_request(struct epd_plan *plan, struct epd_error *error)
 {
@@ -137,7 +148,10 @@ static enum epd_status plan_request(struct epd_plan *plan, struct epd_error *err
                          (unsigned long long)plan->reply.plan_id, plan->reply.flag_idx, EPD_PAGE_MAX_PLANS);
     plan->flags = &connection_page(group_connection(plan->group))->plans[plan->reply.flag_idx];
     plan->seen_idx = 0;
-    return EPD_OK;
+    plan->group->ops->unbind(plan);
+    if (plan->group->ops->bind(plan, error))
+        plan_abandon(plan);
+    return error->status;
 }
 
 enum epd_status plan_restore(struct epd_plan *plan, struct epd_error *error)
@@ -153,6 +167,7 @@ void plan_free(struct epd_plan *plan)
 {
     for (uint32_t i = 0; i < plan->create.n_bindings; i++)
         atomic_fetch_sub(&plan->buffers[i]->n_bindings, 1);
+    plan->group->ops->unbind(plan);
     free(plan->buffers);
     free(plan->create.bindings);
     pthread_mutex_destroy(&plan->lock);
@@ -340,15 +355,20 @@ static enum epd_status plan_lost(struct epd_plan *plan, const struct epd_error *
 static enum epd_status plan_collect(struct epd_plan *plan, struct epd_error *error)
 {
     uint64_t failed = atomic_load_explicit(&plan->flags->failed, memory_order_relaxed);
-    uint64_t completed = atomic_load_explicit(&plan->flags->completed, memory_order_relaxed);
+    const struct stream_ops *ops = plan->group->ops;
     struct epd_error loss;
     enum epd_status status = EPD_OK;
 
     if (failed != plan->failed_before)
         status = plan_failed(plan, error);
-    else if (completed + failed == plan->ended_before && connection_check(plan->group->connection, &loss))
+    else if (ops->outstanding(plan) && connection_check(plan->group->connection, &loss))
         status = plan_lost(plan, &loss, error);
+    plan->failed_before = failed;
     atomic_store(&plan->state, PLAN_IDLE);
+    /* Another thread may have launched it meanwhile. */
+    if (ops->launches_overlap && ops->outstanding(plan) &&
+        connection_check(plan->group->connection, &loss) == EPD_OK)
+        atomic_store(&plan->state, PLAN_IN_FLIGHT);
     return status;
 }
 

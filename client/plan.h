@@ -9,7 +9,7 @@
 
 #include "client/buffer.h"
 
-/* Host backend: one launch at a time. */
+/* Host backend: one launch at a time. CUDA: idle or in flight, whatever their number. */
 enum plan_state {
     PLAN_IDLE = 0,  /* a launch takes it to PLAN_BEGINNING, with EPD_BUSY for everybody who comes second */
     PLAN_BEGINNING, /* the launching thread sets flags and sends; waits pass by, as before the launch */
@@ -27,8 +27,10 @@ struct epd_plan {
     uint32_t max_tokens;     /* T */
     atomic_uint n_tokens;    /* of the next launch */
     struct page_plan *flags; /* in the connection's page */
+    void *stream_words;      /* CUDA: the same for streams; of stream_ops bind */
 
     atomic_uint state;                    /* enum plan_state */
+    atomic_ullong n_launched;             /* CUDA: since it was bound */
     atomic_uint waiting;                  /* a thread is in epd_plan_wait */
     uint64_t ended_before, failed_before; /* page counters when the launch in flight began */
     atomic_ullong last_seq;               /* of the last launch */

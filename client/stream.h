@@ -21,6 +21,13 @@ struct stream_ops {
     enum epd_status (*describe)(void *data, uint64_t bytes, struct message_buffer_register *request, int *fd,
                                 struct epd_error *error);
 
+    /* Makes the plan's flags (plan->flags) usable in the client's streams, and ends that. */
+    enum epd_status (*bind)(struct epd_plan *plan, struct epd_error *error);
+    void (*unbind)(struct epd_plan *plan);
+    /* Launches that the daemon has not ended, as the page counts them. */
+    uint64_t (*outstanding)(struct epd_plan *plan);
+    int launches_overlap; /* a plan may be launched again before its last launch was waited for */
+
     /* Before the launch message: marks the plan in flight and sets its ready flag, in stream order. EPD_BUSY
      * if the plan can take no further launch. */
     enum epd_status (*begin)(struct epd_plan *plan, void *stream, struct epd_error *error);
@@ -44,5 +51,8 @@ EPD_MUST_CHECK enum epd_status stream_ops_for(enum epd_backend_kind kind, const 
                                               struct epd_error *error);
 
 extern const struct stream_ops stream_host;
+#ifdef EPD_HAVE_CUDA
+extern const struct stream_ops stream_cuda;
+#endif
 
 #endif

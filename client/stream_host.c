@@ -66,6 +66,22 @@ static uint64_t host_ended(struct epd_plan *plan)
            atomic_load_explicit(&plan->flags->failed, memory_order_relaxed);
 }
 
+static enum epd_status host_bind(struct epd_plan *plan, struct epd_error *error)
+{
+    (void)plan, (void)error;
+    return EPD_OK;
+}
+
+static void host_unbind(struct epd_plan *plan)
+{
+    (void)plan;
+}
+
+static uint64_t host_outstanding(struct epd_plan *plan)
+{
+    return host_ended(plan) == plan->ended_before;
+}
+
 static enum epd_status host_begin(struct epd_plan *plan, void *stream, struct epd_error *error)
 {
     unsigned idle = PLAN_IDLE;
@@ -141,6 +157,9 @@ const struct stream_ops stream_host = {
     .unmap = host_unmap,
     .remap = host_remap,
     .describe = host_describe,
+    .bind = host_bind,
+    .unbind = host_unbind,
+    .outstanding = host_outstanding,
     .begin = host_begin,
     .cancel = host_cancel,
     .commit = host_commit,

@@ -5,8 +5,12 @@
  *
  * Host hand-off of one launch: client sets ready = 1, sends the LAUNCH datagram; the lane waits for ready == 1 and
  * clears it, runs, writes a ring entry if the step failed, adds 1 to `completed` (or `failed`), sets done = 1 and wakes
- * it; the client waits for done == 1 and clears it. On CUDA ready/done live in device memory; completed, failed and the
- * ring stay here. */
+ * it; the client waits for done == 1 and clears it.
+ *
+ * On CUDA streams do the same with these words, which both processes register as host memory: the client's stream sets
+ * ready, the lane's stream waits for it, clears it, runs and sets done, the client's stream waits for done and clears
+ * both. Host memory, so that either side can end a wait of the other by a plain store. What a step came to is known
+ * behind `done`: completed, failed and the ring follow it. */
 #ifndef EPD_PROTO_PAGE_H
 #define EPD_PROTO_PAGE_H
 
