@@ -1,0 +1,72 @@
+/* CUDA backend: the test works on a copy of the client's memory in host memory, which goes to the device
+ * before a launch and comes back after it. */
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "ep/memory_impl.h"
+#include "tests/gpu/backend/cases.h"
+#include "tests/unit/ep/harness_memory.h"
+
+static int n_gpus(void)
+{
+    int n = 0;
+    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+}
+
+int harness_memory_begin(void)
+{
+    struct epd_error reason = {.status = EPD_OK};
+    if (!node_backend_available(EPD_BACKEND_CUDA, &reason)) {
+        printf("SKIP: %s\n", reason.text);
+        return 0;
+    }
+    printf("%d GPUs\n", n_gpus());
+    cuda_cases_make();
+    return 1;
+}
+
+enum epd_backend_kind harness_memory_backend(void)
+{
+    return EPD_BACKEND_CUDA;
+}
+
+uint32_t harness_memory_devices(uint32_t n)
+{
+    return n < (uint32_t)n_gpus() ? n : (uint32_t)n_gpus();
+}
+
+void harness_memory_map(struct client *client, int memfd)
+{
+    ck_assert_int_lt(memfd, 0);
+    client->base = calloc(client->bytes, 1);
+    ck_assert_ptr_nonnull(client->base);
+    client->device = memory_data(client->memory);
+}
+
+void harness_memory_unmap(struct client *client)
+{
+    free(client->base);
+}
+
+void harness_memory_push(struct client *client)
+{
+    cudaError_t result = cudaMemcpy(client->device, client->base, client->used, cudaMemcpyDefault);
+    ck_assert_msg(result == cudaSuccess, "%s", cudaGetErrorString(result));
+}
+
+void harness_memory_pull(struct client *client)
+{
+    cudaError_t result = cudaMemcpy(client->base, client->device, client->used, cudaMemcpyDefault);
+    ck_assert_msg(result == cudaSuccess, "%s", cudaGetErrorString(result));
+}
+
+/* Each rank that holds slots of a token rounds its partial sum once, to the dtype. */
+struct tolerance harness_combine_tolerance(enum epd_dtype dtype, uint32_t top_k, uint32_t world_size)
+{
+    struct tolerance tolerance = tolerance_sum(dtype, top_k, 1.0);
+    double unit = dtype == EPD_BF16 ? 1.0 / 256 : dtype == EPD_F16 ? 1.0 / 2048 : 0.0;
+    if (world_size > 1)
+        tolerance.atol += unit * top_k;
+    return tolerance;
+}
