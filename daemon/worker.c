@@ -224,13 +224,16 @@ static enum epd_status take_config(struct worker *worker, struct epd_error *erro
     return config_finish(&worker->config, error);
 }
 
-static enum epd_status resolve_backend(const struct config *config, enum epd_backend_kind *backend,
+static enum epd_status resolve_backend(const struct worker *worker, enum epd_backend_kind *backend,
                                        struct epd_error *error)
 {
+    const struct config *config = &worker->config;
     struct epd_error reason = {0};
     *backend = config->backend == CONFIG_BACKEND_HOST ? EPD_BACKEND_HOST : EPD_BACKEND_CUDA;
-    if (config->backend == CONFIG_BACKEND_AUTO && !node_backend_available(EPD_BACKEND_CUDA, &reason))
+    if (config->backend == CONFIG_BACKEND_AUTO && !node_backend_available(EPD_BACKEND_CUDA, &reason)) {
+        log_write(worker->log, LOG_INFO, "backend host because cuda cannot run here: %s", reason.text);
         *backend = EPD_BACKEND_HOST;
+    }
     if (node_backend_available(*backend, &reason))
         return EPD_OK;
     return error_set(error, EPD_UNSUPPORTED, "backend %s cannot run here: %.180s", backend_name(*backend),
@@ -247,7 +250,7 @@ static enum epd_status open_node(struct worker *worker, struct epd_error *error)
         .notify = notify_loop,
         .notify_arg = &worker->notify,
     };
-    enum epd_status status = resolve_backend(config, &node.backend, error);
+    enum epd_status status = resolve_backend(worker, &node.backend, error);
     if (status != EPD_OK)
         return status;
     if (node.backend == EPD_BACKEND_HOST)
