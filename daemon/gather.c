@@ -2,163 +2,14 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "daemon/clock.h"
+#include "daemon/flight.h"
 #include "daemon/joint_plan.h"
 #include "daemon/rank_plan.h"
 #include "daemon/session.h"
+#include "daemon/step_record.h"
 #include "ep/step.h"
-
-/* A step on the lanes. Pooled: a warm launch allocates nothing. */
-struct flight {
-    struct list in_idle;
-    struct group *group; /* held */
-    enum epd_op op;
-    uint32_t n_plans;
-    uint64_t n_tokens; /* of all ranks */
-    uint64_t gather_ns, submit_ns;
-    uint64_t entry;                              /* serial in the flight recorder */
-    struct rank_plan *plans[EPD_MAX_WORLD_SIZE]; /* alive: ep lets go of a plan only after its steps */
-};
-
-static struct flight *flight_acquire(struct worker *worker)
-{
-    if (list_empty(&worker->idle_flights))
-        return calloc(1, sizeof(struct flight));
-    struct flight *flight = list_owner(worker->idle_flights.next, struct flight, in_idle);
-    list_remove(&flight->in_idle);
-    return flight;
-}
-
-static void flight_release(struct worker *worker, struct flight *flight)
-{
-    list_init(&flight->in_idle);
-    list_append(&worker->idle_flights, &flight->in_idle);
-}
-
-void gather_fini(struct worker *worker)
-{
-    while (!list_empty(&worker->idle_flights)) {
-        struct flight *flight = list_owner(worker->idle_flights.next, struct flight, in_idle);
-        list_remove(&flight->in_idle);
-        free(flight);
-    }
-}
-
-/* ---- flight recorder ---- */
-
-static uint64_t record_begin(struct group *group, const struct launch *launch, uint64_t ordinal,
-                             uint64_t now_ns)
-{
-    struct recorder_entry *entry = recorder_begin(&group->worker->recorder);
-    entry->group_id = group->id;
-    entry->ordinal = ordinal;
-    entry->plan_id = launch->plan->id;
-    entry->first_ns = entry->last_ns = now_ns;
-    entry->world_size = ordinal ? group->world_size : 1;
-    entry->op = (uint32_t)launch->plan->op;
-    entry->state = RECORDER_GATHERING;
-    return entry->serial;
-}
-
-static void record_arrival(struct group *group, uint32_t rank)
-{
-    struct recorder_entry *entry = recorder_find(&group->worker->recorder, group->gather.entry);
-    if (!entry)
-        return;
-    entry->arrived |= 1ull << rank;
-    entry->last_ns = group->gather.last_ns;
-}
-
-static void record_running(struct worker *worker, uint64_t serial, uint64_t now_ns)
-{
-    struct recorder_entry *entry = recorder_find(&worker->recorder, serial);
-    if (!entry)
-        return;
-    entry->state = RECORDER_RUNNING;
-    entry->submit_ns = now_ns;
-}
-
-static void record_failed(struct worker *worker, uint64_t serial, const struct epd_error *error,
-                          enum epd_phase phase, int32_t rank, uint64_t now_ns)
-{
-    struct recorder_entry *entry = recorder_find(&worker->recorder, serial);
-    if (!entry)
-        return;
-    entry->state = RECORDER_DONE;
-    entry->status = (uint32_t)error->status;
-    entry->phase = (uint32_t)phase;
-    entry->rank = rank;
-    entry->end_ns = now_ns;
-    (void)snprintf(entry->text, sizeof(entry->text), "%.95s", error->text);
-}
-
-static void record_result(struct worker *worker, uint64_t serial, const struct step_result *result,
-                          uint64_t now_ns)
-{
-    struct recorder_entry *entry = recorder_find(&worker->recorder, serial);
-    if (!entry)
-        return;
-    entry->state = RECORDER_DONE;
-    entry->end_ns = now_ns;
-    for (uint32_t rank = 0; rank < result->n_ranks; rank++) {
-        const struct step_rank_result *part = &result->ranks[rank];
-        for (int phase = 0; phase < EPD_PHASE_COUNT; phase++)
-            if (part->phase_ns[phase] > entry->phase_ns[phase])
-                entry->phase_ns[phase] = part->phase_ns[phase];
-        if (part->status == EPD_OK || entry->status)
-            continue;
-        entry->status = (uint32_t)part->status;
-        entry->phase = (uint32_t)part->phase;
-        entry->rank = (int32_t)rank;
-    }
-}
-
-/* ---- end of a step on the lanes ---- */
-
-static void check_device_lost(struct worker *worker, const struct step_result *result)
-{
-    for (uint32_t rank = 0; rank < result->n_ranks; rank++) {
-        if (result->ranks[rank].status != EPD_CUDA && result->ranks[rank].status != EPD_NCCL)
-            continue;
-        struct epd_error error;
-        (void)error_set(&error, result->ranks[rank].status,
-                        "a step failed on the device of rank %u in phase %s", rank,
-                        phase_name(result->ranks[rank].phase));
-        worker_fail(worker, &error);
-        return;
-    }
-}
-
-static void on_step(void *arg, const struct step_result *result)
-{
-    struct flight *flight = arg;
-    struct group *group = flight->group;
-    struct worker *worker = group->worker;
-    const uint64_t now_ns = clock_ns();
-    int failed = 0;
-    struct epd_error ignored = {0};
-    (void)!failpoint_hit(&worker->failpoints, "step_done",
-                         &ignored); /* may sleep or kill; the step has ended */
-    for (uint32_t i = 0; i < flight->n_plans; i++) {
-        flight->plans[i]->n_flights--;
-        flight->plans[i]->n_failed += result->ranks[i].status != EPD_OK;
-        failed |= result->ranks[i].status != EPD_OK;
-    }
-    stats_count_step(&worker->stats, flight->op, result, flight->n_tokens, flight->gather_ns,
-                     now_ns - flight->submit_ns);
-    load_count(&group->load, result->expert_rows, result->n_experts);
-    record_result(worker, flight->entry, result, now_ns);
-    group->n_failed += (uint64_t)failed;
-    group->n_flights--;
-    worker->n_flights--;
-    flight_release(worker, flight);
-    if (failed)
-        check_device_lost(worker, result);
-    group_release(group);
-}
 
 /* ---- handing over ---- */
 
@@ -166,19 +17,6 @@ static void block(struct group *group)
 {
     if (list_empty(&group->in_blocked))
         list_append(&group->worker->blocked, &group->in_blocked);
-}
-
-static void depart(struct flight *flight, uint64_t now_ns)
-{
-    struct group *group = flight->group;
-    for (uint32_t i = 0; i < flight->n_plans; i++)
-        flight->plans[i]->n_flights++;
-    flight->submit_ns = now_ns;
-    group->n_launches++;
-    group->n_flights++;
-    group->worker->n_flights++;
-    group_hold(group);
-    record_running(group->worker, flight->entry, now_ns);
 }
 
 /* What is wrong with one launch, as an error that names the rank, what it gave and what it should have given.
@@ -223,11 +61,11 @@ static int run_local(struct member *member, struct launch *launch)
         *flight = (struct flight){
             .group = group, .op = launch->plan->op, .n_plans = 1, .n_tokens = launch->n_tokens};
         flight->plans[0] = launch->plan;
-        status = step_submit(launch->plan->set, &launch->n_tokens, &launch->seq, on_step, flight, &error);
+        status = step_submit(launch->plan->set, &launch->n_tokens, &launch->seq, flight_land, flight, &error);
     }
     if (status == EPD_OK) {
-        flight->entry = record_begin(group, launch, 0, launch->arrived_ns);
-        depart(flight, now_ns);
+        flight->entry = step_record_begin(group, launch, 0, launch->arrived_ns);
+        flight_depart(flight, now_ns);
     } else {
         if (flight)
             flight_release(worker, flight);
@@ -266,7 +104,7 @@ static void fail_step(struct group *group, const struct epd_error *error, int32_
     group->missed_rank = rank;
     group->n_launches++;
     group->n_failed++;
-    record_failed(worker, group->gather.entry, error, EPD_PHASE_GATHER, rank, now_ns);
+    step_record_failed(worker, group->gather.entry, error, EPD_PHASE_GATHER, rank, now_ns);
     for (uint32_t i = 0; i < group->world_size; i++)
         if (group->members[i] && group->members[i]->announced)
             member_fail_first(group->members[i], error, EPD_PHASE_GATHER, rank);
@@ -315,11 +153,11 @@ static int submit(struct group *group)
         uint32_t n_tokens[EPD_MAX_WORLD_SIZE];
         uint64_t seq[EPD_MAX_WORLD_SIZE];
         fill_flight(flight, group, joint, n_tokens, seq);
-        status = step_submit(joint->set, n_tokens, seq, on_step, flight, &error);
+        status = step_submit(joint->set, n_tokens, seq, flight_land, flight, &error);
     }
     if (status == EPD_OK) {
         const uint64_t now_ns = clock_ns();
-        depart(flight, now_ns);
+        flight_depart(flight, now_ns);
         count_straggler(group);
         close_gather(group, now_ns);
         return 1;
@@ -379,7 +217,7 @@ static int announce(struct member *member, struct launch *launch)
     if (!gather->n_arrived) {
         gather->first_rank = member->rank;
         gather->first_ns = at_ns;
-        gather->entry = record_begin(group, launch, group->ordinal + 1, at_ns);
+        gather->entry = step_record_begin(group, launch, group->ordinal + 1, at_ns);
         if (group->world_size > 1)
             group_arm(group, at_ns + clock_ms_to_ns(warn_ms(group)));
     }
@@ -388,7 +226,7 @@ static int announce(struct member *member, struct launch *launch)
     gather->arrived |= 1ull << member->rank;
     gather->last_rank = member->rank;
     gather->last_ns = at_ns > gather->first_ns ? at_ns : gather->first_ns;
-    record_arrival(group, member->rank);
+    step_record_arrival(group, member->rank);
     struct epd_error error = {0};
     if (compare(member, launch, &error) != EPD_OK) {
         fail_step(group, &error, (int32_t)member->rank);
@@ -465,7 +303,7 @@ void gather_retry(struct worker *worker)
 void gather_break(struct group *group)
 {
     if (group->gather.n_arrived)
-        record_failed(group->worker, group->gather.entry, &group->lost, EPD_PHASE_GATHER, group->lost_rank,
+        step_record_failed(group->worker, group->gather.entry, &group->lost, EPD_PHASE_GATHER, group->lost_rank,
                       clock_ns());
     for (uint32_t rank = 0; rank < group->world_size; rank++)
         if (group->members[rank])

@@ -21,7 +21,5 @@ uint64_t gather_check(struct group *group, uint64_t now_ns);
 void gather_break(struct group *group);
 /* Lanes have room again: hands over what they refused. */
 void gather_retry(struct worker *worker);
-/* Frees the pooled flights. */
-void gather_fini(struct worker *worker);
 
 #endif

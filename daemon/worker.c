@@ -13,6 +13,7 @@
 
 #include "daemon/channel.h"
 #include "daemon/clock.h"
+#include "daemon/flight.h"
 #include "daemon/gather.h"
 #include "daemon/group.h"
 #include "daemon/session.h"
@@ -337,7 +338,7 @@ static void finish(struct worker *worker)
     uv_walk(&worker->loop, close_handle, NULL);
     (void)uv_run(&worker->loop, UV_RUN_DEFAULT);
     must(uv_loop_close(&worker->loop), "loop close");
-    gather_fini(worker);
+    flight_fini(worker);
     registry_fini(&worker->registry);
     arena_fini(&worker->arena);
     recorder_close(&worker->recorder);
