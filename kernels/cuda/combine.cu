@@ -9,10 +9,12 @@
  * cuda.h. */
 #include "kernels/cuda/exchange.cuh"
 
-/* A warp has a ring of pieces: the terms of this sum and of the next are on their way while others are added.
- * One more piece holds the sum that is sent. One more warp tells, in a block that sends. */
-static constexpr uint32_t WARPS = 10, THREADS = (WARPS + 1) * 32, RING = 5;
-static constexpr uint32_t WARP_BYTES = (RING + 1) * CUDA_SUM_PIECE_BYTES, SHARED_BYTES = WARPS * WARP_BYTES;
+/* A warp has a ring of pieces: the terms of this sum and of the next are on their way while others are added. RESULTS more
+ * hold sums that are being sent: to wait until a store has left shared memory costs as much as waiting until it
+ * has arrived, about 3 us over the link. One more warp tells, in a block that sends. */
+static constexpr uint32_t WARPS = 10, THREADS = (WARPS + 1) * 32, RING = 3, RESULTS = 3;
+static constexpr uint32_t WARP_BYTES = (RING + RESULTS) * CUDA_SUM_PIECE_BYTES,
+                          SHARED_BYTES = WARPS * WARP_BYTES;
 /* Of 32 blocks. With few tokens nothing is left to overlap, and finishing wants the larger part. */
 static constexpr uint32_t DEFAULT_SEND_BLOCKS = 22, FEW_TOKENS_SEND_BLOCKS = 12;
 static constexpr int SUM_VECS = CUDA_SUM_PIECE_BYTES / 16 / 32; /* of a lane */
@@ -83,12 +85,14 @@ static __device__ __forceinline__ void term_add(term_ring &ring, uint32_t bytes,
     uint32_t lane = threadIdx.x % 32;
     const uint4 *piece = reinterpret_cast<const uint4 *>(ring.memory + ring.tail * CUDA_SUM_PIECE_BYTES);
     bulk_load_wait(ring.barriers + ring.tail * 8, ring.parities >> ring.tail & 1);
+    uint4 vecs[SUM_VECS]; /* all loads first: their latency is paid once */
+#pragma unroll
+    for (int v = 0; v < SUM_VECS; v++)
+        vecs[v] = (lane + 32 * v) * 16 < bytes ? piece[lane + 32 * v] : make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int v = 0; v < SUM_VECS; v++) {
-        if ((lane + 32 * v) * 16 >= bytes)
-            break;
         float values[vec16<E>::LANES];
-        vec16<E>::unpack(piece[lane + 32 * v], values);
+        vec16<E>::unpack(vecs[v], values);
 #pragma unroll
         for (int i = 0; i < vec16<E>::LANES; i++)
             sum[v][i] += weight * values[i];
@@ -215,7 +219,7 @@ static __device__ __forceinline__ bool partial_next(const combine_params &p, uni
 }
 
 /* Sums that are on their way, oldest first, and the box of the block that they are handed to. Lane 0. */
-static constexpr int SENT = 2;
+static constexpr int SENT = RESULTS - 1;
 
 struct sent_sums {
     uint32_t unit[SENT];
@@ -241,7 +245,7 @@ static __device__ void send_sums(const combine_params &p, term_ring &ring, uint8
     for (uint32_t rank = 0; rank < x.shape.world_size; rank++)
         most_tokens = max(most_tokens, rank == x.shape.rank ? 0 : (uint32_t)p.a.routing.slot_tokens[rank]);
     uint32_t n_units = most_tokens * (x.shape.world_size - 1) * p.pieces.n_pieces;
-    unsigned char *result = ring.memory + RING * CUDA_SUM_PIECE_BYTES;
+    uint32_t turn = 0;
     sent_sums sent = {{0, 0}, {0, 0}};
     unit_queue queue = {&state_of(x)->next[0], 0};
     queue_fetch(queue, lane);
@@ -254,8 +258,10 @@ static __device__ void send_sums(const combine_params &p, term_ring &ring, uint8
         more = partial_next(p, queue, n_units, ahead, order, next);
         float sum[SUM_VECS][vec16<E>::LANES];
         unit_add<E>(ring, unit, issued, next, next_issued, sum);
+        unsigned char *result = ring.memory + (RING + turn) * CUDA_SUM_PIECE_BYTES;
+        turn = turn + 1 == RESULTS ? 0 : turn + 1;
         if (lane == 0)
-            bulk_wait_read();
+            bulk_wait_read<SENT>();
         __syncwarp();
         sum_store<E>(sum, unit.bytes, result);
         fence_bulk_shared();

@@ -164,10 +164,10 @@ static __device__ __forceinline__ void bulk_commit()
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-/* The shared memory of every committed store may be written again. */
-static __device__ __forceinline__ void bulk_wait_read()
+/* The shared memory of all but the latest PENDING committed groups may be written again. */
+template <int PENDING> static __device__ __forceinline__ void bulk_wait_read()
 {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
 /* All but the latest PENDING groups have been written where they go. */

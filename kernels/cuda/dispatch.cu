@@ -77,7 +77,7 @@ static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, se
         if (ranks == 0)
             continue;
         if (lane == 0) {
-            bulk_wait_read();
+            bulk_wait_read<0>();
             bulk_load(slot.address,
                       static_cast<const char *>(p.a.x.data) + (size_t)token * p.pieces.row_bytes +
                           (size_t)piece * p.pieces.piece_bytes,
@@ -292,7 +292,7 @@ static __device__ void receive_tokens(const dispatch_params &p, warp_slot &slot,
         if (!__any_sync(FULL_WARP, r.row >= 0) || !rows_wanted)
             continue;
         bool own = r.source == shape.rank, ok = true;
-        bulk_wait_read();
+        bulk_wait_read<0>();
         __syncwarp();
         if (lane == 0) {
             const char *from =
