@@ -38,8 +38,7 @@ static double read_copied_bytes(struct op *op)
     double copied = -1;
     json_t *stats = json_loads(text, 0, NULL), *entry;
     size_t idx;
-    json_array_foreach(json_object_get(stats, "ops"), idx, entry)
-    {
+    json_array_foreach (json_object_get(stats, "ops"), idx, entry) {
         const char *name = json_string_value(json_object_get(entry, "op"));
         if (name && strcmp(name, job_op_name(op->job->op)) == 0)
             copied = json_number_value(json_object_get(entry, "copied_bytes"));

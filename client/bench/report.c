@@ -101,11 +101,12 @@ void report_job(struct report *report, const struct job *job, const struct resul
 void report_sessions(struct report *report, const struct sessions_result *result)
 {
     if (!report->json) {
-        printf("%u idle sessions: %.1f KiB each in the worker (%.1f KiB its own, %.1f KiB shared), %.2f open "
-               "files each\n",
-               result->n_sessions, (result->anon_bytes_per_session + result->shared_bytes_per_session) / 1024,
-               result->anon_bytes_per_session / 1024, result->shared_bytes_per_session / 1024,
-               result->fds_per_session);
+        printf(
+            "%u idle sessions: %.1f KiB each (%.1f KiB of the worker's own, %.1f KiB shared page), %.2f open "
+            "files each\n",
+            result->n_sessions, (result->anon_bytes_per_session + result->shared_bytes_per_session) / 1024,
+            result->anon_bytes_per_session / 1024, result->shared_bytes_per_session / 1024,
+            result->fds_per_session);
         printf("idle daemon: %.4f %% of a processor with one session, %.4f %% with all\n",
                result->idle_empty_share * 100, result->idle_full_share * 100);
         return;

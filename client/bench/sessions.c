@@ -71,6 +71,21 @@ static enum epd_status measure_idle(pid_t worker, double *share)
     return EPD_OK;
 }
 
+/* Memory of all memfds of the machine: the session pages count from the start, whether a process has touched them or not. -1
+ * if the kernel does not say. */
+static double machine_shmem_bytes(void)
+{
+    char line[128];
+    long long kib = -1;
+    FILE *file = fopen("/proc/meminfo", "r");
+    while (file && kib < 0 && fgets(line, sizeof(line), file))
+        if (sscanf(line, "Shmem: %lld kB", &kib) != 1)
+            kib = -1;
+    if (file)
+        fclose(file);
+    return kib < 0 ? -1 : (double)kib * 1024;
+}
+
 static enum epd_status measure(const char *socket_path, struct epd_client **clients, uint32_t n_sessions,
                                struct sessions_result *result)
 {
@@ -84,6 +99,7 @@ static enum epd_status measure(const char *socket_path, struct epd_client **clie
         status = measure_idle(worker, &result->idle_empty_share);
     if (status == EPD_OK)
         status = process_read(worker, &empty);
+    const double empty_shmem_bytes = machine_shmem_bytes();
     for (uint32_t i = 1; status == EPD_OK && i <= n_sessions; i++)
         status = open_session(socket_path, &clients[i]);
     if (status == EPD_OK)
@@ -94,7 +110,7 @@ static enum epd_status measure(const char *socket_path, struct epd_client **clie
         return status;
     result->n_sessions = n_sessions;
     result->anon_bytes_per_session = (full.anon_bytes - empty.anon_bytes) / n_sessions;
-    result->shared_bytes_per_session = (full.shared_bytes - empty.shared_bytes) / n_sessions;
+    result->shared_bytes_per_session = (machine_shmem_bytes() - empty_shmem_bytes) / n_sessions;
     result->fds_per_session = (full.n_fds - empty.n_fds) / n_sessions;
     return EPD_OK;
 }

@@ -6,7 +6,8 @@
 
 struct sessions_result {
     uint32_t n_sessions;
-    double anon_bytes_per_session, shared_bytes_per_session; /* resident, of the worker */
+    double anon_bytes_per_session;   /* resident, of the worker */
+    double shared_bytes_per_session; /* session page, whole, touched or not */
     double fds_per_session;
     double idle_empty_share; /* processor time per time, worker and supervisor, without sessions */
     double idle_full_share;  /* with all of them open */

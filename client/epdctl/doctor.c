@@ -20,7 +20,7 @@
 /* getsockopt number of SO_PEERPIDFD (Linux 6.5); older headers do not have it. */
 #define PEERPIDFD_OPTION 77
 /* A session takes three descriptors in the daemon, a buffer one more. */
-#define WANTED_FILES 4096
+#define WANTED_FILES 16384 /* a rank session costs two: its socket and a watch of its process */
 
 void doctor_report(struct doctor *doctor, enum finding_level level, const char *what, const char *fix,
                    const char *format, ...)
@@ -198,8 +198,7 @@ static void check_daemon(struct doctor *doctor, const struct command *command)
                       field_text(status, "backend", "-"), field_number(status, "sessions"));
     const char *name;
     json_t *hits;
-    json_object_foreach(field_object(status, "limits_hit"), name, hits)
-    {
+    json_object_foreach (field_object(status, "limits_hit"), name, hits) {
         if (json_number_value(hits) > 0)
             doctor_report(doctor, FINDING_WARN, "limit",
                           "raise it in epd.conf, or find out who asks for so much", "%s was hit %.0f times",
