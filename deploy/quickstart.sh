@@ -1,6 +1,6 @@
 #!/bin/bash
-# From a fresh Debian machine to a training run through epd: installs what is missing, builds, starts a daemon on the best
-# backend there is, lets rank processes train a small MoE language model through it, trains the same model without it,
+# From a fresh Debian machine to a training run through epd: installs what is missing, builds, starts a daemon on the
+# host backend, lets rank processes train a small MoE language model through it, trains the same model without it,
 # compares, shows the daemon's statistics, and stops everything.
 set -euo pipefail
 
@@ -12,7 +12,7 @@ root=$(dirname "$here")
 text=/usr/share/common-licenses/GPL-3
 ranks=4
 steps=200
-backend=auto
+backend=host # the example computes in fp32 and in host memory, which the CUDA backend does not take
 build=$root/build
 
 usage() {
@@ -22,7 +22,7 @@ usage: deploy/quickstart.sh [options]
   --text FILE     text to learn ($text)
   --ranks N       rank processes ($ranks)
   --steps N       training steps ($steps)
-  --backend NAME  auto, host or cuda ($backend)
+  --backend NAME  of the daemon ($backend; the example itself needs host)
   --build DIR     build folder ($build)
   --help          this text
 
