@@ -20,8 +20,8 @@ struct connection_config {
     const char *path;        /* borrowed during connection_open */
     const char *client_name; /* borrowed during connection_open */
     uint64_t deadline_ns;    /* for connecting and the hello */
-    uint32_t
-        send_timeout_ms; /* how long a message waits for room in the socket of a daemon that does not read */
+    /* how long a message waits for room in the socket of a daemon that does not read */
+    uint32_t send_timeout_ms;
     /* Runs on the watcher thread, once, after connection_check has begun to fail. Must not call back into the
      * connection except for connection_check and connection_page. */
     void (*lost)(void *arg, struct connection *connection);

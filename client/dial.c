@@ -90,7 +90,7 @@ enum epd_status dial(const char *path, uint64_t deadline_ns, int *connected, str
     uint32_t backoff_ms = DIAL_BACKOFF_FIRST_MS;
 
     for (;;) {
-        int fd;
+        int fd = -1;
         int failed = dial_once(path, &fd);
         if (!failed) {
             *connected = fd;
@@ -106,7 +106,7 @@ enum epd_status dial(const char *path, uint64_t deadline_ns, int *connected, str
 
 int dial_probe(const char *path)
 {
-    int fd;
+    int fd = -1;
     int failed = dial_once(path, &fd);
 
     if (!failed)

@@ -217,8 +217,8 @@ EPD_API_VOID const char *epd_version(void);
 
 struct epd_open_options {
     size_t size; /* [in] sizeof(struct epd_open_options) */
-    const char
-        *socket_path; /* [in] NULL: $EPD_SOCKET, else $XDG_RUNTIME_DIR/epd/epd.sock, else /run/epd/epd.sock */
+    /* [in] NULL: $EPD_SOCKET, else $XDG_RUNTIME_DIR/epd/epd.sock, else /run/epd/epd.sock */
+    const char *socket_path;
     const char *client_name; /* [in] shown by `epdctl clients`; NULL: the program's name; at most 63 bytes */
     uint32_t timeout_ms;     /* [in] for connecting, while the socket is absent or refuses; 0: 10000 */
 };
@@ -363,8 +363,8 @@ struct epd_plan_options {
     enum epd_op op;              /* [in] */
     struct epd_plan *context;    /* [in] see the table; else NULL */
     enum epd_gemm_layout layout; /* [in] grouped_gemm */
-    enum epd_activation
-        activation; /* [in] activation*, moe_*; unspecified: EPD_SWIGLU, in moe_backward its forward's */
+    /* [in] activation*, moe_*; unspecified: EPD_SWIGLU, of moe_backward its forward's */
+    enum epd_activation activation;
     enum epd_saved saved;             /* [in] moe_forward: what to keep for backward */
     int accumulate;                   /* [in] wgrad adds to DW and DB instead of overwriting */
     int delay_wgrad;                  /* [in] moe_backward: leave DW and DB to a moe_wgrad plan */

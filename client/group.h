@@ -8,8 +8,8 @@
 struct epd_group {
     struct epd_client *client;     /* borrowed: ends its groups before itself */
     struct connection *connection; /* the one it was joined over; one reference */
-    struct connection
-        *next; /* while it is being recovered: the one its requests go to; borrowed; else NULL */
+    /* while it is being recovered: the one its requests go to; borrowed; else NULL */
+    struct connection *next;
     const struct stream_ops *ops;
     struct message_group_join join; /* as it was asked for */
     struct message_reply_group reply;

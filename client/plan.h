@@ -18,8 +18,8 @@ enum plan_state {
 
 struct epd_plan {
     struct epd_group *group; /* borrowed: ends its plans before itself */
-    struct message_plan_create
-        create;                  /* as it was asked for; bindings owned, their ids of the current daemon */
+    /* as it was asked for; bindings owned, their ids of the current daemon */
+    struct message_plan_create create;
     struct epd_buffer **buffers; /* [create.n_bindings], borrowed: a buffer outlives the plans bound to it */
     struct epd_plan *context;    /* NULL or one reference */
     atomic_uint references;      /* the caller's and one per plan that has it as context */

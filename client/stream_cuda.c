@@ -170,7 +170,7 @@ static enum epd_status cuda_map(int fd, uint64_t bytes, void **data, struct epd_
     CUmemGenericAllocationHandle handle;
     CUdevice device;
     CUdeviceptr at = 0;
-    uint64_t rounded;
+    uint64_t rounded = 0;
     if (import_fd(fd, bytes, &device, &rounded, &handle, error))
         return error->status;
     enum epd_status status = map_handle(handle, rounded, device, &at, error);
@@ -184,7 +184,7 @@ static void cuda_unmap(void *data, uint64_t bytes)
 {
     struct epd_error ignored;
     CUdevice device;
-    uint64_t rounded;
+    uint64_t rounded = 0;
     if (driver_check(&ignored) || current_device(&device, &ignored) ||
         rounded_bytes(device, bytes, &rounded, &ignored))
         return; /* the context is gone, and its memory with it */
@@ -196,7 +196,7 @@ static enum epd_status cuda_remap(int fd, uint64_t bytes, void *data, struct epd
     CUmemGenericAllocationHandle handle;
     CUdevice device;
     CUdeviceptr old = (CUdeviceptr)(uintptr_t)data, fresh = 0;
-    uint64_t rounded;
+    uint64_t rounded = 0;
     if (import_fd(fd, bytes, &device, &rounded, &handle, error))
         return error->status;
     if (map_handle(handle, rounded, device, &fresh, error))

@@ -8,7 +8,8 @@
 /* id, name, what the client is told, expected (logged as info, else warn), meaning */
 #define CLOSE_REASON_TABLE(X)                                                                                \
     X(CLOSE_CLIENT, "client", EPD_DISCONNECTED, 1, "the client closed its end, on purpose or by dying")      \
-    X(CLOSE_PEER_DIED, "peer_died", EPD_DISCONNECTED, 1, "the client died, its children hold the connection") \
+    X(CLOSE_PEER_DIED, "peer_died", EPD_DISCONNECTED, 1,                                                     \
+      "the client died, its children hold the connection")                                                   \
     X(CLOSE_BAD_FRAME, "bad_frame", EPD_PROTOCOL, 0, "a datagram that cannot be decoded")                    \
     X(CLOSE_OVERSIZED, "oversized", EPD_PROTOCOL, 0, "a datagram longer than the protocol allows")           \
     X(CLOSE_BAD_FDS, "bad_fds", EPD_PROTOCOL, 0, "more than one fd, or fds lost on the way")                 \

@@ -10,8 +10,8 @@
 #include "daemon/log.h"
 #include "proto/limits.h"
 
-#define KIB    1024ull
-#define MIB    (1024 * KIB)
+#define KIB 1024ull
+#define MIB (1024 * KIB)
 
 #define HOST_DEVICES_DEFAULT 4
 

@@ -303,8 +303,8 @@ void gather_retry(struct worker *worker)
 void gather_break(struct group *group)
 {
     if (group->gather.n_arrived)
-        step_record_failed(group->worker, group->gather.entry, &group->lost, EPD_PHASE_GATHER, group->lost_rank,
-                      clock_ns());
+        step_record_failed(group->worker, group->gather.entry, &group->lost, EPD_PHASE_GATHER,
+                           group->lost_rank, clock_ns());
     for (uint32_t rank = 0; rank < group->world_size; rank++)
         if (group->members[rank])
             group->members[rank]->announced = 0;

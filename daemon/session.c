@@ -470,8 +470,7 @@ static void drop_holdings(struct session *session)
 {
     struct epd_error why;
     (void)error_set(&why, close_reason_status(session->reason), "%s", session->detail);
-    list_each(node, after, &session->members)
-        member_leave(list_owner(node, struct member, in_session), &why);
+    list_each(node, after, &session->members) member_leave(list_owner(node, struct member, in_session), &why);
     while (!list_empty(&session->plans))
         rank_plan_destroy(list_owner(session->plans.next, struct rank_plan, in_session));
     while (!list_empty(&session->buffers))
@@ -486,7 +485,7 @@ void session_close(struct session *session, enum close_reason reason, const char
         return;
     set_state(session, SESSION_CLOSING);
     session->reason = reason;
-    (void)snprintf(session->detail, sizeof(session->detail), "%s",
+    (void)snprintf(session->detail, sizeof(session->detail), "%.*s", (int)sizeof(session->detail) - 1,
                    detail ? detail : close_reason_text(reason));
     for (char *at = session->detail; *at; at++) /* it may hold a client's bytes, and goes into documents */
         if (*at < ' ' || *at > '~')

@@ -50,6 +50,8 @@ run() {
 
 tests=$build/tests/gpu
 run kernels_exchange 300 "$tests/exchange/exchange_test" test
+run kernels_gemm 300 "$tests/gemm/gemm_test" sm90
+run kernels_gemm_limits 300 "$tests/gemm/limits_test"
 run backend_exchange 300 "$tests/backend/test_gpu_exchange"
 run backend_moe 300 "$tests/backend/test_gpu_moe"
 run backend_process 120 "$tests/backend/test_gpu_process" "$build/daemon/epd"
@@ -66,6 +68,10 @@ if command -v compute-sanitizer > /dev/null 2>&1 && [ "${EPD_SANITIZER:-1}" = 1 
     sanitizer=$(command -v compute-sanitizer)
     [ -x "$tests/backend/test_gpu_exchange" ] &&
         run memcheck_exchange 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/backend/test_gpu_exchange"
+    [ -x "$tests/gemm/gemm_test" ] &&
+        run memcheck_gemm 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/gemm/gemm_test" sm90 0 8
+    [ -x "$tests/exchange/exchange_test" ] &&
+        run racecheck_kernels 300 "$sanitizer" --error-exitcode 9 --tool racecheck "$tests/exchange/exchange_test" test few staged
 fi
 
 printf '%s' "$table"

@@ -100,8 +100,8 @@ struct exchange_args {
 
 struct backend {
     enum epd_backend_kind kind;
-    uint32_t
-        tensor_alignment; /* bytes that the data of a bound tensor must be aligned to, besides its dtype */
+    /* bytes that the data of a bound tensor must be aligned to, besides its dtype */
+    uint32_t tensor_alignment;
     /* 1: work goes on after the calls. `done` is set in the order of the queue, right behind the kernels;
      * what the step came to is known and reported later. 0: work is done when a call returns, and `done`
      * follows the report. */

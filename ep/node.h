@@ -18,8 +18,8 @@
 struct node;
 
 struct node_config {
-    enum epd_backend_kind
-        backend;         /* HOST or CUDA; the daemon has resolved "auto" with node_backend_available */
+    /* HOST or CUDA; the daemon has resolved "auto" with node_backend_available */
+    enum epd_backend_kind backend;
     uint32_t n_devices;  /* host: emulated devices (1..EPD_MAX_DEVICES); CUDA: 0 = all */
     const char *devices; /* CUDA: comma list of indices or UUIDs, NULL = all; borrowed during node_open */
     uint64_t heap_limit_bytes; /* of owned memory per device; 0 = no limit */

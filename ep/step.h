@@ -15,9 +15,9 @@ struct step_rank_result {
     int64_t needed_rows; /* capacity the step would have needed */
     int64_t dropped_rows;
     uint64_t wire_bytes; /* payload sent to other ranks */
-    uint64_t
-        copied_bytes; /* payload moved between two buffers for no other reason: 0 on every zero-copy path */
-    uint64_t flops;   /* of the grouped GEMMs */
+    /* payload moved between two buffers for no other reason: 0 on every zero-copy path */
+    uint64_t copied_bytes;
+    uint64_t flops; /* of the grouped GEMMs */
     uint64_t phase_ns[EPD_PHASE_COUNT];
     uint64_t end_ns; /* CLOCK_MONOTONIC when done was set */
 };

@@ -17,8 +17,7 @@ const json_t *bottleneck_late_rank(const json_t *group)
     double held_up = 0;
     size_t idx;
     json_t *rank;
-    json_array_foreach(field_array(group, "ranks"), idx, rank)
-    {
+    json_array_foreach (field_array(group, "ranks"), idx, rank) {
         if (field_number(rank, "held_up_ns") > held_up) {
             held_up = field_number(rank, "held_up_ns");
             latest = rank;
@@ -39,8 +38,7 @@ static void print_waiting(const json_t *stats, double gather_ns, double run_ns, 
     const json_t *worst_group = NULL, *worst_rank = NULL;
     size_t idx;
     json_t *group;
-    json_array_foreach(field_array(stats, "groups"), idx, group)
-    {
+    json_array_foreach (field_array(stats, "groups"), idx, group) {
         const json_t *rank = bottleneck_late_rank(group);
         if (rank &&
             (!worst_rank || field_number(rank, "held_up_ns") > field_number(worst_rank, "held_up_ns"))) {
@@ -63,8 +61,7 @@ static void print_uneven(const json_t *stats, FILE *out)
 {
     size_t idx;
     json_t *group;
-    json_array_foreach(field_array(stats, "groups"), idx, group)
-    {
+    json_array_foreach (field_array(stats, "groups"), idx, group) {
         char ratio[QUANTITY_BYTES], number[40];
         if (!(field_number(group, "imbalance_mean") >= UNEVEN_RATIO))
             continue;
@@ -84,11 +81,9 @@ static void print_phase(const json_t *stats, FILE *out)
     double sums[16] = {0}, total = 0;
     size_t n_names = 0, idx, best = 0;
     json_t *op, *ns;
-    json_array_foreach(field_array(stats, "ops"), idx, op)
-    {
+    json_array_foreach (field_array(stats, "ops"), idx, op) {
         const char *name;
-        json_object_foreach(field_object(op, "phase_ns"), name, ns)
-        {
+        json_object_foreach (field_object(op, "phase_ns"), name, ns) {
             size_t slot = 0;
             while (slot < n_names && strcmp(names[slot], name) != 0)
                 slot++;
@@ -113,8 +108,7 @@ void bottleneck_print(const json_t *stats, FILE *out)
     double gather_ns = 0, run_ns = 0;
     size_t idx;
     json_t *op;
-    json_array_foreach(field_array(stats, "ops"), idx, op)
-    {
+    json_array_foreach (field_array(stats, "ops"), idx, op) {
         gather_ns += total_ns(op, "gather_ns");
         run_ns += total_ns(op, "run_ns");
     }

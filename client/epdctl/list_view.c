@@ -44,8 +44,7 @@ static void print_list(const json_t *array, const char *titles, const struct col
     table_init(&table, titles);
     size_t idx;
     json_t *object;
-    json_array_foreach(array, idx, object)
-    {
+    json_array_foreach (array, idx, object) {
         for (size_t column = 0; column < table.n_columns; column++)
             add_cell(&table, object, &columns[column]);
     }
@@ -93,8 +92,7 @@ void groups_view(const json_t *document, FILE *out)
         fprintf(out, "no groups\n");
     size_t idx;
     json_t *group;
-    json_array_foreach(groups, idx, group)
-    {
+    json_array_foreach (groups, idx, group) {
         char id[40], size[40], dtype[40], text[QUANTITY_BYTES], more[QUANTITY_BYTES], last[QUANTITY_BYTES];
         fprintf(out, "%sgroup %s \"%s\": %s, %s ranks, %s", idx ? "\n" : "",
                 field_print(group, "group_id", id, sizeof(id)), field_text(group, "name", "-"),
@@ -151,8 +149,7 @@ static const char *missing_ranks(const json_t *op, char *text, size_t bytes)
     size_t idx, length = 0;
     json_t *rank;
     text[0] = 0;
-    json_array_foreach(field_array(op, "missing"), idx, rank)
-    {
+    json_array_foreach (field_array(op, "missing"), idx, rank) {
         if (length < bytes)
             length += (size_t)snprintf(text + length, bytes - length, "%s%" JSON_INTEGER_FORMAT,
                                        idx ? " " : "", json_integer_value(rank));

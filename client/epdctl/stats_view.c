@@ -14,8 +14,7 @@ static const json_t *find_op(const json_t *stats, const char *name)
 {
     size_t idx;
     json_t *op;
-    json_array_foreach(field_array(stats, "ops"), idx, op)
-    {
+    json_array_foreach (field_array(stats, "ops"), idx, op) {
         if (strcmp(field_text(op, "op", ""), name) == 0)
             return op;
     }
@@ -88,8 +87,7 @@ static void print_ops(const json_t *stats, const json_t *before, double seconds,
                ">run p50,>run p99,>run max");
     size_t idx;
     json_t *op;
-    json_array_foreach(field_array(stats, "ops"), idx, op)
-    {
+    json_array_foreach (field_array(stats, "ops"), idx, op) {
         if (!(field_number(op, "launches") > 0))
             continue;
         const char *name = field_text(op, "op", "-");
@@ -118,8 +116,7 @@ static void print_groups(const json_t *stats, FILE *out)
                ">group,name,>launches,>failed,>imbalance now,>mean,>hottest expert,>latest rank,>held up");
     size_t idx;
     json_t *group;
-    json_array_foreach(field_array(stats, "groups"), idx, group)
-    {
+    json_array_foreach (field_array(stats, "groups"), idx, group) {
         char text[80], ratio[QUANTITY_BYTES];
         const json_t *rank = bottleneck_late_rank(group);
         table_add(&table, field_print(group, "group_id", text, sizeof(text)));
@@ -145,8 +142,7 @@ static void print_devices(const json_t *stats, const json_t *before, double seco
     table_init(&table, ">device,name,>busy,>heap,>heap peak,>imported,>jobs,>queued");
     size_t idx;
     json_t *device;
-    json_array_foreach(field_array(stats, "devices"), idx, device)
-    {
+    json_array_foreach (field_array(stats, "devices"), idx, device) {
         char text[80], quantity[QUANTITY_BYTES];
         const json_t *earlier = json_array_get(field_array(before, "devices"), idx);
         table_add(&table, field_print(device, "device_idx", text, sizeof(text)));
@@ -170,8 +166,7 @@ static void print_counters(const json_t *object, const char *label, FILE *out)
     const char *name;
     json_t *count;
     int n_printed = 0;
-    json_object_foreach((json_t *)object, name, count)
-    {
+    json_object_foreach ((json_t *)object, name, count) {
         if (json_is_number(count) && json_number_value(count) > 0)
             fprintf(out, "%s%s %.0f", n_printed++ ? ", " : label, name, json_number_value(count));
     }

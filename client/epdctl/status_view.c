@@ -52,8 +52,7 @@ static void print_limits(const json_t *status, FILE *out)
 {
     const char *name;
     json_t *hits;
-    json_object_foreach(field_object(status, "limits_hit"), name, hits)
-    {
+    json_object_foreach (field_object(status, "limits_hit"), name, hits) {
         if (json_number_value(hits) > 0)
             fprintf(out, "  limit %s was hit %.0f times; raise it, or find out who needs so much\n", name,
                     json_number_value(hits));
@@ -66,8 +65,7 @@ static void print_config(const json_t *status, FILE *out)
     table_init(&table, "section,key,value,default,reload");
     size_t idx;
     json_t *entry;
-    json_array_foreach(field_array(status, "config"), idx, entry)
-    {
+    json_array_foreach (field_array(status, "config"), idx, entry) {
         char text[512];
         static const char *const keys[] = {"section", "key", "value", "default", "reloadable"};
         for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)

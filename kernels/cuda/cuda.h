@@ -112,8 +112,8 @@ struct cuda_exchange {
     void *workspace[EPD_MAX_RANKS]; /* of every rank, as this device sees it */
     const uint32_t *abort_word;     /* in memory of this device; polled while waiting; CUDA_STAGE_ALL only */
     enum cuda_stage stage;
-    uint32_t
-        send_blocks; /* of the blocks of CUDA_STAGE_ALL, how many begin with sending; 0 = the op's default */
+    /* of the blocks of CUDA_STAGE_ALL, how many begin with sending; 0 = the op's default */
+    uint32_t send_blocks;
 };
 
 /* route (if `route`) and dispatch_push in one. With route = 0 the routing is one that an earlier dispatch
