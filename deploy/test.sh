@@ -153,7 +153,7 @@ part_cuda() {
         echo "****************************************************************************************"
         return
     fi
-    check "cuda: build" configure_and_build cuda -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_CUDA=ON \
+    check "cuda: build" configure_and_build cuda -DCMAKE_BUILD_TYPE=Release -DEPD_CUDA=ON \
         -DCMAKE_CUDA_COMPILER="$nvcc"
     run_ctest cuda -L gpu
 }
