@@ -149,8 +149,9 @@ static enum epd_status plan_request(struct epd_plan *plan, struct epd_error *err
     plan->flags = &connection_page(group_connection(plan->group))->plans[plan->reply.flag_idx];
     plan->seen_idx = 0;
     plan->group->ops->unbind(plan);
-    if (plan->group->ops->bind(plan, error))
-        plan_abandon(plan);
+    if (plan->group->ops->bind(plan, error) == EPD_OK)
+        return EPD_OK;
+    plan_abandon(plan);
     return error->status;
 }
 
@@ -189,6 +190,7 @@ enum epd_status epd_plan_create(struct epd_group *group, const struct epd_plan_o
     struct epd_plan *plan = calloc(1, sizeof *plan);
     if (!plan)
         return error_set(error, EPD_NO_MEMORY, "plan: no memory for %zu bytes", sizeof *plan);
+    plan->group = group;
     pthread_mutex_init(&plan->lock, NULL);
     atomic_init(&plan->references, 1);
     if (plan_prepare(group, &known, plan, error) || plan_request(plan, error)) {
