@@ -1,6 +1,8 @@
 /* After the loss of a connection: everything in the client's table again, over the next one. A group goes
  * over in one step at the end; until then its objects answer what the old connection was lost by, so that a
  * failure halfway leaves nothing half-usable. */
+#include <unistd.h>
+
 #include "client/buffer.h"
 #include "client/plan.h"
 
@@ -89,6 +91,23 @@ static enum epd_status check_idle(const struct epd_client *client, struct epd_er
     return EPD_OK;
 }
 
+/* A rank whose last launch ended well learns from another that the daemon's worker is gone, perhaps before its own
+ * watcher does. One round trip settles it: without it this rank would find nothing to recover, and the others
+ * would wait for it in the join. */
+static void ask_whether_lost(struct epd_client *client)
+{
+    struct connection *connection = client_connection(client);
+    struct message request = {.kind = MESSAGE_STATS};
+    struct inbox_item reply;
+    struct epd_error ignored;
+
+    if (connection_call(connection, &request, -1, MESSAGE_REPLY_DOCUMENT, CLIENT_REPLY_TIMEOUT_MS, &reply,
+                        &ignored) == EPD_OK &&
+        reply.fd >= 0)
+        close(reply.fd);
+    connection_release(connection);
+}
+
 enum epd_status epd_recover(struct epd_client *client, uint32_t timeout_ms)
 {
     struct epd_error *error;
@@ -96,6 +115,7 @@ enum epd_status epd_recover(struct epd_client *client, uint32_t timeout_ms)
 
     if (client_enter(client, "client", &error) || check_idle(client, error))
         return error->status;
+    ask_whether_lost(client);
     enum epd_status status = epd_reconnect(client, timeout_ms);
     if (status)
         return status;

@@ -21,6 +21,7 @@ struct exchange_shared {
     _Atomic uint32_t aborted;
     uint32_t reserved;
     double partial_loss[2][MAX_RANKS];
+    uint32_t well[2][MAX_RANKS]; /* votes */
     /* then: double losses[2][n_steps]; float slots[2][n_ranks][n_floats] */
 };
 
@@ -149,5 +150,19 @@ enum epd_status exchange_sum(struct exchange *exchange, float *values, double *l
         sum += shared->partial_loss[half][rank];
     }
     *loss = sum;
+    return EPD_OK;
+}
+
+enum epd_status exchange_vote(struct exchange *exchange, int well, int *all_well)
+{
+    const uint32_t half = exchange->turn++ % 2;
+    struct exchange_shared *shared = exchange->shared;
+    shared->well[half][exchange->settings->rank] = well != 0;
+    enum epd_status status = exchange_barrier(exchange);
+    if (status != EPD_OK)
+        return status;
+    *all_well = 1;
+    for (uint32_t rank = 0; rank < exchange->settings->n_ranks; rank++)
+        *all_well = *all_well && shared->well[half][rank];
     return EPD_OK;
 }

@@ -33,6 +33,8 @@ void exchange_close(struct exchange *exchange);
 /* Collective: values[n_floats] and *loss become the sums over all ranks. EPD_PEER_LOST after exchange_abort,
  * EPD_TIMEOUT when a rank does not come. */
 enum epd_status exchange_sum(struct exchange *exchange, float *values, double *loss);
+/* Collective: *all_well becomes whether every rank came with `well` set. Errors: as exchange_sum. */
+enum epd_status exchange_vote(struct exchange *exchange, int well, int *all_well);
 /* Any process: ends all waiting, now and later. */
 void exchange_abort(struct exchange *exchange);
 

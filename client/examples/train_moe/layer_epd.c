@@ -189,3 +189,13 @@ enum epd_status layer_epd_backward(struct layer_epd *layer)
 {
     return layer_run(layer, layer->backward, "moe_backward");
 }
+
+int layer_epd_is_lost(enum epd_status status)
+{
+    return status == EPD_RESTARTED || status == EPD_DISCONNECTED;
+}
+
+enum epd_status layer_epd_recover(struct layer_epd *layer)
+{
+    return layer_check(layer, "recovering", epd_recover(layer->client, 0));
+}

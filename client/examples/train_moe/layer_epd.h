@@ -45,4 +45,10 @@ enum epd_status layer_epd_forward(struct layer_epd *layer);
 /* Collective: dout -> dx_experts, d_weights, dw1, dw2 */
 enum epd_status layer_epd_backward(struct layer_epd *layer);
 
+/* Whether a step that ended like this may be repeated after layer_epd_recover: the daemon, or its worker, is gone. */
+int layer_epd_is_lost(enum epd_status status);
+/* Collective, after any rank has lost the daemon: group, buffers and plans again, over the next one. Weights keep
+ * their values. */
+enum epd_status layer_epd_recover(struct layer_epd *layer);
+
 #endif

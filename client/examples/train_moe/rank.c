@@ -7,6 +7,9 @@
 #include "layer_epd.h"
 #include "progress.h"
 
+/* A daemon that is lost so often over one step is not coming back. */
+#define RANK_MAX_RECOVERIES 20
+
 struct rank {
     const struct settings *settings; /* borrowed */
     struct exchange exchange;
@@ -53,8 +56,8 @@ static void rank_close(struct rank *rank)
     exchange_close(&rank->exchange);
 }
 
-/* *loss becomes the mean over the tokens of all ranks. */
-static enum epd_status rank_step(struct rank *rank, uint32_t step, double *loss)
+/* What of a step goes through the daemon. It changes no weights, so it may be repeated. */
+static enum epd_status rank_pass(struct rank *rank, uint32_t step, double *loss)
 {
     const struct settings *settings = rank->settings;
     struct model *model = &rank->model;
@@ -68,9 +71,65 @@ static enum epd_status rank_step(struct rank *rank, uint32_t step, double *loss)
         return status;
     *loss = tokens_loss(model, &rank->batch, &layer->tokens);
     status = layer_epd_backward(layer);
+    if (status == EPD_OK)
+        tokens_leave(model, &rank->batch, &layer->tokens);
+    return status;
+}
+
+/* Every rank comes here after its part of the same thing, well or not. An error that no recovery helps against
+ * ends the rank, and with it the run. */
+static enum epd_status rank_agree(struct rank *rank, enum epd_status own, int *all_well)
+{
+    if (own != EPD_OK && !layer_epd_is_lost(own))
+        return own;
+    enum epd_status status = exchange_vote(&rank->exchange, own == EPD_OK, all_well);
+    if (status != EPD_OK)
+        fprintf(stderr, "epd-train-moe: rank %d: waiting for the other ranks: %s\n", rank->settings->rank,
+                epd_status_text(status));
+    return status;
+}
+
+/* Until every rank has its part of the daemon again: it may go another time meanwhile. */
+static enum epd_status rank_recover(struct rank *rank, uint32_t step)
+{
+    int all_well = 0;
+    if (rank->settings->rank == 0) {
+        printf("epd  step %5u   the daemon was lost in the middle of it; repeating it\n", step + 1);
+        fflush(stdout);
+    }
+    for (int i = 0; !all_well && i < RANK_MAX_RECOVERIES; i++) {
+        enum epd_status status = rank_agree(rank, layer_epd_recover(&rank->layer), &all_well);
+        if (status != EPD_OK)
+            return status;
+    }
+    return all_well ? EPD_OK : EPD_RESTARTED;
+}
+
+/* One rank may have its results when the daemon dies under the others: whether a step counts is everybody's
+ * decision. */
+static enum epd_status rank_pass_all(struct rank *rank, uint32_t step, double *loss)
+{
+    for (int i = 0; i < RANK_MAX_RECOVERIES; i++) {
+        int all_well;
+        enum epd_status status = rank_agree(rank, rank_pass(rank, step, loss), &all_well);
+        if (status != EPD_OK || all_well)
+            return status;
+        status = rank_recover(rank, step);
+        if (status != EPD_OK)
+            return status;
+    }
+    return EPD_RESTARTED;
+}
+
+/* *loss becomes the mean over the tokens of all ranks. */
+static enum epd_status rank_step(struct rank *rank, uint32_t step, double *loss)
+{
+    const struct settings *settings = rank->settings;
+    struct model *model = &rank->model;
+    struct layer_epd *layer = &rank->layer;
+    enum epd_status status = rank_pass_all(rank, step, loss);
     if (status != EPD_OK)
         return status;
-    tokens_leave(model, &rank->batch, &layer->tokens);
 
     /* The experts' gradients are complete: their rank has seen the rows of all ranks. The rest is summed
      * here. */

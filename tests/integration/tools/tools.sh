@@ -96,6 +96,31 @@ case_training_fails_when_a_rank_dies() {
     stop_daemon
 }
 
+# The worker is the daemon's only child. It is killed three times, each time until a step had to be repeated; the
+# losses are those of a run that nothing happened to, to the last digit.
+case_training_goes_on_after_the_worker_is_killed() {
+    start_daemon
+    local run=("$train" --ranks 4 --steps 1500 --tokens 64 --hidden 32 --ffn 48 --text "$text")
+    exits 0 "${run[@]}" --losses "$work/undisturbed"
+    "${run[@]}" --losses "$work/disturbed" >"$work/out" 2>&1 &
+    local launcher=$! code=0 repeated=0
+    for _ in $(seq 300); do
+        grep -q 'step    10' "$work/out" && break
+        sleep 0.1
+    done
+    for _ in $(seq 100); do
+        pkill -KILL -P "$daemon" || true
+        sleep 0.2
+        repeated=$(grep -c 'repeating it' "$work/out" || true)
+        [ "$repeated" -lt 3 ] && kill -0 "$launcher" 2>/dev/null || break
+    done
+    wait "$launcher" || code=$?
+    [ "$code" -eq 0 ] || fail "exit code $code, want 0"
+    [ "$repeated" -ge 3 ] || fail "only $repeated steps were interrupted"
+    cmp "$work/undisturbed" "$work/disturbed" || fail "the losses differ from those of an undisturbed run"
+    stop_daemon
+}
+
 case_epdctl_verbs() {
     start_daemon
     for verb in status stats clients groups plans devices dump version doctor; do
