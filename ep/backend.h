@@ -178,11 +178,12 @@ struct backend {
     enum epd_status (*bias_grad)(struct backend_queue *queue, const struct bias_grad_args *args,
                                  struct epd_error *error);
 
-    /* EPD_UNSUPPORTED naming the property that no engine here can do. */
+    /* EPD_UNSUPPORTED naming the property that no engine here can do. The problem may ask for fused epilogues:
+     * refused likewise where no engine has them, and the caller makes a plain one and a pass of its own. */
     enum epd_status (*gemm_create)(struct backend_device *device, const struct gemm_problem *problem,
                                    struct backend_gemm **gemm, struct epd_error *error);
     enum epd_status (*gemm_launch)(struct backend_queue *queue, struct backend_gemm *gemm,
-                                   const struct gemm_args *args, struct epd_error *error);
+                                   const struct gemm_launch *launch, struct epd_error *error);
     void (*gemm_destroy)(struct backend_gemm *gemm);
 };
 

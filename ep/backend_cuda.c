@@ -382,10 +382,9 @@ static enum epd_status gemm_create(struct backend_device *device, const struct g
 }
 
 static enum epd_status gemm_launch(struct backend_queue *queue, struct backend_gemm *gemm,
-                                   const struct gemm_args *args, struct epd_error *error)
+                                   const struct gemm_launch *launch, struct epd_error *error)
 {
-    const struct gemm_launch launch = {.args = *args};
-    return gemm->engine->launch(gemm->plan, &launch, cuda_queue_stream(queue), error);
+    return gemm->engine->launch(gemm->plan, launch, cuda_queue_stream(queue), error);
 }
 
 static void end_gemm(struct backend_device *device, void *arg)

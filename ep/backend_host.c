@@ -356,6 +356,8 @@ static enum epd_status host_gemm_create(struct backend_device *device, const str
                                         struct backend_gemm **gemm, struct epd_error *error)
 {
     (void)device;
+    if (problem->activation || problem->row_weights)
+        return error_set(error, EPD_UNSUPPORTED, "gemm: the host backend fuses nothing");
     struct backend_gemm *created = calloc(1, sizeof *created);
     if (!created)
         return error_set(error, EPD_NO_MEMORY, "gemm: %zu bytes", sizeof *created);
@@ -365,10 +367,10 @@ static enum epd_status host_gemm_create(struct backend_device *device, const str
 }
 
 static enum epd_status host_gemm_launch(struct backend_queue *queue, struct backend_gemm *gemm,
-                                        const struct gemm_args *args, struct epd_error *error)
+                                        const struct gemm_launch *launch, struct epd_error *error)
 {
     (void)gemm;
-    return host_check(host_gemm(args, &queue->device->scratch), "gemm", error);
+    return host_check(host_gemm(&launch->args, &queue->device->scratch), "gemm", error);
 }
 
 static void host_gemm_destroy(struct backend_gemm *gemm)

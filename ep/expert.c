@@ -71,7 +71,8 @@ enum epd_status expert_grouped_gemm(const struct rank_run *run, struct epd_error
         .dbias = plan_data(plan, EPD_ROLE_DBIAS),
         .error = record_of(run),
     };
-    return run->backend->gemm_launch(run->queue, plan->gemms[PLAN_GEMM_ALONE], &args, error);
+    struct gemm_launch launch = {.args = args};
+    return run->backend->gemm_launch(run->queue, plan->gemms[PLAN_GEMM_ALONE], &launch, error);
 }
 
 enum epd_status expert_activation_alone(const struct rank_run *run, struct epd_error *error)
@@ -117,6 +118,7 @@ struct layer_gemm {
     const void *a;
     const void *b;         /* NT */
     void *c;               /* TN, NN */
+    void *act;             /* of a GEMM that activates */
     enum epd_role weights; /* TN, NN: b; NT: c */
     enum epd_role bias;    /* UNSPECIFIED: none */
 };
@@ -149,7 +151,8 @@ static enum epd_status run_layer_gemm(const struct rank_run *run, const struct l
         .dbias = bias && is_wgrad ? plan_data(bias, gemm->bias) : NULL,
         .error = record_of(run),
     };
-    return run->backend->gemm_launch(run->queue, run->plan->gemms[gemm->gemm], &args, error);
+    struct gemm_launch launch = {.args = args, .act = gemm->act};
+    return run->backend->gemm_launch(run->queue, run->plan->gemms[gemm->gemm], &launch, error);
 }
 
 /* moe_forward; and moe_backward where it recomputes. */
@@ -165,6 +168,7 @@ enum epd_status expert_fc1(const struct rank_run *run, struct epd_error *error)
         .k = problem->hidden,
         .a = run->plan->work.recv_x,
         .c = run->plan->work.preact,
+        .act = run->plan->fc1_activates ? run->plan->work.act : NULL,
         .weights = EPD_ROLE_W1,
         .bias = EPD_ROLE_B1,
     };
@@ -174,6 +178,8 @@ enum epd_status expert_fc1(const struct rank_run *run, struct epd_error *error)
 enum epd_status expert_activation(const struct rank_run *run, struct epd_error *error)
 {
     const struct plan *plan = run->plan;
+    if (plan->fc1_activates)
+        return EPD_OK;
     struct activation_args args = {
         .groups = slabs_of(run),
         .kind = plan->activation,

@@ -31,7 +31,7 @@ enum plan_record { PLAN_RECORD_ROUTE, PLAN_RECORD_LAYOUT, PLAN_RECORD_EXPERT, PL
 /* Where the intermediate tensors of an op lie: shared scratch, the saved context, or the caller's memory. */
 struct plan_work {
     void *recv_x;       /* [C, H] slots that X is pushed into */
-    void *preact;       /* [C, 2F]; in backward also its gradient, in place */
+    void *preact;       /* [C, 2F]; in backward also its gradient, in place; NULL in a forward that writes none */
     void *act;          /* [C, F]; in backward d_act, then the weighted activation, in place */
     void *dout;         /* [C, H] slots that DOUT is pushed into */
     void *y;            /* [C, H] what combine reads: y, or the gradient of recv_x */
@@ -85,6 +85,7 @@ struct plan {
     struct saved_context kept;
     struct plan_work work;
     struct backend_gemm *gemms[PLAN_GEMM_COUNT];
+    int fc1_activates; /* PLAN_GEMM_FC1 writes act itself, and preact only where it is kept */
     uint64_t flops_per_row;
 
     /* Lane thread of the rank: what backward and wgrad may use. */

@@ -98,8 +98,9 @@ static enum epd_status place(struct plan *plan, void *kept, enum scratch_region 
 static enum epd_status place_forward(struct plan *plan, struct epd_error *error)
 {
     struct plan_work *work = &plan->work;
+    int writes_preact = !plan->fc1_activates || plan->kept.preact;
     if (place(plan, plan->kept.recv_x, SCRATCH_SLOTS, &work->recv_x, error) ||
-        place(plan, plan->kept.preact, SCRATCH_PREACT, &work->preact, error) ||
+        (writes_preact && place(plan, plan->kept.preact, SCRATCH_PREACT, &work->preact, error)) ||
         place(plan, NULL, SCRATCH_ACT, &work->act, error))
         return error->status;
     return place(plan, NULL, SCRATCH_Y, &work->y, error);
@@ -174,14 +175,16 @@ static enum epd_status make_work(struct plan *plan, struct epd_error *error)
 static enum epd_status add_gemm(struct plan *plan, enum plan_gemm slot, const struct gemm_problem *problem,
                                 struct epd_error *error)
 {
+    if (lane_backend(plan->lane)->gemm_create(lane_device(plan->lane), problem, &plan->gemms[slot], error))
+        return error->status;
     plan->flops_per_row += 2 * (uint64_t)problem->shape.n * problem->shape.k;
-    return lane_backend(plan->lane)->gemm_create(lane_device(plan->lane), problem, &plan->gemms[slot], error);
+    return EPD_OK;
 }
 
 /* One of the layer's GEMMs. bias: UNSPECIFIED if there is none; likewise weights for NT, whose B is no
  * weight. */
-static enum epd_status add_layer_gemm(struct plan *plan, enum plan_gemm slot, struct gemm_shape shape,
-                                      enum epd_role weights, enum epd_role bias, struct epd_error *error)
+static struct gemm_problem layer_problem(const struct plan *plan, struct gemm_shape shape,
+                                         enum epd_role weights, enum epd_role bias)
 {
     const struct problem *sizes = &plan->team->problem;
     const struct plan *weights_owner = plan_owner(plan, weights), *bias_owner = plan_owner(plan, bias);
@@ -191,14 +194,40 @@ static enum epd_status add_layer_gemm(struct plan *plan, enum plan_gemm slot, st
         shape.dtype_c = sizes->dtype;
     if (bias_owner)
         shape.dtype_bias = bias_owner->bindings.tensors[bias].dtype;
-    struct gemm_problem problem = {
+    return (struct gemm_problem){
         .shape = shape,
         .n_groups = sizes->n_local_experts,
         .max_rows = sizes->capacity_rows,
         .expected_rows = expected_rows < sizes->capacity_rows ? expected_rows : sizes->capacity_rows,
         .pointer_parts = weights_owner && weights_owner->bindings.parts[weights],
     };
+}
+
+static enum epd_status add_layer_gemm(struct plan *plan, enum plan_gemm slot, struct gemm_shape shape,
+                                      enum epd_role weights, enum epd_role bias, struct epd_error *error)
+{
+    const struct gemm_problem problem = layer_problem(plan, shape, weights, bias);
     return add_gemm(plan, slot, &problem, error);
+}
+
+/* preact and act in one GEMM where an engine can; else expert_activation follows. */
+static enum epd_status add_fc1(struct plan *plan, struct gemm_shape shape, struct epd_error *error)
+{
+    struct gemm_problem problem = layer_problem(plan, shape, EPD_ROLE_W1, EPD_ROLE_B1);
+    struct epd_error refusal = {.status = EPD_OK};
+    if (plan->op != EPD_OP_MOE_FORWARD)
+        return add_gemm(plan, PLAN_GEMM_FC1, &problem, error);
+    problem.activation = plan->activation;
+    problem.keep_preact = plan->kept.preact != NULL;
+    plan->fc1_activates = add_gemm(plan, PLAN_GEMM_FC1, &problem, &refusal) == EPD_OK;
+    if (plan->fc1_activates)
+        return EPD_OK;
+    if (refusal.status != EPD_UNSUPPORTED) {
+        *error = refusal;
+        return error->status;
+    }
+    problem.activation = EPD_ACTIVATION_UNSPECIFIED;
+    return add_gemm(plan, PLAN_GEMM_FC1, &problem, error);
 }
 
 static enum epd_status make_wgrad_gemms(struct plan *plan, struct epd_error *error)
@@ -227,8 +256,7 @@ static enum epd_status make_moe_gemms(struct plan *plan, struct epd_error *error
     struct gemm_shape fc2 = {.layout = EPD_GEMM_TN, .n = h, .k = f};
     struct gemm_shape d_act = {.layout = EPD_GEMM_NN, .n = h, .k = f};
     struct gemm_shape dx = {.layout = EPD_GEMM_NN, .n = 2 * f, .k = h};
-    if ((plan->op == EPD_OP_MOE_FORWARD || recomputes(plan)) &&
-        add_layer_gemm(plan, PLAN_GEMM_FC1, fc1, EPD_ROLE_W1, EPD_ROLE_B1, error))
+    if ((plan->op == EPD_OP_MOE_FORWARD || recomputes(plan)) && add_fc1(plan, fc1, error))
         return error->status;
     if (plan->op == EPD_OP_MOE_FORWARD)
         return add_layer_gemm(plan, PLAN_GEMM_FC2, fc2, EPD_ROLE_W2, EPD_ROLE_B2, error);
@@ -281,8 +309,8 @@ enum epd_status prepare_plan(struct plan *plan, struct epd_error *error)
         return error->status;
     if (lane_backend(plan->lane)->flag_open(lane_device(plan->lane), &plan->flag, error))
         return error->status;
-    if (make_control(plan, error) || make_saved(plan, error) || make_work(plan, error) ||
-        make_gemms(plan, error)) {
+    if (make_control(plan, error) || make_saved(plan, error) || make_gemms(plan, error) ||
+        make_work(plan, error)) {
         prepare_undo(plan);
         return error->status;
     }
