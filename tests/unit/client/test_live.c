@@ -49,7 +49,7 @@ static void *member_join(void *arg)
                                            .hidden = 8,
                                            .max_tokens = 16,
                                            .dtype = EPD_F32,
-                                           .deadline_ms = 300};
+                                           .deadline_ms = 2000};
     const struct epd_plan_options barrier = {.size = sizeof barrier, .op = EPD_OP_BARRIER};
 
     must(epd_open(&open, &member->client), "open");
