@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "client/options.h"
+
 static struct epd_buffer *buffer_create(struct epd_group *group, enum epd_memory_kind kind, uint64_t bytes,
                                         struct epd_error *error)
 {
@@ -230,6 +232,17 @@ enum epd_status epd_buffer_register_cuda(struct epd_group *group, void *data, ui
     if (fd >= 0)
         close(fd);
     return status;
+}
+
+enum epd_status epd_memory_range(const struct epd_group *group, const void *data,
+                                 struct epd_memory_range *given)
+{
+    struct epd_memory_range range = {.size = sizeof range};
+    struct epd_error *error;
+
+    if (group_enter(group, "group", &error) || group->ops->range(data, &range, error))
+        return error->status;
+    return options_write(given, &range, sizeof range, "epd_memory_range", error);
 }
 
 /* ---- both ---- */

@@ -322,6 +322,20 @@ EPD_API enum epd_status epd_buffer_register_memfd(struct epd_group *group, int f
  * Errors: EPD_INVALID_DEVICE (names both UUIDs), EPD_OUT_OF_RANGE, EPD_UNSUPPORTED (host backend, or built without CUDA). */
 EPD_API enum epd_status epd_buffer_register_cuda(struct epd_group *group, void *data, uint64_t bytes,
                                                  struct epd_buffer **buffer);
+/* The allocation that an address of this process's device memory lies in. Frameworks sub-allocate: who registers a whole
+ * allocation once serves every tensor in it. */
+struct epd_memory_range {
+    size_t size;    /* [in] sizeof(struct epd_memory_range) */
+    void *base;     /* first byte of the allocation */
+    uint64_t bytes; /* of the whole allocation */
+    uint64_t
+        allocation_id; /* unique in this process: of another allocation at the same address it is another one */
+    uint8_t device_uuid[16];
+    int is_vmm; /* 0: cudaMalloc; 1: a VMM mapping, which may be one piece of a larger address range */
+};
+/* CUDA backend. Errors: EPD_INVALID_ARGUMENT (no device memory of this process), EPD_UNSUPPORTED (host backend). */
+EPD_API enum epd_status epd_memory_range(const struct epd_group *group, const void *data,
+                                         struct epd_memory_range *range);
 /* The first byte in this process; on CUDA a device pointer. */
 EPD_API_VOID void *epd_buffer_data(const struct epd_buffer *buffer);
 EPD_API_VOID uint64_t epd_buffer_bytes(const struct epd_buffer *buffer);
@@ -397,6 +411,11 @@ EPD_API enum epd_status epd_plan_launch(struct epd_plan *plan, void *stream);
  * epd_plan_failure). timeout_ms 0: no limit of its own (the daemon's deadlines end every step); EPD_TIMEOUT if it passes, and the
  * launch is still in flight. One thread at a time: EPD_BUSY to another. */
 EPD_API enum epd_status epd_plan_wait(struct epd_plan *plan, uint32_t timeout_ms);
+
+/* Reports without waiting: the first failure among the launches of the plan that have ended and were not asked for yet, as
+ * epd_plan_wait would; EPD_OK also while all are in flight, and while another thread waits. What lost the connection, if it is
+ * lost. */
+EPD_API enum epd_status epd_plan_check(struct epd_plan *plan);
 
 /* CUDA backend: records the launch's flag operations into the graph that the stream is capturing; nothing is sent. */
 EPD_API enum epd_status epd_plan_capture(struct epd_plan *plan, void *stream);

@@ -397,6 +397,23 @@ enum epd_status epd_plan_wait(struct epd_plan *plan, uint32_t timeout_ms)
     return status;
 }
 
+enum epd_status epd_plan_check(struct epd_plan *plan)
+{
+    struct epd_error *error;
+
+    if (group_enter(plan ? plan->group : NULL, "plan", &error))
+        return error->status;
+    if (atomic_load(&plan->state) != PLAN_IN_FLIGHT || atomic_exchange(&plan->waiting, 1))
+        return EPD_OK;
+    uint64_t failed = atomic_load_explicit(&plan->flags->failed, memory_order_relaxed);
+    enum epd_status status = EPD_OK;
+    if (failed != plan->failed_before)
+        status = plan_failed(plan, error);
+    plan->failed_before = failed;
+    atomic_store(&plan->waiting, 0);
+    return status;
+}
+
 enum epd_status epd_plan_failure(const struct epd_plan *plan, struct epd_failure *given)
 {
     struct epd_error *error;

@@ -6,6 +6,7 @@
 
 #include "proto/message.h"
 
+struct epd_memory_range;
 struct epd_plan;
 
 struct stream_ops {
@@ -20,6 +21,9 @@ struct stream_ops {
      * (-1 or the caller's to close after sending). */
     enum epd_status (*describe)(void *data, uint64_t bytes, struct message_buffer_register *request, int *fd,
                                 struct epd_error *error);
+
+    /* The allocation that an address lies in; size is the caller's. */
+    enum epd_status (*range)(const void *data, struct epd_memory_range *range, struct epd_error *error);
 
     /* Makes the plan's flags (plan->flags) usable in the client's streams, and ends that. */
     enum epd_status (*bind)(struct epd_plan *plan, struct epd_error *error);

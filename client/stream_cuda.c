@@ -47,7 +47,8 @@
     X(cuMemMap, "cuMemMap")                                                                                  \
     X(cuMemUnmap, "cuMemUnmap")                                                                              \
     X(cuMemSetAccess, "cuMemSetAccess")                                                                      \
-    X(cuMemcpyDtoD, "cuMemcpyDtoD_v2")
+    X(cuMemcpyDtoD, "cuMemcpyDtoD_v2")                                                                       \
+    X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode")
 
 #define DRIVER_POINTER(name, symbol) __typeof__(name) *name;
 struct driver {
@@ -91,6 +92,13 @@ static enum epd_status cuda_check(CUresult result, const char *what, struct epd_
     (void)driver.cuGetErrorString(result, &text);
     return error_set(error, result == CUDA_ERROR_OUT_OF_MEMORY ? EPD_NO_MEMORY : EPD_CUDA, "%s: %s (%d)",
                      what, text ? text : "unknown error", (int)result);
+}
+
+/* Calls that have no place in a stream's order may be made while this thread captures a graph: relaxed before them, and what
+ * this leaves in *mode after them. */
+static void exchange_capture_mode(CUstreamCaptureMode *mode)
+{
+    (void)driver.cuThreadExchangeStreamCaptureMode(mode);
 }
 
 /* ---- memory ---- */
@@ -240,30 +248,52 @@ static enum epd_status describe_vmm(void *data, struct message_buffer_register *
     return status;
 }
 
-static enum epd_status cuda_describe(void *data, uint64_t bytes, struct message_buffer_register *request,
-                                     int *fd, struct epd_error *error)
+static enum epd_status cuda_range(const void *data, struct epd_memory_range *range, struct epd_error *error)
 {
     CUdeviceptr at = (CUdeviceptr)(uintptr_t)data, base = 0;
-    size_t size = 0;
+    unsigned long long id = 0;
+    size_t bytes = 0;
     int ordinal = -1;
     unsigned legacy = 0;
     CUuuid uuid;
-    *fd = -1;
     if (driver_check(error))
         return error->status;
     if (driver.cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, at) != CUDA_SUCCESS ||
-        driver.cuMemGetAddressRange(&base, &size, at) != CUDA_SUCCESS)
+        driver.cuMemGetAddressRange(&base, &bytes, at) != CUDA_SUCCESS)
         return error_set(error, EPD_INVALID_ARGUMENT, "buffer %p: not device memory of this process", data);
-    if (bytes > size - (at - base))
-        return error_set(error, EPD_OUT_OF_RANGE, "buffer %p: %llu bytes, its allocation has %llu left", data,
-                         (unsigned long long)bytes, (unsigned long long)(size - (at - base)));
     if (cuda_check(driver.cuDeviceGetUuid(&uuid, ordinal), "buffer: device", error) ||
         cuda_check(driver.cuPointerGetAttribute(&legacy, CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE, at),
-                   "buffer: kind of memory", error))
+                   "buffer: kind of memory", error) ||
+        cuda_check(driver.cuPointerGetAttribute(&id, CU_POINTER_ATTRIBUTE_BUFFER_ID, at),
+                   "buffer: allocation id", error))
         return error->status;
-    memcpy(request->device_uuid, uuid.bytes, sizeof request->device_uuid);
-    request->offset = at - base;
-    return legacy ? describe_ipc(base, request, error) : describe_vmm(data, request, fd, error);
+    range->base = (void *)(uintptr_t)base;
+    range->bytes = bytes;
+    range->allocation_id = id;
+    range->is_vmm = !legacy;
+    memcpy(range->device_uuid, uuid.bytes, sizeof range->device_uuid);
+    return EPD_OK;
+}
+
+static enum epd_status cuda_describe(void *data, uint64_t bytes, struct message_buffer_register *request,
+                                     int *fd, struct epd_error *error)
+{
+    struct epd_memory_range range = {.size = sizeof range};
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    *fd = -1;
+    if (cuda_range(data, &range, error))
+        return error->status;
+    uint64_t offset = (uint64_t)((char *)data - (char *)range.base), left = range.bytes - offset;
+    if (bytes > left)
+        return error_set(error, EPD_OUT_OF_RANGE, "buffer %p: %llu bytes, its allocation has %llu left", data,
+                         (unsigned long long)bytes, (unsigned long long)left);
+    memcpy(request->device_uuid, range.device_uuid, sizeof request->device_uuid);
+    request->offset = offset;
+    exchange_capture_mode(&mode);
+    enum epd_status status = range.is_vmm ? describe_vmm(data, request, fd, error)
+                                          : describe_ipc((CUdeviceptr)(uintptr_t)range.base, request, error);
+    exchange_capture_mode(&mode);
+    return status;
 }
 
 /* ---- flags ---- */
@@ -285,6 +315,7 @@ static enum epd_status cuda_bind(struct epd_plan *plan, struct epd_error *error)
 {
     size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
     uintptr_t line = (uintptr_t)plan->flags, start = line & ~(page_bytes - 1);
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
     CUdeviceptr device_page;
     CUdevice device;
     if (driver_check(error) || current_device(&device, error))
@@ -300,9 +331,11 @@ static enum epd_status cuda_bind(struct epd_plan *plan, struct epd_error *error)
         error_set(error, EPD_SYSTEM, "plan: mremap of its flags: %s", strerror(errno));
         goto free_words;
     }
-    if (cuda_check(driver.cuMemHostRegister(words->page, page_bytes,
-                                            CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP),
-                   "plan: flags", error))
+    exchange_capture_mode(&mode);
+    CUresult registered = driver.cuMemHostRegister(
+        words->page, page_bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
+    exchange_capture_mode(&mode);
+    if (cuda_check(registered, "plan: flags", error))
         goto unmap;
     if (cuda_check(driver.cuMemHostGetDevicePointer(&device_page, words->page, 0), "plan: flags", error))
         goto unregister;
@@ -450,6 +483,7 @@ const struct stream_ops stream_cuda = {
     .unmap = cuda_unmap,
     .remap = cuda_remap,
     .describe = cuda_describe,
+    .range = cuda_range,
     .bind = cuda_bind,
     .unbind = cuda_unbind,
     .outstanding = cuda_outstanding,

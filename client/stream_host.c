@@ -59,6 +59,12 @@ static enum epd_status host_describe(void *data, uint64_t bytes, struct message_
     return host_unsupported("epd_buffer_register_cuda", error);
 }
 
+static enum epd_status host_range(const void *data, struct epd_memory_range *range, struct epd_error *error)
+{
+    (void)data, (void)range;
+    return host_unsupported("epd_memory_range", error);
+}
+
 /* Launches that the daemon has ended, as the page counts them; only whether it changes is looked at. */
 static uint64_t host_ended(struct epd_plan *plan)
 {
@@ -157,6 +163,7 @@ const struct stream_ops stream_host = {
     .unmap = host_unmap,
     .remap = host_remap,
     .describe = host_describe,
+    .range = host_range,
     .bind = host_bind,
     .unbind = host_unbind,
     .outstanding = host_outstanding,
