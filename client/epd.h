@@ -325,11 +325,10 @@ EPD_API enum epd_status epd_buffer_register_cuda(struct epd_group *group, void *
 /* The allocation that an address of this process's device memory lies in. Frameworks sub-allocate: who registers a whole
  * allocation once serves every tensor in it. */
 struct epd_memory_range {
-    size_t size;    /* [in] sizeof(struct epd_memory_range) */
-    void *base;     /* first byte of the allocation */
-    uint64_t bytes; /* of the whole allocation */
-    uint64_t
-        allocation_id; /* unique in this process: of another allocation at the same address it is another one */
+    size_t size;            /* [in] sizeof(struct epd_memory_range) */
+    void *base;             /* first byte of the allocation */
+    uint64_t bytes;         /* of the whole allocation */
+    uint64_t allocation_id; /* unique in this process: an address used again has another one */
     uint8_t device_uuid[16];
     int is_vmm; /* 0: cudaMalloc; 1: a VMM mapping, which may be one piece of a larger address range */
 };
