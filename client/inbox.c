@@ -61,6 +61,7 @@ static enum inbox_result packet_check(enum packet_result result, struct epd_erro
             error, EPD_PROTOCOL,
             "datagram from the daemon: more than one fd, or no room for its fd in this process (ulimit -n)");
         return INBOX_FAILED;
+    case PACKET_CROWDED: /* of senders */
     case PACKET_ERROR:
         break;
     }

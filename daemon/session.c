@@ -92,7 +92,7 @@ static void wait_for(struct session *session, int events)
 static void wait_as_needed(struct session *session)
 {
     wait_for(session, UV_DISCONNECT | (session->n_pauses ? 0 : UV_READABLE) |
-                          (session->first_output ? UV_WRITABLE : 0));
+                          (session->first_output && !session->crowded ? UV_WRITABLE : 0));
 }
 
 /* The client's process is dead. Where the socket has ended too, that is the better news: it comes after all that
@@ -254,6 +254,13 @@ static void output_queue(struct session *session, const unsigned char *datagram,
     wait_as_needed(session);
 }
 
+/* The socket is writable, but a message with an fd is not taken: waiting for the socket would spin. */
+static void wait_for_room(struct session *session)
+{
+    session->crowded = 1;
+    worker_watch(session->worker);
+}
+
 static void output_flush(struct session *session)
 {
     while (session->first_output && session->state != SESSION_CLOSING) {
@@ -264,6 +271,10 @@ static void output_flush(struct session *session)
             break;
         case PACKET_AGAIN:
             return;
+        case PACKET_CROWDED:
+            wait_for_room(session);
+            wait_as_needed(session);
+            return;
         case PACKET_EOF:
             session_close(session, CLOSE_CLIENT, NULL);
             return;
@@ -273,6 +284,15 @@ static void output_flush(struct session *session)
         }
     }
     wait_as_needed(session);
+}
+
+int session_retry(struct session *session)
+{
+    if (session->crowded) {
+        session->crowded = 0;
+        output_flush(session);
+    }
+    return session->crowded;
 }
 
 void session_send(struct session *session, const struct message *message, int fd)
@@ -294,6 +314,10 @@ void session_send(struct session *session, const struct message *message, int fd
     }
     switch (packet_send(session->fd, worker->encoded, bytes, fd)) {
     case PACKET_OK:
+        return;
+    case PACKET_CROWDED:
+        wait_for_room(session);
+        output_queue(session, worker->encoded, bytes, fd);
         return;
     case PACKET_AGAIN:
         output_queue(session, worker->encoded, bytes, fd);

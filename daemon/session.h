@@ -65,6 +65,7 @@ struct session {
     struct output *first_output, *last_output;
     size_t output_bytes;
     uint32_t n_output_fds;
+    int crowded; /* PACKET_CROWDED: the first output waits for the worker's sweep, not for the socket */
 
     struct list members; /* struct member: groups it is in or waits for */
     struct list plans;   /* struct rank_plan */
@@ -85,6 +86,8 @@ void session_end_closed(struct worker *worker);
 
 /* Sends, or queues if the socket is full. fd stays the caller's. Does nothing on a closing session. */
 void session_send(struct session *session, const struct message *message, int fd);
+/* The sweep's: tries again what was crowded out. Returns 1 if it still is. */
+int session_retry(struct session *session);
 void session_reply_error(struct session *session, uint64_t request_id, const struct epd_error *error);
 void session_reply_ok(struct session *session, uint64_t request_id);
 

@@ -115,32 +115,34 @@ static void on_before_sleep(uv_prepare_t *prepare)
         uv_stop(&worker->loop);
 }
 
-static int close_silent(struct worker *worker, uint64_t now_ns)
+/* Returns how many sessions the sweep has to look at again. */
+static int sweep_sessions(struct worker *worker, uint64_t now_ns)
 {
-    int n_opening = 0;
+    int n_waiting = 0;
     const uint64_t limit_ns = clock_ms_to_ns(worker->config.hello_ms);
     list_each(node, after, &worker->sessions)
     {
         struct session *session = list_owner(node, struct session, in_worker);
+        n_waiting += session_retry(session);
         if (session->state != SESSION_OPENING)
             continue;
-        n_opening++;
+        n_waiting++;
         if (now_ns - session->opened_ns > limit_ns)
             session_close(session, CLOSE_HELLO_TIMEOUT, NULL);
     }
-    return n_opening;
+    return n_waiting;
 }
 
 static void on_sweep(uv_timer_t *timer)
 {
     struct worker *worker = timer->data;
     const uint64_t now_ns = clock_ns();
-    const int n_opening = close_silent(worker, now_ns);
+    const int n_waiting = sweep_sessions(worker, now_ns);
     if (worker->state == WORKER_DRAINING && (all_idle(worker) || now_ns > worker->drain_deadline_ns))
         worker_stop(worker, CLOSE_DRAINING, WORKER_EXIT_DONE);
     else if (worker->state == WORKER_STOPPING && now_ns > worker->stop_deadline_ns)
         uv_stop(&worker->loop);
-    else if (worker->state == WORKER_SERVING && !n_opening)
+    else if (worker->state == WORKER_SERVING && !n_waiting)
         (void)uv_timer_stop(timer);
 }
 

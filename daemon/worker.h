@@ -33,7 +33,8 @@ enum worker_exit {
 
 /* With the second SIGTERM, or when the sessions do not go away, the worker waits no longer than this. */
 #define WORKER_STOP_MS 3000
-/* Hello deadlines and the end of a drain are looked at this often, while there is something to look for. */
+/* Hello deadlines, replies crowded out and the end of a drain are looked at this often, while there is something to
+ * look for. */
 #define WORKER_SWEEP_MS 50
 /* At most one dump file in this time. */
 #define WORKER_DUMP_INTERVAL_NS (10ull * 1000000000ull)
@@ -111,7 +112,7 @@ void worker_fail(struct worker *worker, const struct epd_error *error);
 void worker_dump(struct worker *worker, const char *why);
 /* A new epoch: a group's membership changed. */
 uint64_t worker_next_epoch(struct worker *worker);
-/* Something with a deadline has begun (a session that has yet to say Hello). */
+/* Something that the sweep looks at has begun (a session that has yet to say Hello, a reply crowded out). */
 void worker_watch(struct worker *worker);
 
 #endif

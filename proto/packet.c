@@ -44,6 +44,8 @@ static enum packet_result result_of_errno(void)
     case EPIPE:
     case ECONNRESET: /* the peer closed with datagrams unread */
         return PACKET_EOF;
+    case ETOOMANYREFS:
+        return PACKET_CROWDED;
     default:
         return PACKET_ERROR;
     }

@@ -13,7 +13,9 @@ enum packet_result {
     PACKET_EOF,       /* peer closed */
     PACKET_TRUNCATED, /* datagram longer than the buffer: the rest is lost */
     PACKET_BAD_FDS, /* more than one fd, or fds lost on the way (MSG_CTRUNC); all received ones are closed */
-    PACKET_ERROR,   /* errno is set */
+    PACKET_CROWDED, /* nothing was sent: this user has as many fds in datagrams that nobody has read yet as the kernel
+                       allows. Later, when others have read theirs, it works; the socket does not tell when */
+    PACKET_ERROR, /* errno is set */
 };
 
 /* Receives one datagram into buffer. *fd is -1 or one fd (close-on-exec) that the caller now owns. */

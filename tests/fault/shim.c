@@ -1,4 +1,4 @@
-/* Preloaded into a daemon: lets its n-th allocation fail, and its wall clock jump. Only calls made by the epd
+/* Preloaded into a daemon: lets its n-th allocation fail, its fds not be taken, and its wall clock jump. Only calls made by the epd
  * program itself count: libuv and the C library end the process when they have no memory, which is theirs to
  * decide. */
 #include "tests/fault/shim.h"
@@ -9,6 +9,7 @@
 #include <link.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@ EXPORT void *realloc(void *old, size_t bytes);
 EXPORT void *mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
 EXPORT int memfd_create(const char *name, unsigned flags);
 EXPORT int clock_gettime(clockid_t clock, struct timespec *time);
+EXPORT ssize_t sendmsg(int socket, const struct msghdr *header, int flags);
 
 /* glibc's own names: looking them up would allocate. */
 void *__libc_malloc(size_t bytes);
@@ -111,4 +113,14 @@ int clock_gettime(clockid_t clock, struct timespec *time)
         atomic_store(&shim->clock_jump_s, -jump_s);
     }
     return result;
+}
+
+ssize_t sendmsg(int socket, const struct msghdr *header, int flags)
+{
+    if (shim && header->msg_controllen > 0 && atomic_load(&shim->crowded)) {
+        atomic_fetch_add(&shim->n_crowded, 1);
+        errno = ETOOMANYREFS;
+        return -1;
+    }
+    return (ssize_t)syscall(SYS_sendmsg, socket, header, flags);
 }

@@ -1,4 +1,5 @@
-/* No memory, at every single allocation of the daemon in the life of a client; and a wall clock that jumps.
+/* No memory, at every single allocation of the daemon in the life of a client; no room for fds; and a wall clock
+ * that jumps.
  * The daemon runs with a preloaded library (shim.h) that the sanitizers do not get along with: there these
  * tests are not built. */
 #include <check.h>
@@ -203,12 +204,47 @@ START_TEST(deadlines_do_not_care_for_a_wall_clock_that_jumps_by_a_day)
 }
 END_TEST
 
+/* Replies that carry memory wait until the kernel takes fds again; everything else goes on, and nobody spins. */
+START_TEST(fds_that_the_kernel_does_not_take_are_sent_later)
+{
+    static struct wire wire;
+    struct bystander bystander;
+    struct baseline before;
+    bystander_start(&bystander, epd_daemon.socket_path);
+    baseline_take(&before, &epd_daemon);
+    ck_assert_int_eq(wire_connect(&wire, epd_daemon.socket_path), 0);
+    ck_assert_int_eq(wire_hello(&wire), EPD_OK);
+    ck_assert_int_eq(ask(&wire, wire_join_message("crowd", 1, 0), -1, "join"), EPD_OK);
+    const uint64_t group = wire.reply.reply_group.group_id;
+    atomic_store(&shim->n_crowded, 0);
+    atomic_store(&shim->crowded, 1);
+    struct message alloc = wire_alloc_message(group, 4096), stats = {.kind = MESSAGE_STATS};
+    ck_assert_int_eq(wire_send(&wire, &alloc, -1), 0);
+    ck_assert_int_eq(wire_send(&wire, &stats, -1), 0);
+    sleep_ms(500);
+    const long n_tries = atomic_load(&shim->n_crowded);
+    ck_assert_msg(n_tries > 1 && n_tries < 50, "%ld tries in 500 ms", n_tries);
+    atomic_store(&shim->crowded, 0);
+    int n_buffers = 0, n_documents = 0; /* memory comes when the lane has made it */
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(wire_receive(&wire, WIRE_DEADLINE_MS), WIRE_MESSAGE);
+        n_buffers += wire.reply.kind == MESSAGE_REPLY_BUFFER && wire.reply_fd >= 0;
+        n_documents += wire.reply.kind == MESSAGE_REPLY_DOCUMENT && wire.reply_fd >= 0;
+    }
+    ck_assert(n_buffers == 1 && n_documents == 1);
+    wire_close(&wire);
+    ck_assert_int_ge(baseline_wait(&before, &epd_daemon), 0);
+    bystander_stop(&bystander);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
         every_allocation_may_fail_and_only_the_request_that_needed_it_does,
         documents_without_memory_are_refused_or_answered_and_the_worker_lives,
         deadlines_do_not_care_for_a_wall_clock_that_jumps_by_a_day,
+        fds_that_the_kernel_does_not_take_are_sent_later,
     };
     return suite_run("memory", tests, SUITE_COUNT(tests), start, stop);
 }

@@ -22,7 +22,8 @@ class Daemon:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="epd-python-"))
         self.socket = str(self.directory / "epd.sock")
         self._log = self.directory / "log"
-        command = [os.environ["EPD_BINARY"], "--backend", "host", "--devices", str(devices), "--socket", self.socket]
+        # With a test run that crashes the daemon goes, too.
+        command = ["setpriv", "--pdeathsig", "TERM", os.environ["EPD_BINARY"], "--backend", "host", "--devices", str(devices), "--socket", self.socket]
         command += ["--control-socket", str(self.directory / "control.sock")]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -534,6 +534,32 @@ START_TEST(plan_that_is_refused_binds_nothing)
 }
 END_TEST
 
+static void script_two_groups(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_plan(daemon, 0);
+    fake_expect(daemon, MESSAGE_GROUP_JOIN);
+    fake_answer_group(daemon);
+    script_must(fake_peer_closed(daemon));
+}
+
+/* Refused before anything of it was sent. */
+START_TEST(plan_with_the_context_of_another_group_is_refused)
+{
+    struct epd_plan *plan = NULL;
+
+    start(script_two_groups);
+    struct epd_plan *context = create_barrier(group);
+    struct epd_group *other = join_group(client);
+    const struct epd_plan_options options = {
+        .size = sizeof options, .op = EPD_OP_COMBINE, .context = context};
+    ck_assert_int_eq(epd_plan_create(other, &options, &plan), EPD_FOREIGN_ID);
+    ck_assert_str_eq(epd_error_text(), "combine context: a plan of another group");
+    ck_assert_ptr_null(plan);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("client plans");
@@ -554,6 +580,7 @@ int main(void)
     tcase_add_test(cases, launches_of_several_threads_leave_in_the_order_of_their_numbers);
     tcase_add_test(cases, one_thread_launches_and_another_waits_until_the_daemon_dies);
     tcase_add_test(cases, plan_that_is_refused_binds_nothing);
+    tcase_add_test(cases, plan_with_the_context_of_another_group_is_refused);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
