@@ -20,14 +20,16 @@ struct board_shared {
     _Atomic uint32_t generation; /* futex; grows when all ranks have arrived */
     _Atomic uint32_t n_arrived;
     _Atomic uint32_t aborted;
+    struct board_loss loss;
     double copied_bytes;
-    char texts[JOB_MAX_RANKS][BOARD_TEXT_BYTES];
-    double samples[]; /* [n_ranks, n_iterations] */
+    double memory_bytes[JOB_MAX_RANKS];
+    char texts[JOB_MAX_RANKS + 1][BOARD_TEXT_BYTES]; /* one for a spare */
+    double samples[];                                /* [n_ranks, 2, n_iterations]: times, launches */
 };
 
 static size_t board_size(const struct job *job)
 {
-    return sizeof(struct board_shared) + sizeof(double) * job->n_ranks * job->n_iterations;
+    return sizeof(struct board_shared) + sizeof(double) * 2 * job->n_ranks * job->n_iterations;
 }
 
 static enum epd_status board_map(struct board *board, int fd, size_t bytes)
@@ -57,6 +59,8 @@ enum epd_status board_create(struct board *board, const struct job *job)
     }
     board->shared->job = *job;
     board->shared->copied_bytes = -1;
+    for (uint32_t rank = 0; rank < JOB_MAX_RANKS; rank++)
+        board->shared->memory_bytes[rank] = -1;
     return EPD_OK;
 }
 
@@ -86,12 +90,27 @@ const struct job *board_job(const struct board *board)
 
 double *board_samples(const struct board *board, uint32_t rank)
 {
-    return board->shared->samples + (size_t)rank * board->shared->job.n_iterations;
+    return board->shared->samples + (size_t)rank * 2 * board->shared->job.n_iterations;
+}
+
+double *board_launches(const struct board *board, uint32_t rank)
+{
+    return board_samples(board, rank) + board->shared->job.n_iterations;
+}
+
+double *board_memory(const struct board *board, uint32_t rank)
+{
+    return &board->shared->memory_bytes[rank];
 }
 
 char *board_text(const struct board *board, uint32_t rank)
 {
     return board->shared->texts[rank];
+}
+
+struct board_loss *board_loss(const struct board *board)
+{
+    return &board->shared->loss;
 }
 
 double *board_copied_bytes(const struct board *board)

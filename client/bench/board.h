@@ -3,6 +3,7 @@
 #ifndef EPD_BENCH_BOARD_H
 #define EPD_BENCH_BOARD_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 
 #include "client/bench/job.h"
@@ -10,6 +11,15 @@
 #define BOARD_TEXT_BYTES 320
 
 struct board_shared;
+
+/* Of JOB_PEER_LOSS: one killed rank. Times of clock_ns; 0: not yet. Rank i writes its own words, the parent the others. */
+struct board_loss {
+    _Atomic uint32_t n_ready; /* ranks that work, and the spare */
+    _Atomic uint32_t go_on;   /* the survivors shall make the next group with the spare */
+    _Atomic double killed_ns;
+    double told_ns[JOB_MAX_RANKS];   /* a survivor's step has ended EPD_PEER_LOST */
+    double served_ns[JOB_MAX_RANKS]; /* its first step in the next group is done */
+};
 
 struct board {
     struct board_shared *shared; /* owned mapping */
@@ -24,10 +34,15 @@ enum epd_status board_open(struct board *board, int fd);
 void board_close(struct board *board);
 
 const struct job *board_job(const struct board *board);
-/* [n_iterations] nanoseconds of one rank. */
+/* [n_iterations] nanoseconds of one rank; of JOB_LINK GB/s. */
 double *board_samples(const struct board *board, uint32_t rank);
+/* [n_iterations] nanoseconds that the launches took on the host, CUDA backend. */
+double *board_launches(const struct board *board, uint32_t rank);
+/* GPU memory that the group took on the rank's device beyond the rank's own buffers; -1: not known. */
+double *board_memory(const struct board *board, uint32_t rank);
 /* The sentence with which a rank failed; "" if it did not. */
 char *board_text(const struct board *board, uint32_t rank);
+struct board_loss *board_loss(const struct board *board);
 /* What rank 0 learned from the daemon's stats: bytes copied on the way, or -1. */
 double *board_copied_bytes(const struct board *board);
 

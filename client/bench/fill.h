@@ -9,8 +9,9 @@
 
 /* n elements of dtype with magnitudes below `scale`, a power of two from 2^-12 to 1. */
 void fill_values(void *data, size_t n, enum epd_dtype dtype, float scale, uint64_t seed);
-/* [n_tokens, top_k] distinct experts of each token, all equally likely, and weights that sum to 1. */
-void fill_routing(int32_t *topk_idx, float *topk_weights, uint32_t n_tokens, uint32_t n_experts,
-                  uint32_t top_k, uint64_t seed);
+/* The routing of one rank: [n_tokens, top_k] distinct experts of each token, and weights that sum to 1. With zipf 0 all experts
+ * are equally likely; else expert number i of a fixed random order is drawn in proportion to 1 / i^zipf, i from 1. weights may be
+ * NULL. EPD_NO_MEMORY only with zipf. */
+enum epd_status fill_routing(const struct job *job, uint32_t rank, int32_t *topk_idx, float *topk_weights);
 
 #endif

@@ -4,14 +4,19 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *const op_names[JOB_OP_COUNT] = {
+static const char *const op_names[] = {
     [JOB_HANDOFF_BARRIER] = "handoff_barrier",
     [JOB_HANDOFF_GROUPED_GEMM] = "handoff_grouped_gemm",
     [JOB_DISPATCH] = "dispatch",
     [JOB_COMBINE] = "combine",
+    [JOB_COMBINE_WEIGHTED] = "combine_weighted",
+    [JOB_DISPATCH_BWD] = "dispatch_bwd",
+    [JOB_COMBINE_BWD] = "combine_bwd",
     [JOB_GROUPED_GEMM] = "grouped_gemm",
     [JOB_MOE_FORWARD] = "moe_forward",
     [JOB_MOE_BACKWARD] = "moe_backward",
+    [JOB_LINK] = "link",
+    [JOB_PEER_LOSS] = "peer_loss",
 };
 
 struct standard_case {
@@ -62,19 +67,18 @@ const char *job_case_names(void)
     return "dsv3, qwen235b, qwen30b, mixtral, decode128, tiny";
 }
 
-double job_wire_bytes(const struct job *job)
+int job_n_crossings(const struct job *job)
 {
-    const double n_ranks = job->n_ranks;
-    const double n_destinations = n_ranks * (1 - pow(1 - 1 / n_ranks, job->top_k));
-    const double one_way = (double)job->n_tokens * job->hidden * job_dtype_bytes(job->dtype) *
-                           n_destinations * (n_ranks - 1) / n_ranks;
     switch (job->op) {
     case JOB_DISPATCH:
     case JOB_COMBINE:
-        return one_way;
+    case JOB_COMBINE_WEIGHTED:
+    case JOB_DISPATCH_BWD:
+    case JOB_COMBINE_BWD:
+        return 1;
     case JOB_MOE_FORWARD:
     case JOB_MOE_BACKWARD:
-        return 2 * one_way;
+        return 2;
     default:
         return 0;
     }

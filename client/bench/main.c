@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/bench/gpu.h"
 #include "client/bench/options.h"
 #include "client/bench/rank.h"
 #include "client/bench/report.h"
@@ -16,7 +17,12 @@
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
 /* A hand-off takes microseconds: this many times the iterations of an op that takes milliseconds. */
-#define HANDOFF_ITERATIONS 100
+#define HANDOFF_ITERATIONS      100
+#define HANDOFF_ITERATIONS_CUDA 20
+#define DEFAULT_RANKS           4
+#define LINK_ITERATIONS         20
+/* With uniform routing no rank gets this many times the even share. */
+#define CUDA_CAPACITY_FACTOR 1.25
 /* Share of the available memory that a job may plan to use. */
 #define MEMORY_SHARE 0.8
 
@@ -24,8 +30,9 @@ struct bench {
     struct options options;
     struct daemon daemon;
     struct report report;
+    enum epd_backend_kind backend;
     char devices[16]; /* default of --devices as text */
-    char backend[16];
+    char device_name[64];
 };
 
 /* Bytes of MemAvailable; 0 if unknown. */
@@ -47,6 +54,15 @@ static uint32_t n_processors(void)
     return sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
 }
 
+/* Where CUDA finds the control daemon of MPS, if there is one. */
+static int mps_is_there(void)
+{
+    const char *directory = getenv("CUDA_MPS_PIPE_DIRECTORY");
+    char path[512];
+    (void)snprintf(path, sizeof(path), "%s/control", directory ? directory : "/tmp/nvidia-mps");
+    return access(path, F_OK) == 0;
+}
+
 /* Asks the daemon what it runs on. */
 static enum epd_status meet_daemon(struct bench *bench)
 {
@@ -60,10 +76,73 @@ static enum epd_status meet_daemon(struct bench *bench)
     if (status != EPD_OK)
         fprintf(stderr, "epd-bench: %s: %s\n", epd_status_name(status), epd_error_text());
     epd_close(client);
-    (void)snprintf(bench->backend, sizeof(bench->backend), "%s",
-                   info.backend == EPD_BACKEND_CUDA ? "cuda" : "host");
-    bench->report.backend = bench->backend;
+    if (status != EPD_OK)
+        return status;
+    bench->backend = info.backend;
+    bench->report.backend = info.backend == EPD_BACKEND_CUDA ? "cuda" : "host";
     bench->report.n_devices = info.n_devices;
+    (void)snprintf(bench->device_name, sizeof(bench->device_name), "%s", info.devices[0].name);
+    bench->report.device = bench->device_name;
+    bench->report.mps = info.backend == EPD_BACKEND_CUDA ? mps_is_there() : -1;
+    return EPD_OK;
+}
+
+/* What was not given, by the backend. */
+static enum epd_status resolve(struct bench *bench)
+{
+    struct options *options = &bench->options;
+    struct job *job = &options->job;
+    const int cuda = bench->backend == EPD_BACKEND_CUDA;
+    job->backend = bench->backend;
+    if (cuda && gpu_count() == 0) {
+        fprintf(stderr,
+                "epd-bench: the daemon runs the CUDA backend, but this program has no CUDA or sees no GPU\n");
+        return EPD_UNSUPPORTED;
+    }
+    if (job->n_ranks == 0)
+        job->n_ranks = cuda ? bench->report.n_devices : DEFAULT_RANKS;
+    if (job->dtype == EPD_DTYPE_UNSPECIFIED)
+        job->dtype = cuda ? EPD_BF16 : EPD_F32;
+    if (options->capacity_factor < 0)
+        options->capacity_factor = cuda && job->zipf == 0 ? CUDA_CAPACITY_FACTOR : 0;
+    static const char *const standard[] = {"dsv3", "qwen235b", "qwen30b", "mixtral", "decode128"};
+    for (size_t i = 0; cuda && options->suite && options->n_cases < sizeof(standard) / sizeof(standard[0]);
+         i++)
+        (void)snprintf(options->cases[options->n_cases++], JOB_NAME_BYTES, "%s", standard[i]);
+    if (options->n_cases == 0)
+        (void)snprintf(options->cases[options->n_cases++], JOB_NAME_BYTES, "tiny");
+    return EPD_OK;
+}
+
+static enum epd_status choose_backend(struct bench *bench)
+{
+    struct daemon_options *daemon = &bench->options.daemon;
+    if (strcmp(daemon->backend, "auto") == 0)
+        daemon->backend = gpu_count() > 0 ? "cuda" : "host";
+    if (strcmp(daemon->backend, "cuda") == 0 && gpu_count() == 0) {
+        struct gpu gpu = {0};
+        const uint8_t none[16] = {0};
+        (void)!gpu_open(&gpu, none, 0);
+        fprintf(stderr, "epd-bench: --backend cuda: %s\n", gpu.text);
+        return EPD_UNSUPPORTED;
+    }
+    return EPD_OK;
+}
+
+static enum epd_status start_daemon(struct bench *bench)
+{
+    struct options *options = &bench->options;
+    const uint32_t n_ranks = options->job.n_ranks ? options->job.n_ranks : DEFAULT_RANKS;
+    enum epd_status status = choose_backend(bench);
+    if (status != EPD_OK)
+        return status;
+    (void)snprintf(bench->devices, sizeof(bench->devices), "%u",
+                   n_processors() < n_ranks ? n_processors() : n_ranks);
+    if (!options->daemon.devices && strcmp(options->daemon.backend, "host") == 0)
+        options->daemon.devices = bench->devices;
+    status = daemon_start(&bench->daemon, &options->daemon);
+    if (status == EPD_OK)
+        options->socket_path = bench->daemon.socket_path;
     return status;
 }
 
@@ -71,23 +150,17 @@ static enum epd_status bench_open(struct bench *bench)
 {
     struct options *options = &bench->options;
     struct job *job = &options->job;
-    if (!options->socket_path) {
-        const uint32_t n = n_processors() < job->n_ranks ? n_processors() : job->n_ranks;
-        (void)snprintf(bench->devices, sizeof(bench->devices), "%u", n);
-        if (!options->daemon.devices && strcmp(options->daemon.backend, "host") == 0)
-            options->daemon.devices = bench->devices;
-        enum epd_status status = daemon_start(&bench->daemon, &options->daemon);
-        if (status != EPD_OK)
-            return status;
-        options->socket_path = bench->daemon.socket_path;
-    }
+    enum epd_status status = options->socket_path ? EPD_OK : start_daemon(bench);
+    if (status != EPD_OK)
+        return status;
     if (strlen(options->socket_path) >= sizeof(job->socket_path)) {
         fprintf(stderr, "epd-bench: --socket: %zu bytes, at most %zu\n", strlen(options->socket_path),
                 sizeof(job->socket_path) - 1);
         return EPD_INVALID_ARGUMENT;
     }
     (void)snprintf(job->socket_path, sizeof(job->socket_path), "%s", options->socket_path);
-    return meet_daemon(bench);
+    status = meet_daemon(bench);
+    return status == EPD_OK ? resolve(bench) : status;
 }
 
 /* The smallest group that can hand something off: the sizes do not matter, the row is one. */
@@ -99,8 +172,9 @@ static void make_handoff(struct job *job)
     job->ffn = 64;
     job->n_experts = job->n_ranks;
     job->top_k = 1;
-    job->n_iterations *= HANDOFF_ITERATIONS;
-    job->n_warmup *= HANDOFF_ITERATIONS;
+    job->capacity_rows = 0;
+    job->n_iterations *= job->backend == EPD_BACKEND_CUDA ? HANDOFF_ITERATIONS_CUDA : HANDOFF_ITERATIONS;
+    job->n_warmup *= job->backend == EPD_BACKEND_CUDA ? HANDOFF_ITERATIONS_CUDA : HANDOFF_ITERATIONS;
 }
 
 static enum epd_status check_memory(const struct job *job)
@@ -127,40 +201,147 @@ static enum epd_status run_solo_again(const struct job *job, uint32_t n_threads,
     return status;
 }
 
-static enum epd_status bench_job(struct bench *bench, enum job_op op)
+static int is_handoff(enum job_op op)
+{
+    return op == JOB_HANDOFF_BARRIER || op == JOB_HANDOFF_GROUPED_GEMM;
+}
+
+static enum epd_status measure_job(struct bench *bench, const struct job *job)
+{
+    struct result result, solo;
+    struct traffic traffic;
+    const int host = bench->backend == EPD_BACKEND_HOST;
+    const int with_solo = host && job->op == JOB_MOE_FORWARD && job->dtype == EPD_F32;
+    enum epd_status status = host ? check_memory(job) : EPD_OK;
+    if (status == EPD_OK)
+        status = traffic_count(job, &traffic);
+    if (status == EPD_OK && with_solo)
+        status = solo_run(job, bench->report.n_devices, &solo);
+    if (status == EPD_OK)
+        status = run_job(job, &result);
+    if (status == EPD_OK && with_solo)
+        status = run_solo_again(job, bench->report.n_devices, &solo);
+    /* GPUs that ranks share are not told apart by rank. */
+    if (job->n_ranks > bench->report.n_devices)
+        result.memory_bytes = -1;
+    if (status == EPD_OK)
+        report_job(&bench->report, job, &result, &traffic, with_solo ? &solo : NULL);
+    return status;
+}
+
+static void name_group(struct job *job, enum job_op op)
+{
+    job->op = op;
+    (void)snprintf(job->group_name, sizeof(job->group_name), "bench-%d-%d", (int)getpid(), (int)op);
+}
+
+static enum epd_status bench_op(struct bench *bench, const char *case_name, enum job_op op)
 {
     struct job job = bench->options.job;
-    struct result result, solo;
-    job.op = op;
-    (void)snprintf(job.group_name, sizeof(job.group_name), "bench-%d-%d", (int)getpid(), (int)op);
-    if (op == JOB_HANDOFF_BARRIER || op == JOB_HANDOFF_GROUPED_GEMM)
+    if (options_take_case(&bench->options, case_name, &job))
+        return EPD_INVALID_ARGUMENT;
+    name_group(&job, op);
+    if (is_handoff(op))
         make_handoff(&job);
-    enum epd_status status = strcmp(bench->backend, "host") == 0 ? check_memory(&job) : EPD_OK;
-    const int with_solo =
-        op == JOB_MOE_FORWARD && job.dtype == EPD_F32 && strcmp(bench->backend, "host") == 0;
-    if (status == EPD_OK && with_solo)
-        status = solo_run(&job, bench->report.n_devices, &solo);
+    const enum epd_status status = measure_job(bench, &job);
+    if (status != EPD_OK)
+        report_failure(&bench->report, &job, status);
+    return status;
+}
+
+static enum epd_status bench_link(struct bench *bench)
+{
+    struct job job = bench->options.job;
+    double gb_per_s = 0;
+    if (bench->backend != EPD_BACKEND_CUDA || bench->report.n_devices < 2) {
+        if (!bench->options.link || bench->options.suite)
+            return EPD_OK; /* nobody asked */
+        fprintf(stderr, "epd-bench: --op link: needs the CUDA backend on at least two GPUs\n");
+        return EPD_UNSUPPORTED;
+    }
+    name_group(&job, JOB_LINK);
+    job.n_ranks = 1;
+    job.n_iterations = LINK_ITERATIONS;
+    enum epd_status status = run_link(&job, &gb_per_s);
     if (status == EPD_OK)
-        status = run_job(&job, &result);
-    if (status == EPD_OK && with_solo)
-        status = run_solo_again(&job, bench->report.n_devices, &solo);
+        report_link(&bench->report, gb_per_s);
+    return status;
+}
+
+static enum epd_status bench_loss(struct bench *bench)
+{
+    struct job job = bench->options.job;
+    struct loss_result result;
+    const char *name = bench->options.suite ? "tiny" : bench->options.cases[0];
+    if (job.n_ranks < 2)
+        job.n_ranks = 2;
+    if (options_take_case(&bench->options, name, &job))
+        return EPD_INVALID_ARGUMENT;
+    name_group(&job, JOB_PEER_LOSS);
+    enum epd_status status = loss_run(&job, bench->options.n_rounds, &result);
     if (status == EPD_OK)
-        report_job(&bench->report, &job, &result, with_solo ? &solo : NULL);
+        report_loss(&bench->report, &job, &result);
+    else
+        report_failure(&bench->report, &job, status);
+    return status;
+}
+
+static enum epd_status bench_sessions(struct bench *bench)
+{
+    struct sessions_result sessions;
+    enum epd_status status =
+        sessions_run(bench->options.job.socket_path, bench->options.n_sessions, &sessions);
+    if (status == EPD_OK)
+        report_sessions(&bench->report, &sessions);
+    return status;
+}
+
+/* Whether there is anything that crosses a link. */
+static int wants_exchange(const struct options *options)
+{
+    for (int op = 0; op < JOB_OP_COUNT; op++) {
+        const struct job job = {.op = (enum job_op)op};
+        if (options->wanted[op] && job_n_crossings(&job))
+            return 1;
+    }
+    return options->link;
+}
+
+/* Of two results the one that counts: the first failure. */
+static enum epd_status first_failure(enum epd_status first, enum epd_status then)
+{
+    return first == EPD_OK ? then : first;
+}
+
+/* A suite goes on after a job that failed, but not after a signal. */
+static int goes_on(const struct bench *bench, enum epd_status status)
+{
+    return status == EPD_OK || (bench->options.suite && status != EPD_EVICTED);
+}
+
+static enum epd_status bench_ops(struct bench *bench, uint32_t case_idx)
+{
+    enum epd_status status = EPD_OK;
+    for (int op = 0; goes_on(bench, status) && op < JOB_OP_COUNT; op++)
+        if (bench->options.wanted[op] && (case_idx == 0 || !is_handoff((enum job_op)op)))
+            status = first_failure(status, bench_op(bench, bench->options.cases[case_idx], (enum job_op)op));
     return status;
 }
 
 static enum epd_status bench_run(struct bench *bench)
 {
+    const struct options *options = &bench->options;
     enum epd_status status = bench_open(bench);
-    for (int op = 0; status == EPD_OK && op < JOB_OP_COUNT; op++)
-        if (bench->options.wanted[op])
-            status = bench_job(bench, (enum job_op)op);
-    if (status != EPD_OK || !bench->options.sessions)
+    if (status != EPD_OK)
         return status;
-    struct sessions_result sessions;
-    status = sessions_run(bench->options.job.socket_path, bench->options.n_sessions, &sessions);
-    if (status == EPD_OK)
-        report_sessions(&bench->report, &sessions);
+    if (wants_exchange(options))
+        status = bench_link(bench);
+    for (uint32_t i = 0; goes_on(bench, status) && i < options->n_cases; i++)
+        status = first_failure(status, bench_ops(bench, i));
+    if (goes_on(bench, status) && options->peer_loss)
+        status = first_failure(status, bench_loss(bench));
+    if (goes_on(bench, status) && options->sessions)
+        status = first_failure(status, bench_sessions(bench));
     return status;
 }
 

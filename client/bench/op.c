@@ -2,9 +2,9 @@
 
 #include <stdarg.h>
 
-#include "client/bench/fill.h"
+#include "client/bench/op_impl.h"
 
-static enum epd_status op_check(struct op *op, const char *what, enum epd_status status)
+enum epd_status op_check(struct op *op, const char *what, enum epd_status status)
 {
     if (status != EPD_OK)
         (void)snprintf(op->text, sizeof(op->text), "%s: %s: %s", what, epd_status_name(status),
@@ -12,7 +12,18 @@ static enum epd_status op_check(struct op *op, const char *what, enum epd_status
     return status;
 }
 
-static enum epd_status op_connect(struct op *op)
+/* The device that the daemon will give to this rank; current before anything of CUDA is asked of libepd. */
+static enum epd_status op_open_gpu(struct op *op, const uint8_t uuid[16])
+{
+    enum epd_status status = gpu_open(&op->gpu, uuid, op->job->n_warmup + op->job->n_iterations);
+    if (status == EPD_OK)
+        status = gpu_free_bytes(&op->gpu, &op->free_bytes);
+    if (status != EPD_OK)
+        (void)snprintf(op->text, sizeof(op->text), "%s", op->gpu.text);
+    return status;
+}
+
+static enum epd_status connect_client(struct op *op)
 {
     char name[32];
     (void)snprintf(name, sizeof(name), "epd-bench rank %u", op->rank);
@@ -23,14 +34,9 @@ static enum epd_status op_connect(struct op *op)
         return status;
     struct epd_client_info info = {.size = sizeof(info)};
     status = op_check(op, "asking for the backend", epd_client_info(op->client, &info));
-    if (status == EPD_OK && info.backend != EPD_BACKEND_HOST) {
-        (void)snprintf(
-            op->text, sizeof(op->text),
-            "the daemon runs the CUDA backend; epd-bench fills its inputs on the host and measures the "
-            "host backend only");
-        return EPD_UNSUPPORTED;
-    }
-    return status;
+    if (status != EPD_OK || info.backend != EPD_BACKEND_CUDA)
+        return status;
+    return op_open_gpu(op, info.devices[op->rank % info.n_devices].uuid);
 }
 
 static enum epd_status op_join(struct op *op)
@@ -56,58 +62,6 @@ static enum epd_status op_join(struct op *op)
     return op_check(op, "asking for the group", epd_group_info(op->group, &op->group_info));
 }
 
-/* Element bytes of any dtype that the ops take. */
-static uint64_t element_bytes(enum epd_dtype dtype)
-{
-    return dtype == EPD_I64 ? 8 : dtype == EPD_F32 || dtype == EPD_I32 ? 4 : 2;
-}
-
-struct shape {
-    uint32_t n_dims;
-    int64_t d[3];
-};
-
-/* Gives the role a buffer of its own; zeros. */
-static enum epd_status op_tensor(struct op *op, enum epd_role role, enum epd_dtype dtype, struct shape shape)
-{
-    struct epd_tensor *tensor = &op->tensors[role];
-    *tensor = (struct epd_tensor){.role = role, .dtype = dtype, .n_dims = shape.n_dims};
-    uint64_t bytes = element_bytes(dtype);
-    for (uint32_t i = 0; i < 3; i++) {
-        tensor->shape[i] = i < shape.n_dims ? shape.d[i] : 1;
-        bytes *= (uint64_t)tensor->shape[i];
-    }
-    return op_check(op, "allocating", epd_buffer_alloc(op->group, bytes, &tensor->buffer));
-}
-
-/* The same with random values. */
-static enum epd_status op_input(struct op *op, enum epd_role role, struct shape shape, float scale)
-{
-    enum epd_status status = op_tensor(op, role, op->job->dtype, shape);
-    if (status == EPD_OK)
-        fill_values(epd_buffer_data(op->tensors[role].buffer),
-                    epd_buffer_bytes(op->tensors[role].buffer) / element_bytes(op->job->dtype),
-                    op->job->dtype, scale, 1000003ull * (uint64_t)role + op->rank);
-    return status;
-}
-
-static enum epd_status op_routing(struct op *op)
-{
-    const struct job *job = op->job;
-    const struct shape shape = {2, {job->n_tokens, job->top_k, 0}};
-    enum epd_status status =
-        op_input(op, EPD_ROLE_X, (struct shape){2, {job->n_tokens, job->hidden, 0}}, 1.0f);
-    if (status == EPD_OK)
-        status = op_tensor(op, EPD_ROLE_TOPK_IDX, EPD_I32, shape);
-    if (status == EPD_OK)
-        status = op_tensor(op, EPD_ROLE_TOPK_WEIGHTS, EPD_F32, shape);
-    if (status == EPD_OK)
-        fill_routing(epd_buffer_data(op->tensors[EPD_ROLE_TOPK_IDX].buffer),
-                     epd_buffer_data(op->tensors[EPD_ROLE_TOPK_WEIGHTS].buffer), job->n_tokens,
-                     job->n_experts, job->top_k, op->rank);
-    return status;
-}
-
 /* A plan over the roles given, ended by 0. */
 static enum epd_status op_plan(struct op *op, struct epd_plan_options options, struct epd_plan **plan, ...)
 {
@@ -124,7 +78,7 @@ static enum epd_status op_plan(struct op *op, struct epd_plan_options options, s
 
 static enum epd_status op_launch(struct op *op, struct epd_plan *plan)
 {
-    enum epd_status status = epd_plan_launch(plan, NULL);
+    enum epd_status status = epd_plan_launch(plan, op->gpu.state ? gpu_stream(&op->gpu) : NULL);
     if (status == EPD_OK)
         status = epd_plan_wait(plan, 0);
     return op_check(op, "launching", status);
@@ -142,16 +96,21 @@ static enum epd_status open_dispatch(struct op *op, struct epd_plan **plan)
     if (status != EPD_OK)
         return status;
     return op_plan(op, (struct epd_plan_options){.op = EPD_OP_DISPATCH}, plan, EPD_ROLE_X, EPD_ROLE_TOPK_IDX,
-                   EPD_ROLE_TOPK_WEIGHTS, EPD_ROLE_RECV_X, EPD_ROLE_M_SPLITS, 0);
+                   EPD_ROLE_RECV_X, EPD_ROLE_M_SPLITS, 0);
+}
+
+/* A dispatch that is launched once, as the context of what is measured. */
+static enum epd_status open_context(struct op *op, struct epd_plan **dispatch)
+{
+    enum epd_status status = open_dispatch(op, dispatch);
+    return status == EPD_OK ? op_launch(op, *dispatch) : status;
 }
 
 /* The received rows stand for the experts' answers: combine reads the buffer that dispatch wrote. */
-static enum epd_status open_combine(struct op *op)
+static enum epd_status open_combine(struct op *op, int weighted)
 {
     struct epd_plan *dispatch = NULL;
-    enum epd_status status = open_dispatch(op, &dispatch);
-    if (status == EPD_OK)
-        status = op_launch(op, dispatch);
+    enum epd_status status = open_context(op, &dispatch);
     if (status == EPD_OK)
         status = op_tensor(op, EPD_ROLE_OUT, op->job->dtype,
                            (struct shape){2, {op->job->n_tokens, op->job->hidden, 0}});
@@ -160,7 +119,46 @@ static enum epd_status open_combine(struct op *op)
     op->tensors[EPD_ROLE_Y] = op->tensors[EPD_ROLE_RECV_X];
     op->tensors[EPD_ROLE_Y].role = EPD_ROLE_Y;
     return op_plan(op, (struct epd_plan_options){.op = EPD_OP_COMBINE, .context = dispatch}, &op->measured,
-                   EPD_ROLE_Y, EPD_ROLE_TOPK_WEIGHTS, EPD_ROLE_OUT, 0);
+                   EPD_ROLE_Y, EPD_ROLE_OUT, weighted ? EPD_ROLE_TOPK_WEIGHTS : 0, 0);
+}
+
+/* The received rows stand for the gradients of the slots. */
+static enum epd_status open_dispatch_bwd(struct op *op)
+{
+    const struct job *job = op->job;
+    struct epd_plan *dispatch = NULL;
+    enum epd_status status = open_context(op, &dispatch);
+    if (status == EPD_OK)
+        status = op_tensor(op, EPD_ROLE_DX, job->dtype, (struct shape){2, {job->n_tokens, job->hidden, 0}});
+    if (status != EPD_OK)
+        return status;
+    op->tensors[EPD_ROLE_D_RECV_X] = op->tensors[EPD_ROLE_RECV_X];
+    op->tensors[EPD_ROLE_D_RECV_X].role = EPD_ROLE_D_RECV_X;
+    return op_plan(op, (struct epd_plan_options){.op = EPD_OP_DISPATCH_BWD, .context = dispatch},
+                   &op->measured, EPD_ROLE_D_RECV_X, EPD_ROLE_DX, 0);
+}
+
+/* The received rows stand for the experts' answers. */
+static enum epd_status open_combine_bwd(struct op *op)
+{
+    const struct job *job = op->job;
+    const int64_t n_rows = op->group_info.capacity_rows;
+    struct epd_plan *dispatch = NULL;
+    enum epd_status status = open_context(op, &dispatch);
+    if (status == EPD_OK)
+        status = op_input(op, EPD_ROLE_DOUT, (struct shape){2, {job->n_tokens, job->hidden, 0}}, 1.0f / 64);
+    if (status == EPD_OK)
+        status = op_tensor(op, EPD_ROLE_DY, job->dtype, (struct shape){2, {n_rows, job->hidden, 0}});
+    if (status == EPD_OK)
+        status =
+            op_tensor(op, EPD_ROLE_D_WEIGHTS, EPD_F32, (struct shape){2, {job->n_tokens, job->top_k, 0}});
+    if (status != EPD_OK)
+        return status;
+    op->tensors[EPD_ROLE_Y] = op->tensors[EPD_ROLE_RECV_X];
+    op->tensors[EPD_ROLE_Y].role = EPD_ROLE_Y;
+    return op_plan(op, (struct epd_plan_options){.op = EPD_OP_COMBINE_BWD, .context = dispatch},
+                   &op->measured, EPD_ROLE_DOUT, EPD_ROLE_TOPK_WEIGHTS, EPD_ROLE_Y, EPD_ROLE_DY,
+                   EPD_ROLE_D_WEIGHTS, 0);
 }
 
 /* The first GEMM of a layer with n_rows rows, spread evenly over the local experts. */
@@ -172,14 +170,11 @@ static enum epd_status open_grouped_gemm(struct op *op, int64_t n_rows)
     if (status == EPD_OK)
         status = op_input(op, EPD_ROLE_B, (struct shape){3, {n_local, width, hidden}}, 1.0f / 64);
     if (status == EPD_OK)
-        status = op_tensor(op, EPD_ROLE_M_SPLITS, EPD_I64, (struct shape){1, {n_local, 0, 0}});
+        status = op_even_splits(op, n_rows);
     if (status == EPD_OK)
         status = op_tensor(op, EPD_ROLE_C, op->job->dtype, (struct shape){2, {n_rows, width, 0}});
     if (status != EPD_OK)
         return status;
-    int64_t *splits = epd_buffer_data(op->tensors[EPD_ROLE_M_SPLITS].buffer);
-    for (int64_t l = 0; l < n_local; l++)
-        splits[l] = n_rows * (l + 1) / n_local - n_rows * l / n_local;
     return op_plan(op, (struct epd_plan_options){.op = EPD_OP_GROUPED_GEMM, .layout = EPD_GEMM_TN},
                    &op->measured, EPD_ROLE_A, EPD_ROLE_B, EPD_ROLE_M_SPLITS, EPD_ROLE_C, 0);
 }
@@ -238,36 +233,64 @@ static enum epd_status open_plans(struct op *op)
     case JOB_DISPATCH:
         return open_dispatch(op, &op->measured);
     case JOB_COMBINE:
-        return open_combine(op);
+    case JOB_COMBINE_WEIGHTED:
+        return open_combine(op, op->job->op == JOB_COMBINE_WEIGHTED);
+    case JOB_DISPATCH_BWD:
+        return open_dispatch_bwd(op);
+    case JOB_COMBINE_BWD:
+        return open_combine_bwd(op);
     case JOB_GROUPED_GEMM:
         return open_grouped_gemm(op, (int64_t)op->job->n_tokens * op->job->top_k);
     case JOB_MOE_FORWARD:
         return open_forward(op, EPD_SAVED_NONE, &op->measured);
     case JOB_MOE_BACKWARD:
         return open_backward(op);
+    case JOB_PEER_LOSS:
+        return open_forward(op, EPD_SAVED_NONE, &op->measured);
+    case JOB_LINK:
     case JOB_OP_COUNT:
         break;
     }
     return EPD_INTERNAL;
 }
 
-enum epd_status op_open(struct op *op, const struct job *job, uint32_t rank)
+enum epd_status op_connect(struct op *op, const struct job *job, uint32_t rank)
 {
     *op = (struct op){.job = job, .rank = rank};
-    enum epd_status status = op_connect(op);
-    if (status == EPD_OK)
-        status = op_join(op);
-    if (status == EPD_OK)
-        status = open_plans(op);
+    enum epd_status status = connect_client(op);
     if (status != EPD_OK)
         op_close(op);
     return status;
+}
+
+enum epd_status op_enter(struct op *op)
+{
+    enum epd_status status = op_join(op);
+    return status == EPD_OK ? open_plans(op) : status;
+}
+
+enum epd_status op_open(struct op *op, const struct job *job, uint32_t rank)
+{
+    enum epd_status status = op_connect(op, job, rank);
+    if (status == EPD_OK)
+        status = op_enter(op);
+    if (status != EPD_OK)
+        op_close(op);
+    return status;
+}
+
+void op_leave(struct op *op)
+{
+    epd_group_leave(op->group);
+    op->group = NULL;
+    op->before = op->measured = NULL;
 }
 
 void op_close(struct op *op)
 {
     epd_close(op->client);
     op->client = NULL;
+    gpu_close(&op->gpu);
 }
 
 enum epd_status op_prepare(struct op *op)
@@ -278,4 +301,29 @@ enum epd_status op_prepare(struct op *op)
 enum epd_status op_run(struct op *op)
 {
     return op->measured ? op_launch(op, op->measured) : EPD_OK;
+}
+
+static enum epd_status op_stream_launch(struct op *op, struct epd_plan *plan)
+{
+    return plan ? op_check(op, "launching", epd_plan_launch(plan, gpu_stream(&op->gpu))) : EPD_OK;
+}
+
+enum epd_status op_enqueue_prepare(struct op *op)
+{
+    return op_stream_launch(op, op->before);
+}
+
+enum epd_status op_enqueue(struct op *op)
+{
+    return op_stream_launch(op, op->measured);
+}
+
+enum epd_status op_settle(struct op *op)
+{
+    enum epd_status status = EPD_OK;
+    if (op->before)
+        status = op_check(op, "before the op", epd_plan_wait(op->before, 0));
+    if (status == EPD_OK && op->measured)
+        status = op_check(op, "the op", epd_plan_wait(op->measured, 0));
+    return status;
 }

@@ -4,7 +4,7 @@
 
 #include <stdio.h>
 
-#include "client/bench/job.h"
+#include "client/bench/gpu.h"
 
 struct op {
     const struct job *job; /* borrowed, outlives this */
@@ -15,15 +15,29 @@ struct op {
     struct epd_tensor tensors[EPD_ROLE_COUNT]; /* by role; buffer NULL: not there */
     struct epd_plan *before;                   /* launched before every timed launch, untimed; NULL: none */
     struct epd_plan *measured;                 /* NULL: this rank only keeps the others company */
+    struct gpu gpu;                            /* owned; open on the CUDA backend */
+    double own_bytes;                          /* memory of this process that the daemon imported */
+    double free_bytes;                         /* of the GPU before the group came to be */
     char text[320];                            /* why the last call failed */
 };
 
-/* Collective. On failure text says why. */
+/* On failure text says why. op_open is op_connect and op_enter. */
 enum epd_status op_open(struct op *op, const struct job *job, uint32_t rank);
+/* The connection, and the GPU on the CUDA backend. */
+enum epd_status op_connect(struct op *op, const struct job *job, uint32_t rank);
+/* Collective: group, buffers, plans. */
+enum epd_status op_enter(struct op *op);
+/* Ends what op_enter made; memory of this process stays until its end. */
+void op_leave(struct op *op);
 void op_close(struct op *op);
 /* Untimed part of an iteration. */
 enum epd_status op_prepare(struct op *op);
-/* Timed part: launch and wait. */
+/* Launch and wait. */
 enum epd_status op_run(struct op *op);
+/* CUDA: only launches, in the stream of gpu. */
+enum epd_status op_enqueue(struct op *op);
+enum epd_status op_enqueue_prepare(struct op *op);
+/* CUDA: how the launches since the last call ended, after the stream has come to its end. */
+enum epd_status op_settle(struct op *op);
 
 #endif

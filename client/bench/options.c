@@ -6,11 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Sizes given by flags override the case's, wherever they stand. */
-struct sizes {
-    uint64_t tokens, hidden, ffn, experts, top_k;
-};
-
 enum {
     OPTION_BACKEND = 256,
     OPTION_DEVICES,
@@ -24,8 +19,14 @@ enum {
     OPTION_EXPERTS,
     OPTION_TOP_K,
     OPTION_CAPACITY,
+    OPTION_CAPACITY_FACTOR,
+    OPTION_ZIPF,
+    OPTION_MEMORY,
+    OPTION_CLIENT_KERNEL,
     OPTION_DTYPE,
     OPTION_OP,
+    OPTION_SUITE,
+    OPTION_ROUNDS,
     OPTION_SESSIONS,
     OPTION_ITERATIONS,
     OPTION_WARMUP,
@@ -46,14 +47,15 @@ struct row {
 
 static const struct row rows[] = {
     {"backend", OPTION_BACKEND, 1, 0, 0,
-     "NAME  backend of the daemon that is started: host, cuda, auto (host)"},
+     "NAME  backend of the daemon that is started: host, cuda, auto: cuda where there is a GPU (auto)"},
     {"devices", OPTION_DEVICES, 1, 0, 0,
      "TEXT  its --devices; host: a number (one per processor, at most one per rank)"},
     {"daemon", OPTION_DAEMON, 1, 0, 0,
      "PATH  the program to start (beside epd-bench, in the build tree, or on PATH)"},
     {"socket", OPTION_SOCKET, 1, 0, 0, "PATH  use the daemon that listens there; start none"},
-    {"ranks", OPTION_RANKS, 1, 1, JOB_MAX_RANKS, "N  rank processes (4)"},
-    {"case", OPTION_CASE, 1, 0, 0, "NAME  sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny (tiny)"},
+    {"ranks", OPTION_RANKS, 1, 1, JOB_MAX_RANKS, "N  rank processes (host: 4, CUDA: one per GPU)"},
+    {"case", OPTION_CASE, 1, 0, 0,
+     "LIST  sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny, with commas between (tiny)"},
     {"tokens", OPTION_TOKENS, 1, 1, 1u << 24, "N  tokens of a rank, instead of the case's"},
     {"hidden", OPTION_HIDDEN, 1, 1, 1u << 20, "N  hidden size, instead of the case's"},
     {"ffn", OPTION_FFN, 1, 1, 1u << 20, "N  ffn size, instead of the case's"},
@@ -61,13 +63,30 @@ static const struct row rows[] = {
     {"topk", OPTION_TOP_K, 1, 1, 32, "N  experts of a token, instead of the case's"},
     {"capacity-rows", OPTION_CAPACITY, 1, 0, 1u << 30,
      "N  rows a rank can receive (0: all that could arrive)"},
-    {"dtype", OPTION_DTYPE, 1, 0, 0, "NAME  f32, bf16 or f16 (f32)"},
+    {"capacity-factor", OPTION_CAPACITY_FACTOR, 1, 0, 0,
+     "X  the same as a multiple of tokens x top-k (host: all that could arrive; CUDA with uniform routing: "
+     "1.25)"},
+    {"zipf", OPTION_ZIPF, 1, 0, 0,
+     "X  routing with the i-th expert drawn in proportion to i^-X (0: uniform)"},
+    {"memory", OPTION_MEMORY, 1, 0, 0,
+     "NAME  CUDA: buffers of the ranks by cudaMalloc (own) or in the daemon's heap (heap) (own)"},
+    {"client-kernel-us", OPTION_CLIENT_KERNEL, 1, 0, 0,
+     "X  CUDA: what a rank's stream does before each launch (50)"},
+    {"dtype", OPTION_DTYPE, 1, 0, 0, "NAME  f32, bf16 or f16 (host: f32, CUDA: bf16)"},
     {"op", OPTION_OP, 1, 0, 0,
-     "LIST  handoff, dispatch, combine, grouped_gemm, moe_forward, moe_backward, sessions, with commas "
-     "between, or all "
-     "(every op but sessions)"},
+     "LIST  handoff, dispatch, combine, combine_weighted, dispatch_bwd, combine_bwd, grouped_gemm, "
+     "moe_forward, "
+     "moe_backward, link, peer_loss, sessions, with commas between, or all (the ops from handoff to "
+     "moe_backward; "
+     "default: all)"},
+    {"suite", OPTION_SUITE, 1, 0, 0,
+     "NAME  node: all ops, link and peer_loss; on CUDA for dsv3, qwen235b, qwen30b, mixtral, decode128; a "
+     "job that fails "
+     "does not end it"},
+    {"rounds", OPTION_ROUNDS, 1, 2, 100000, "N  killed ranks of --op peer_loss (20)"},
     {"sessions", OPTION_SESSIONS, 1, 1, 100000, "N  idle sessions of --op sessions (1000)"},
-    {"iters", OPTION_ITERATIONS, 1, 1, 1000000, "N  timed iterations (handoff: 100 times as many) (50)"},
+    {"iters", OPTION_ITERATIONS, 1, 1, 1000000,
+     "N  timed iterations (handoff: 100 times as many, CUDA 20 times) (50)"},
     {"warmup", OPTION_WARMUP, 1, 0, 1000000, "N  iterations before them (5)"},
     {"json", OPTION_JSON, 0, 0, 0, "  one JSON line per result instead of the table"},
     {"version", OPTION_VERSION, 0, 0, 0, "  print the version and exit"},
@@ -117,36 +136,45 @@ static int take_dtype(struct options *options, const char *name)
     return -1;
 }
 
+/* What is not an op of the job table. 0 if the name is none of them. */
+static int want_other(struct options *options, const char *name)
+{
+    int *const flags[] = {&options->sessions, &options->link, &options->peer_loss};
+    static const char *const names[] = {"sessions", "link", "peer_loss"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(name, names[i]) != 0)
+            continue;
+        *flags[i] = 1;
+        return 1;
+    }
+    return 0;
+}
+
+static void want_all(struct options *options)
+{
+    for (int op = 0; op < JOB_OP_COUNT; op++)
+        options->wanted[op] = 1;
+}
+
 static int want_op(struct options *options, const char *name)
 {
-    static const struct {
-        const char *name;
-        enum job_op first, last;
-    } ops[] = {
-        {"handoff", JOB_HANDOFF_BARRIER, JOB_HANDOFF_GROUPED_GEMM},
-        {"dispatch", JOB_DISPATCH, JOB_DISPATCH},
-        {"combine", JOB_COMBINE, JOB_COMBINE},
-        {"grouped_gemm", JOB_GROUPED_GEMM, JOB_GROUPED_GEMM},
-        {"moe_forward", JOB_MOE_FORWARD, JOB_MOE_FORWARD},
-        {"moe_backward", JOB_MOE_BACKWARD, JOB_MOE_BACKWARD},
-        {"all", JOB_HANDOFF_BARRIER, JOB_MOE_BACKWARD},
-    };
-    if (strcmp(name, "sessions") == 0 || strcmp(name, "all") == 0)
-        options->sessions = 1;
-    if (strcmp(name, "sessions") == 0)
+    if (want_other(options, name))
         return 0;
-    for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
-        if (strcmp(ops[i].name, name) != 0)
-            continue;
-        for (int op = ops[i].first; op <= (int)ops[i].last; op++)
-            options->wanted[op] = 1;
+    if (strcmp(name, "all") == 0) {
+        want_all(options);
         return 0;
     }
-    fprintf(stderr,
-            "epd-bench: --op %s: want handoff, dispatch, combine, grouped_gemm, moe_forward, moe_backward, "
-            "sessions or "
-            "all\n",
-            name);
+    if (strcmp(name, "handoff") == 0) {
+        options->wanted[JOB_HANDOFF_BARRIER] = options->wanted[JOB_HANDOFF_GROUPED_GEMM] = 1;
+        return 0;
+    }
+    for (int op = JOB_HANDOFF_GROUPED_GEMM + 1; op < JOB_OP_COUNT; op++) {
+        if (strcmp(job_op_name((enum job_op)op), name) != 0)
+            continue;
+        options->wanted[op] = 1;
+        return 0;
+    }
+    fprintf(stderr, "epd-bench: --op %s: there is no such op, see --help\n", name);
     return -1;
 }
 
@@ -160,6 +188,56 @@ static int take_ops(struct options *options, const char *list)
             return -1;
         list += length + (list[length] == ',');
     }
+    return 0;
+}
+
+static int add_case(struct options *options, const char *name)
+{
+    struct job ignored = {0};
+    if (!job_take_case(&ignored, name)) {
+        fprintf(stderr, "epd-bench: --case %s: want one of %s\n", name, job_case_names());
+        return -1;
+    }
+    if (options->n_cases == OPTIONS_MAX_CASES) {
+        fprintf(stderr, "epd-bench: --case: at most %d of them\n", OPTIONS_MAX_CASES);
+        return -1;
+    }
+    (void)snprintf(options->cases[options->n_cases++], JOB_NAME_BYTES, "%s", name);
+    return 0;
+}
+
+static int take_cases(struct options *options, const char *list)
+{
+    char name[JOB_NAME_BYTES];
+    while (*list) {
+        const size_t length = strcspn(list, ",");
+        (void)snprintf(name, sizeof(name), "%.*s", (int)length, list);
+        if (add_case(options, name))
+            return -1;
+        list += length + (list[length] == ',');
+    }
+    return 0;
+}
+
+static int take_real(const char *option, const char *text, double max, double *value)
+{
+    char *end = NULL;
+    const double number = strtod(text, &end);
+    if (end != text && !*end && number >= 0 && number <= max) {
+        *value = number;
+        return 0;
+    }
+    fprintf(stderr, "epd-bench: --%s %s: want a number from 0 to %g\n", option, text, max);
+    return -1;
+}
+
+static int take_word(const char *option, const char *text, const char *no, const char *yes, int *flag)
+{
+    if (strcmp(text, no) != 0 && strcmp(text, yes) != 0) {
+        fprintf(stderr, "epd-bench: --%s %s: want %s%s%s\n", option, text, no, no[0] ? " or " : "", yes);
+        return -1;
+    }
+    *flag = strcmp(text, yes) == 0;
     return 0;
 }
 
@@ -183,18 +261,26 @@ static int take_text(struct options *options, const struct row *row, const char 
     case OPTION_OP:
         return take_ops(options, text);
     case OPTION_CASE:
-        if (job_take_case(&options->job, text))
-            return 0;
-        fprintf(stderr, "epd-bench: --case %s: want one of %s\n", text, job_case_names());
-        return -1;
+        return take_cases(options, text);
+    case OPTION_CAPACITY_FACTOR:
+        return take_real(row->name, text, JOB_MAX_RANKS, &options->capacity_factor);
+    case OPTION_ZIPF:
+        return take_real(row->name, text, 10, &options->job.zipf);
+    case OPTION_CLIENT_KERNEL:
+        return take_real(row->name, text, 1e6, &options->job.client_kernel_us);
+    case OPTION_MEMORY:
+        return take_word(row->name, text, "own", "heap", &options->job.heap_memory);
+    case OPTION_SUITE:
+        return take_word(row->name, text, "", "node", &options->suite);
     default:
         options->json = 1;
         return 0;
     }
 }
 
-static void set_number(struct options *options, struct sizes *sizes, int id, uint64_t value)
+static void set_number(struct options *options, int id, uint64_t value)
 {
+    struct options_sizes *sizes = &options->sizes;
     switch (id) {
     case OPTION_RANKS:
         options->job.n_ranks = (uint32_t)value;
@@ -216,6 +302,10 @@ static void set_number(struct options *options, struct sizes *sizes, int id, uin
         return;
     case OPTION_CAPACITY:
         options->job.capacity_rows = (int64_t)value;
+        options->capacity_factor = 0;
+        return;
+    case OPTION_ROUNDS:
+        options->n_rounds = (uint32_t)value;
         return;
     case OPTION_SESSIONS:
         options->n_sessions = (uint32_t)value;
@@ -236,7 +326,7 @@ static void set_number(struct options *options, struct sizes *sizes, int id, uin
 }
 
 /* A changed case is named so: nobody shall take a scaled-down dsv3 for dsv3. */
-static int apply_sizes(struct job *job, const struct sizes *sizes)
+static void apply_sizes(struct job *job, const struct options_sizes *sizes)
 {
     const uint64_t given[] = {sizes->tokens, sizes->hidden, sizes->ffn, sizes->experts, sizes->top_k};
     uint32_t *const fields[] = {&job->n_tokens, &job->hidden, &job->ffn, &job->n_experts, &job->top_k};
@@ -247,26 +337,34 @@ static int apply_sizes(struct job *job, const struct sizes *sizes)
     }
     if (changed)
         (void)snprintf(job->case_name, sizeof(job->case_name), "custom");
+}
+
+int options_take_case(const struct options *options, const char *name, struct job *job)
+{
+    (void)job_take_case(job, name);
+    apply_sizes(job, &options->sizes);
     if (job->n_experts % job->n_ranks) {
         fprintf(stderr, "epd-bench: %u experts are not a multiple of %u ranks\n", job->n_experts,
                 job->n_ranks);
         return -1;
     }
-    if (job->top_k <= job->n_experts)
-        return 0;
-    fprintf(stderr, "epd-bench: top-k %u is more than %u experts\n", job->top_k, job->n_experts);
-    return -1;
+    if (job->top_k > job->n_experts) {
+        fprintf(stderr, "epd-bench: top-k %u is more than %u experts\n", job->top_k, job->n_experts);
+        return -1;
+    }
+    if (options->capacity_factor > 0)
+        job->capacity_rows = (int64_t)(options->capacity_factor * job->n_tokens * job->top_k + 0.5);
+    return 0;
 }
 
 static void set_defaults(struct options *options)
 {
-    *options = (struct options){.n_sessions = 1000, .rank = -1, .board_fd = -1};
-    options->daemon.backend = "host";
-    options->job.n_ranks = 4;
-    options->job.dtype = EPD_F32;
+    *options = (struct options){
+        .n_sessions = 1000, .n_rounds = 20, .capacity_factor = -1, .rank = -1, .board_fd = -1};
+    options->daemon.backend = "auto";
     options->job.n_iterations = 50;
     options->job.n_warmup = 5;
-    (void)job_take_case(&options->job, "tiny");
+    options->job.client_kernel_us = 50;
 }
 
 static int any_op(const struct options *options)
@@ -274,10 +372,10 @@ static int any_op(const struct options *options)
     for (int op = 0; op < JOB_OP_COUNT; op++)
         if (options->wanted[op])
             return 1;
-    return options->sessions;
+    return options->sessions || options->link || options->peer_loss;
 }
 
-static enum options_result take_option(struct options *options, struct sizes *sizes, const struct row *row)
+static enum options_result take_option(struct options *options, const struct row *row)
 {
     uint64_t value = 0;
     if (row->id == OPTION_HELP) {
@@ -292,22 +390,20 @@ static enum options_result take_option(struct options *options, struct sizes *si
         return take_text(options, row, optarg) ? OPTIONS_USAGE_ERROR : OPTIONS_RUN;
     if (take_number(row, optarg, &value))
         return OPTIONS_USAGE_ERROR;
-    set_number(options, sizes, row->id, value);
+    set_number(options, row->id, value);
     return OPTIONS_RUN;
 }
 
 enum options_result options_parse(struct options *options, int argc, char **argv)
 {
     struct option table[N_ROWS + 1];
-    struct sizes sizes = {0};
     int idx = 0, found = 0;
     memset(table, 0, sizeof(table));
     for (size_t i = 0; i < N_ROWS; i++)
         table[i] = (struct option){rows[i].name, rows[i].has_argument, NULL, rows[i].id};
     set_defaults(options);
     while ((found = getopt_long(argc, argv, "", table, &idx)) != -1) {
-        enum options_result result =
-            found == '?' ? OPTIONS_USAGE_ERROR : take_option(options, &sizes, &rows[idx]);
+        enum options_result result = found == '?' ? OPTIONS_USAGE_ERROR : take_option(options, &rows[idx]);
         if (result != OPTIONS_RUN)
             return result;
     }
@@ -315,8 +411,9 @@ enum options_result options_parse(struct options *options, int argc, char **argv
         fprintf(stderr, "epd-bench: what is '%s'? all arguments are options, see --help\n", argv[optind]);
         return OPTIONS_USAGE_ERROR;
     }
-    const int choose_all = !any_op(options);
-    for (int op = 0; choose_all && op < JOB_OP_COUNT; op++)
-        options->wanted[op] = 1;
-    return apply_sizes(&options->job, &sizes) ? OPTIONS_USAGE_ERROR : OPTIONS_RUN;
+    if (options->suite)
+        options->link = options->peer_loss = 1;
+    if (options->suite || !any_op(options))
+        want_all(options);
+    return OPTIONS_RUN;
 }

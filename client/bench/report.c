@@ -25,16 +25,16 @@ static json_t *open_line(const struct report *report, const char *op)
     (void)json_object_set_new(line, "op", json_string(op));
     (void)json_object_set_new(line, "backend", json_string(report->backend));
     (void)json_object_set_new(line, "devices", json_integer(report->n_devices));
+    (void)json_object_set_new(line, "device", json_string(report->device));
+    if (report->mps >= 0)
+        (void)json_object_set_new(line, "mps", json_boolean(report->mps));
     (void)json_object_set_new(line, "version", json_string(epd_version()));
     (void)json_object_set_new(line, "time_unix", json_integer((json_int_t)time(NULL)));
     return line;
 }
 
-static void print_job_json(const struct report *report, const struct job *job, const struct result *result,
-                           const struct result *solo)
+static void add_job(json_t *line, const struct job *job)
 {
-    json_t *line = open_line(report, job_op_name(job->op));
-    const double seconds = result->median_ns * 1e-9;
     (void)json_object_set_new(line, "case", json_string(job->case_name));
     (void)json_object_set_new(line, "dtype", json_string(job_dtype_name(job->dtype)));
     (void)json_object_set_new(line, "ranks", json_integer(job->n_ranks));
@@ -43,14 +43,52 @@ static void print_job_json(const struct report *report, const struct job *job, c
     (void)json_object_set_new(line, "ffn", json_integer(job->ffn));
     (void)json_object_set_new(line, "experts", json_integer(job->n_experts));
     (void)json_object_set_new(line, "top_k", json_integer(job->top_k));
+    (void)json_object_set_new(line, "capacity_rows", json_integer(job->capacity_rows));
+    add_real(line, "zipf", job->zipf);
+}
+
+static void add_traffic(json_t *line, const struct report *report, const struct traffic *traffic,
+                        double seconds)
+{
+    const double wire = traffic->wire_bytes * 1e-9 / seconds;
+    add_real(line, "wire_bytes", traffic->wire_bytes);
+    add_real(line, "wire_gb_per_s", wire);
+    add_real(line, "moved_bytes", traffic->moved_bytes);
+    add_real(line, "moved_gb_per_s", traffic->moved_bytes * 1e-9 / seconds);
+    add_real(line, "received_rows", traffic->rows);
+    if (report->link_gb_per_s > 0) {
+        add_real(line, "link_gb_per_s", report->link_gb_per_s);
+        add_real(line, "link_fraction", wire / report->link_gb_per_s);
+    }
+}
+
+static void add_cuda(json_t *line, const struct job *job, const struct result *result)
+{
+    add_real(line, "launch_us", result->launch_ns / 1000);
+    add_real(line, "client_kernel_us", job->client_kernel_us);
+    (void)json_object_set_new(line, "memory", json_string(job->heap_memory ? "heap" : "own"));
+    if (result->memory_bytes >= 0)
+        add_real(line, "group_bytes_per_rank", result->memory_bytes);
+}
+
+static void print_job_json(const struct report *report, const struct job *job, const struct result *result,
+                           const struct traffic *traffic, const struct result *solo)
+{
+    json_t *line = open_line(report, job_op_name(job->op));
+    const double seconds = result->median_ns * 1e-9;
+    add_job(line, job);
     (void)json_object_set_new(line, "iterations", json_integer(job->n_iterations));
     add_real(line, "median_us", result->median_ns / 1000);
+    add_real(line, "p10_us", result->p10_ns / 1000);
+    add_real(line, "p90_us", result->p90_ns / 1000);
     add_real(line, "p99_us", result->p99_ns / 1000);
     add_real(line, "min_us", result->min_ns / 1000);
     (void)json_object_set_new(line, "slowest_rank", json_integer(result->slowest_rank));
     add_real(line, "slowest_rank_median_us", result->slowest_rank_median_ns / 1000);
-    add_real(line, "wire_bytes", job_wire_bytes(job));
-    add_real(line, "wire_gb_per_s", job_wire_bytes(job) * 1e-9 / seconds);
+    if (job->backend == EPD_BACKEND_CUDA)
+        add_cuda(line, job, result);
+    if (traffic->moved_bytes > 0)
+        add_traffic(line, report, traffic, seconds);
     add_real(line, "flops", job_flops(job));
     add_real(line, "all_ranks_gflop_per_s", job->n_ranks * job_flops(job) * 1e-9 / seconds);
     if (result->copied_bytes >= 0)
@@ -63,39 +101,105 @@ static void print_job_json(const struct report *report, const struct job *job, c
     print_json(line);
 }
 
-static void print_titles(struct report *report)
+static void print_titles(struct report *report, const struct job *job)
 {
     if (!report->titles_printed)
-        printf("%-21s %-10s %-5s %5s %12s %12s %7s %12s %12s %14s %6s\n", "op", "case", "dtype", "ranks",
-               "median us", "p99 us", "slowest", "wire GB/s", "all GFLOP/s", "one process us", "ratio");
+        printf("%-21s %-10s %-5s %5s %10s %10s %10s %10s %9s %9s %6s %11s %s\n", "op", "case", "dtype",
+               "ranks", "median us", "p10", "p90", "p99", "wire GB/s", "moved", "link", "GFLOP/s",
+               job->backend == EPD_BACKEND_CUDA ? "launch us  MiB" : "one process us  ratio");
     report->titles_printed = 1;
 }
 
-void report_job(struct report *report, const struct job *job, const struct result *result,
-                const struct result *solo)
+/* A column of a table: a number, or a dash where there is none. */
+static void print_number(int width, int digits, double value, int there)
 {
-    if (report->json) {
-        print_job_json(report, job, result, solo);
+    if (there)
+        printf(" %*.*f", width, digits, value);
+    else
+        printf(" %*s", width, "-");
+}
+
+static void print_job_row(struct report *report, const struct job *job, const struct result *result,
+                          const struct traffic *traffic, const struct result *solo)
+{
+    const double seconds = result->median_ns * 1e-9, wire = traffic->wire_bytes * 1e-9 / seconds;
+    print_titles(report, job);
+    printf("%-21s %-10s %-5s %5u %10.1f %10.1f %10.1f %10.1f", job_op_name(job->op), job->case_name,
+           job_dtype_name(job->dtype), job->n_ranks, result->median_ns / 1000, result->p10_ns / 1000,
+           result->p90_ns / 1000, result->p99_ns / 1000);
+    print_number(9, 1, wire, traffic->wire_bytes > 0);
+    print_number(9, 1, traffic->moved_bytes * 1e-9 / seconds, traffic->moved_bytes > 0);
+    print_number(6, 2, wire / report->link_gb_per_s, wire > 0 && report->link_gb_per_s > 0);
+    print_number(11, 1, job->n_ranks * job_flops(job) * 1e-9 / seconds, job_flops(job) > 0);
+    if (job->backend == EPD_BACKEND_CUDA) {
+        print_number(9, 2, result->launch_ns / 1000, 1);
+        print_number(4, 0, result->memory_bytes / (1 << 20), result->memory_bytes >= 0);
+    } else {
+        print_number(14, 1, solo ? solo->median_ns / 1000 : 0, solo != NULL);
+        print_number(6, 2, solo ? result->median_ns / solo->median_ns : 0, solo != NULL);
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
+void report_job(struct report *report, const struct job *job, const struct result *result,
+                const struct traffic *traffic, const struct result *solo)
+{
+    if (report->json)
+        print_job_json(report, job, result, traffic, solo);
+    else
+        print_job_row(report, job, result, traffic, solo);
+}
+
+void report_link(struct report *report, double gb_per_s)
+{
+    report->link_gb_per_s = gb_per_s;
+    if (!report->json) {
+        printf("link: %.1f GB/s leave each of %u GPUs while all store to all others\n", gb_per_s,
+               report->n_devices);
+        fflush(stdout);
         return;
     }
-    const double seconds = result->median_ns * 1e-9;
-    print_titles(report);
-    printf("%-21s %-10s %-5s %5u %12.1f %12.1f %7u", job_op_name(job->op), job->case_name,
-           job_dtype_name(job->dtype), job->n_ranks, result->median_ns / 1000, result->p99_ns / 1000,
-           result->slowest_rank);
-    if (job_wire_bytes(job) > 0)
-        printf(" %12.2f", job_wire_bytes(job) * 1e-9 / seconds);
-    else
-        printf(" %12s", "-");
-    if (job_flops(job) > 0)
-        printf(" %12.1f", job->n_ranks * job_flops(job) * 1e-9 / seconds);
-    else
-        printf(" %12s", "-");
-    if (solo)
-        printf(" %14.1f %6.2f\n", solo->median_ns / 1000, result->median_ns / solo->median_ns);
-    else
-        printf(" %14s %6s\n", "-", "-");
-    fflush(stdout);
+    json_t *line = open_line(report, "link");
+    add_real(line, "link_gb_per_s", gb_per_s);
+    print_json(line);
+}
+
+static void report_times(struct report *report, const struct job *job, const char *what,
+                         const struct loss_times *times)
+{
+    if (!report->json) {
+        printf("peer_loss %-8s p50 %9.2f ms  p99 %9.2f ms  max %9.2f ms  (%u rounds of %u ranks, case %s)\n",
+               what, times->p50_ns * 1e-6, times->p99_ns * 1e-6, times->max_ns * 1e-6, times->n, job->n_ranks,
+               job->case_name);
+        fflush(stdout);
+        return;
+    }
+    json_t *line = open_line(report, "peer_loss");
+    add_job(line, job);
+    (void)json_object_set_new(line, "time", json_string(what));
+    (void)json_object_set_new(line, "rounds", json_integer(times->n));
+    add_real(line, "p50_ms", times->p50_ns * 1e-6);
+    add_real(line, "p99_ms", times->p99_ns * 1e-6);
+    add_real(line, "max_ms", times->max_ns * 1e-6);
+    print_json(line);
+}
+
+void report_loss(struct report *report, const struct job *job, const struct loss_result *result)
+{
+    report_times(report, job, "told", &result->told);
+    report_times(report, job, "reclaim", &result->reclaim);
+    report_times(report, job, "serve", &result->serve);
+}
+
+void report_failure(const struct report *report, const struct job *job, enum epd_status status)
+{
+    if (!report->json)
+        return;
+    json_t *line = open_line(report, job_op_name(job->op));
+    add_job(line, job);
+    (void)json_object_set_new(line, "failed", json_string(epd_status_name(status)));
+    print_json(line);
 }
 
 void report_sessions(struct report *report, const struct sessions_result *result)

@@ -2,19 +2,29 @@
 #ifndef EPD_BENCH_REPORT_H
 #define EPD_BENCH_REPORT_H
 
+#include "client/bench/loss.h"
 #include "client/bench/run.h"
 #include "client/bench/sessions.h"
+#include "client/bench/traffic.h"
 
 struct report {
     int json;
     const char *backend;
-    uint32_t n_devices; /* of the daemon */
+    uint32_t n_devices;   /* of the daemon */
+    const char *device;   /* name of its first device */
+    int mps;              /* CUDA: an MPS server is there for the ranks and the daemon */
+    double link_gb_per_s; /* what the links can do; 0: not measured */
     int titles_printed;
 };
 
 /* solo: the same computation in one process; NULL where there is none. */
 void report_job(struct report *report, const struct job *job, const struct result *result,
-                const struct result *solo);
+                const struct traffic *traffic, const struct result *solo);
+/* Keeps the number for the lines that follow, too. */
+void report_link(struct report *report, double gb_per_s);
+void report_loss(struct report *report, const struct job *job, const struct loss_result *result);
+/* A job that could not be measured; only in JSON, people have read why. */
+void report_failure(const struct report *report, const struct job *job, enum epd_status status);
 void report_sessions(struct report *report, const struct sessions_result *result);
 
 #endif

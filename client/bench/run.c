@@ -1,6 +1,7 @@
 #include "client/bench/run.h"
 
 #include <errno.h>
+#include <math.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -8,16 +9,15 @@
 #include <string.h>
 #include <sys/wait.h>
 
-#include "client/bench/board.h"
 #include "client/bench/sample.h"
 
 extern char **environ;
 
-static enum epd_status start_rank(int board_fd, uint32_t rank, pid_t *pid)
+enum epd_status run_start_rank(const struct board *board, uint32_t rank, pid_t *pid)
 {
     char name[] = "epd-bench", rank_option[32], board_option[32];
     (void)snprintf(rank_option, sizeof(rank_option), "--rank=%u", rank);
-    (void)snprintf(board_option, sizeof(board_option), "--board-fd=%d", board_fd);
+    (void)snprintf(board_option, sizeof(board_option), "--board-fd=%d", board->fd);
     char *arguments[] = {name, rank_option, board_option, NULL};
     /* A fresh program image: nothing that a library has set up here reaches the rank. */
     int error = posix_spawn(pid, "/proc/self/exe", NULL, NULL, arguments, environ);
@@ -51,7 +51,7 @@ static enum epd_status wait_ranks(struct board *board, pid_t *pids, uint32_t n_r
         int wait_status = 0;
         const pid_t pid = waitpid(-1, &wait_status, 0);
         if (pid < 0 && errno == EINTR) { /* a person wants an end; main catches the signal for us */
-            result = EPD_PEER_LOST;
+            result = EPD_EVICTED;
             end_ranks(board, pids, n_ranks);
             continue;
         }
@@ -67,8 +67,8 @@ static enum epd_status wait_ranks(struct board *board, pid_t *pids, uint32_t n_r
             if (result == EPD_OK) { /* the others only follow */
                 print_failure(board, rank, wait_status);
                 end_ranks(board, pids, n_ranks);
+                result = EPD_PEER_LOST;
             }
-            result = EPD_PEER_LOST;
         }
     }
     return result;
@@ -81,7 +81,8 @@ static enum epd_status condense(const struct board *board, struct result *result
     double *slowest = calloc(n, sizeof(double));
     if (!slowest)
         return EPD_NO_MEMORY;
-    *result = (struct result){.copied_bytes = *board_copied_bytes(board), .slowest_rank_median_ns = -1};
+    *result = (struct result){
+        .copied_bytes = *board_copied_bytes(board), .memory_bytes = -1, .slowest_rank_median_ns = -1};
     for (uint32_t rank = 0; rank < job->n_ranks; rank++) {
         double *samples = board_samples(board, rank);
         for (uint32_t i = 0; i < n; i++)
@@ -92,33 +93,60 @@ static enum epd_status condense(const struct board *board, struct result *result
             result->slowest_rank_median_ns = median_ns;
             result->slowest_rank = rank;
         }
+        double *launches = board_launches(board, rank);
+        sample_sort(launches, n);
+        result->launch_ns = fmax(result->launch_ns, sample_quantile(launches, n, 0.5));
+        result->memory_bytes = fmax(result->memory_bytes, *board_memory(board, rank));
     }
     sample_sort(slowest, n);
     result->min_ns = slowest[0];
     result->median_ns = sample_quantile(slowest, n, 0.5);
+    result->p10_ns = sample_quantile(slowest, n, 0.1);
+    result->p90_ns = sample_quantile(slowest, n, 0.9);
     result->p99_ns = sample_quantile(slowest, n, 0.99);
     free(slowest);
     return EPD_OK;
 }
 
-enum epd_status run_job(const struct job *job, struct result *result)
+static enum epd_status run_ranks(struct board *board, const struct job *job)
 {
-    struct board board;
     pid_t pids[JOB_MAX_RANKS] = {0};
-    enum epd_status status = board_create(&board, job);
-    if (status != EPD_OK)
-        return status;
+    enum epd_status status = EPD_OK;
     uint32_t n_started = 0;
     while (status == EPD_OK && n_started < job->n_ranks) {
-        status = start_rank(board.fd, n_started, &pids[n_started]);
+        status = run_start_rank(board, n_started, &pids[n_started]);
         n_started += status == EPD_OK;
     }
     if (status != EPD_OK)
-        end_ranks(&board, pids, n_started);
-    const enum epd_status ended = wait_ranks(&board, pids, n_started);
-    status = status == EPD_OK ? ended : status;
+        end_ranks(board, pids, n_started);
+    const enum epd_status ended = wait_ranks(board, pids, n_started);
+    return status == EPD_OK ? ended : status;
+}
+
+enum epd_status run_job(const struct job *job, struct result *result)
+{
+    struct board board;
+    enum epd_status status = board_create(&board, job);
+    if (status != EPD_OK)
+        return status;
+    status = run_ranks(&board, job);
     if (status == EPD_OK)
         status = condense(&board, result);
+    board_close(&board);
+    return status;
+}
+
+enum epd_status run_link(const struct job *job, double *gb_per_s)
+{
+    struct board board;
+    enum epd_status status = board_create(&board, job);
+    if (status != EPD_OK)
+        return status;
+    status = run_ranks(&board, job);
+    if (status == EPD_OK) {
+        sample_sort(board_samples(&board, 0), job->n_iterations);
+        *gb_per_s = sample_quantile(board_samples(&board, 0), job->n_iterations, 0.5);
+    }
     board_close(&board);
     return status;
 }

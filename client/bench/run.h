@@ -2,16 +2,26 @@
 #ifndef EPD_BENCH_RUN_H
 #define EPD_BENCH_RUN_H
 
-#include "client/bench/job.h"
+#include <sys/types.h>
+
+#include "client/bench/board.h"
 
 struct result {
-    double median_ns, p99_ns, min_ns; /* of an iteration: the slowest rank's time */
-    uint32_t slowest_rank;            /* with the largest median of its own */
+    double median_ns, p10_ns, p90_ns, p99_ns, min_ns; /* of an iteration: the slowest rank's time */
+    uint32_t slowest_rank;                            /* with the largest median of its own */
     double slowest_rank_median_ns;
+    double launch_ns; /* host time of a launch, median of the rank with the largest; 0: not measured alone */
+    double memory_bytes; /* board_memory of the rank with the most; -1: not known */
     double copied_bytes; /* by the daemon in this op since it started; -1: not known */
 };
 
-/* Errors have been printed, with the rank that failed first. */
+/* Starts rank process number `rank`, which finds its job on the board. */
+enum epd_status run_start_rank(const struct board *board, uint32_t rank, pid_t *pid);
+
+/* JOB_LINK: GB/s that leave a GPU while all GPUs store to all others, median. Errors have been printed. */
+enum epd_status run_link(const struct job *job, double *gb_per_s);
+
+/* Errors have been printed, with the rank that failed first. EPD_EVICTED: a signal wants the benchmark to end. */
 enum epd_status run_job(const struct job *job, struct result *result);
 
 #endif

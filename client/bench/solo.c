@@ -70,17 +70,18 @@ static enum epd_status solo_allocate(struct solo *solo)
     return complete ? EPD_OK : EPD_NO_MEMORY;
 }
 
-static void solo_fill(struct solo *solo)
+static enum epd_status solo_fill(struct solo *solo)
 {
     const struct job *job = solo->job;
     const size_t n_weights = (size_t)job->n_experts * job->hidden * job->ffn;
     fill_values(solo->x, solo->n_tokens * job->hidden, EPD_F32, 1.0f, 1);
     fill_values(solo->w1, 2 * n_weights, EPD_F32, 1.0f / 64, 2);
     fill_values(solo->w2, n_weights, EPD_F32, 1.0f / 64, 3);
-    for (size_t rank = 0; rank < job->n_ranks; rank++)
-        fill_routing(solo->experts + rank * job->n_tokens * job->top_k,
-                     solo->weights + rank * job->n_tokens * job->top_k, job->n_tokens, job->n_experts,
-                     job->top_k, rank);
+    enum epd_status status = EPD_OK;
+    for (uint32_t rank = 0; status == EPD_OK && rank < job->n_ranks; rank++)
+        status = fill_routing(job, rank, solo->experts + (size_t)rank * job->n_tokens * job->top_k,
+                              solo->weights + (size_t)rank * job->n_tokens * job->top_k);
+    return status;
 }
 
 /* Counts and places of all rows: a counting sort by expert. */
@@ -189,11 +190,12 @@ enum epd_status solo_run(const struct job *job, uint32_t n_threads, struct resul
     solo.n_tokens = (size_t)job->n_ranks * job->n_tokens;
     solo.n_pairs = solo.n_tokens * job->top_k;
     enum epd_status status = solo_allocate(&solo);
+    if (status == EPD_OK)
+        status = solo_fill(&solo);
     if (status != EPD_OK) {
         solo_free(&solo);
         return status;
     }
-    solo_fill(&solo);
     openblas_set_num_threads(1); /* parallel over ranks, as the daemon's lanes are */
     pthread_barrier_init(&solo.barrier, NULL, solo.n_threads);
     solo_measure(&solo);

@@ -160,18 +160,26 @@ case_epdctl_exit_codes() {
 }
 
 case_bench() {
-    exits 0 "$bench" --daemon "$epd" --ranks 2 --tokens 16 --hidden 32 --ffn 48 --experts 4 --iters 3 --warmup 1 --json
-    for op in handoff_barrier handoff_grouped_gemm dispatch combine grouped_gemm moe_forward moe_backward; do
+    exits 0 "$bench" --daemon "$epd" --backend host --ranks 2 --tokens 16 --hidden 32 --ffn 48 --experts 4 --iters 3 --warmup 1 --json
+    for op in handoff_barrier handoff_grouped_gemm dispatch combine combine_weighted dispatch_bwd combine_bwd grouped_gemm \
+        moe_forward moe_backward; do
         says "$work/out" "{\"op\": \"$op\""
     done
     says "$work/out" "ratio_to_one_process"
     for dtype in bf16 f16; do
-        exits 0 "$bench" --daemon "$epd" --ranks 2 --tokens 16 --hidden 32 --ffn 48 --experts 4 --iters 2 --dtype $dtype \
+        exits 0 "$bench" --daemon "$epd" --backend host --ranks 2 --tokens 16 --hidden 32 --ffn 48 --experts 4 --iters 2 --dtype $dtype \
             --op moe_forward,moe_backward
     done
-    exits 0 "$bench" --daemon "$epd" --op sessions --sessions 50
+    exits 0 "$bench" --daemon "$epd" --backend host --op sessions --sessions 50
     says "$work/out" "50 idle sessions"
-    exits 1 "$bench" --daemon "$epd" --case dsv3 --tokens 1000000 --op moe_forward
+    exits 0 "$bench" --daemon "$epd" --backend host --op peer_loss --rounds 2 --ranks 2 --json
+    for time in told reclaim serve; do
+        says "$work/out" "\"time\": \"$time\""
+    done
+    exits 0 "$bench" --daemon "$epd" --backend host --op dispatch --zipf 1.5 --iters 2
+    exits 1 "$bench" --daemon "$epd" --backend host --op link
+    says "$work/out" "needs the CUDA backend"
+    exits 1 "$bench" --daemon "$epd" --backend host --case dsv3 --tokens 1000000 --op moe_forward
     says "$work/out" "choose smaller"
     exits 2 "$bench" --case nonsense
     exits 1 "$bench" --daemon /nonexistent

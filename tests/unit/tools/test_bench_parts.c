@@ -7,6 +7,7 @@
 #include "client/bench/fill.h"
 #include "client/bench/job.h"
 #include "client/bench/sample.h"
+#include "client/bench/traffic.h"
 
 static struct job standard_job(const char *name, enum job_op op, enum epd_dtype dtype)
 {
@@ -15,19 +16,38 @@ static struct job standard_job(const char *name, enum job_op op, enum epd_dtype 
     return job;
 }
 
-START_TEST(formulas_of_a_standard_case_match_a_calculation_by_hand)
+START_TEST(work_of_a_standard_case_matches_a_calculation_by_hand)
 {
-    struct job job = standard_job("mixtral", JOB_DISPATCH, EPD_BF16);
-    /* Top-2 of 4 ranks reaches 4 (1 - (3/4)^2) = 1.75 ranks, 3 of 4 of them elsewhere. */
-    ck_assert_double_eq_tol(job_wire_bytes(&job), 4096.0 * 4096 * 2 * 1.75 * 0.75, 1);
-    job.op = JOB_MOE_FORWARD;
-    ck_assert_double_eq_tol(job_wire_bytes(&job), 2 * 4096.0 * 4096 * 2 * 1.75 * 0.75, 1);
+    struct job job = standard_job("mixtral", JOB_MOE_FORWARD, EPD_BF16);
     ck_assert_double_eq_tol(job_flops(&job), 2.0 * 4096 * 2 * 3 * 4096 * 14336, 1);
     job.op = JOB_MOE_BACKWARD;
     ck_assert_double_eq_tol(job_flops(&job), 4.0 * 4096 * 2 * 3 * 4096 * 14336, 1);
-    job.n_ranks = 1;
-    ck_assert_double_eq(job_wire_bytes(&job), 0);
     ck_assert_int_eq(job_take_case(&job, "nonsense"), 0);
+}
+END_TEST
+
+/* Two of eight experts miss a given rank of four with C(6,2) / C(8,2) = 15/28: a token goes to 13/7 ranks, 3/4 of them others. */
+START_TEST(traffic_is_what_the_drawn_routing_sends)
+{
+    struct traffic traffic;
+    struct job job = standard_job("mixtral", JOB_DISPATCH, EPD_BF16);
+    const double row_bytes = 4096 * 2, remote_rows = 4096 * 13.0 / 7 * 0.75;
+    ck_assert_int_eq(traffic_count(&job, &traffic), EPD_OK);
+    ck_assert_double_eq_tol(traffic.wire_bytes / (remote_rows * row_bytes), 1, 0.03);
+    ck_assert_double_eq_tol(traffic.moved_bytes / (4096 * 13.0 / 7 * row_bytes), 1, 0.03);
+    ck_assert_double_eq_tol(traffic.rows / (4096 * 2), 1, 0.03);
+    const double one_way = traffic.wire_bytes;
+    job.op = JOB_MOE_FORWARD;
+    ck_assert_int_eq(traffic_count(&job, &traffic), EPD_OK);
+    ck_assert_double_eq(traffic.wire_bytes, 2 * one_way);
+    job.op = JOB_GROUPED_GEMM;
+    ck_assert_int_eq(traffic_count(&job, &traffic), EPD_OK);
+    ck_assert_double_eq(traffic.moved_bytes, 0);
+    job = standard_job("mixtral", JOB_DISPATCH, EPD_BF16);
+    job.n_ranks = 1;
+    ck_assert_int_eq(traffic_count(&job, &traffic), EPD_OK);
+    ck_assert_double_eq(traffic.wire_bytes, 0);
+    ck_assert_double_eq(traffic.moved_bytes, 4096 * row_bytes);
 }
 END_TEST
 
@@ -44,9 +64,11 @@ END_TEST
 
 START_TEST(routing_never_names_an_expert_twice)
 {
+    struct job job = {.n_ranks = 1, .n_tokens = 64, .n_experts = 8, .top_k = 8};
     int32_t experts[64 * 8];
     float weights[64 * 8];
-    fill_routing(experts, weights, 64, 8, 8, 3);
+    job.zipf = _i;
+    ck_assert_int_eq(fill_routing(&job, 3, experts, weights), EPD_OK);
     for (int t = 0; t < 64; t++) {
         unsigned seen = 0;
         for (int k = 0; k < 8; k++) {
@@ -56,6 +78,31 @@ START_TEST(routing_never_names_an_expert_twice)
         }
         ck_assert_uint_eq(seen, 0xff);
     }
+}
+END_TEST
+
+/* Chances 1, 1/2, 1/3, 1/4 of 25/12, in an order that is the same on every rank. */
+START_TEST(zipf_routing_has_one_order_of_popularity_on_all_ranks)
+{
+    struct job job = {.n_ranks = 2, .n_tokens = 40000, .n_experts = 4, .top_k = 1, .zipf = 1};
+    static int32_t experts[2][40000];
+    int n_rows[2][4] = {{0}}, order[4] = {0, 1, 2, 3};
+    for (uint32_t rank = 0; rank < 2; rank++) {
+        ck_assert_int_eq(fill_routing(&job, rank, experts[rank], NULL), EPD_OK);
+        for (int t = 0; t < 40000; t++)
+            n_rows[rank][experts[rank][t]]++;
+    }
+    ck_assert_int_ne(memcmp(experts[0], experts[1], sizeof(experts[0])), 0);
+    for (int i = 0; i < 4; i++)
+        for (int k = i + 1; k < 4; k++)
+            if (n_rows[0][order[k]] > n_rows[0][order[i]]) {
+                const int other = order[i];
+                order[i] = order[k];
+                order[k] = other;
+            }
+    for (int rank = 0; rank < 2; rank++)
+        for (int i = 0; i < 4; i++)
+            ck_assert_double_eq_tol(n_rows[rank][order[i]] / 40000.0, 12.0 / 25 / (i + 1), 0.01);
 }
 END_TEST
 
@@ -88,9 +135,11 @@ int main(void)
 {
     Suite *suite = suite_create("bench parts");
     TCase *tcase = tcase_create("all");
-    tcase_add_test(tcase, formulas_of_a_standard_case_match_a_calculation_by_hand);
+    tcase_add_test(tcase, work_of_a_standard_case_matches_a_calculation_by_hand);
+    tcase_add_test(tcase, traffic_is_what_the_drawn_routing_sends);
     tcase_add_test(tcase, quantiles_are_values_that_were_measured);
-    tcase_add_test(tcase, routing_never_names_an_expert_twice);
+    tcase_add_loop_test(tcase, routing_never_names_an_expert_twice, 0, 2);
+    tcase_add_test(tcase, zipf_routing_has_one_order_of_popularity_on_all_ranks);
     tcase_add_test(tcase, inputs_are_the_same_numbers_in_every_dtype);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
