@@ -49,7 +49,9 @@ struct backend_flag {
 };
 
 /* The exchange ops, each a row of stages: every rank of the group has ended a stage before any begins the
- * next one. A backend cuts them as suits its kernels (n_stages). */
+ * next one. A backend cuts them as suits its kernels (n_stages). In the fused form an op is one stage whatever
+ * n_stages says, and the ranks' kernels wait for each other while they run: every rank must be certain to
+ * launch its own, and their blocks must be resident together (exchange_blocks). */
 enum exchange_op {
     EXCHANGE_ROUTE_DISPATCH, /* reads the routing, and dispatches */
     EXCHANGE_DISPATCH,       /* with the routing that an earlier one left */
@@ -64,6 +66,7 @@ struct exchange_slots {
     int32_t *row;    /* [R, max_tokens, K] */
     float *weight;   /* [R, max_tokens, K]; NULL: weights count as 1 */
     int32_t *tokens; /* [R] */
+    int32_t *sent;   /* [R] tokens of this rank that rank r gets rows of: what crosses the link */
 };
 
 /* Memory that a backend's exchange wants for each rank; 0 and 0 where it works in the tensors alone. */
@@ -78,6 +81,7 @@ struct exchange_sizes {
  * gather_scalars reads value, weight_grad x (dout) and y, and both write scalars. */
 struct exchange_args {
     struct exchange_shape shape;
+    int fused;
     struct routing routing;
     struct exchange_slots slots;
     void *workspace[EPD_MAX_RANKS];
@@ -92,6 +96,8 @@ struct exchange_args {
     void *recv_x[EPD_MAX_RANKS];
     float *recv_weights[EPD_MAX_RANKS];
     int32_t *recv_source[EPD_MAX_RANKS];
+    int64_t *splits_out,
+        *offsets_out; /* of a routing: second copies of m_splits and offsets; NULL: not wanted */
     const void *y[EPD_MAX_RANKS];
     struct tensor out;
     const float *value[EPD_MAX_RANKS];
@@ -148,10 +154,10 @@ struct backend {
     enum epd_status (*flag_open)(struct backend_device *device, struct backend_flag *flag,
                                  struct epd_error *error);
     void (*flag_close)(struct backend_device *device, struct backend_flag *flag);
-    /* Waits for `ready` in the order of the queue and clears it. Where work is done at once the client has
-     * set it before its datagram: EPD_PROTOCOL at once if not. */
+    /* Waits for `ready` in the order of the queue and clears it; the ticket has been reached then. Where work
+     * is done at once the client has set it before its datagram: EPD_PROTOCOL at once if not. */
     enum epd_status (*flag_ready)(struct backend_queue *queue, const struct backend_flag *flag,
-                                  struct epd_error *error);
+                                  uint64_t *ticket, struct epd_error *error);
     /* Sets `done`. */
     enum epd_status (*flag_done)(struct backend_queue *queue, const struct backend_flag *flag,
                                  struct epd_error *error);
@@ -162,13 +168,23 @@ struct backend {
     /* From host memory into fresh memory that nothing in a queue uses yet; done when it returns. */
     enum epd_status (*copy_in)(struct backend_device *device, void *dst, const void *src, uint64_t bytes,
                                struct epd_error *error);
-    /* To host memory. */
-    enum epd_status (*copy_out)(struct backend_queue *queue, void *dst, const void *src, uint64_t bytes,
+    /* To host memory; bytes a multiple of 4. clear: src is zeroed behind it. It may wait for the next ticket. */
+    enum epd_status (*copy_out)(struct backend_queue *queue, void *dst, void *src, uint64_t bytes, int clear,
                                 struct epd_error *error);
 
     /* Any thread. */
     void (*exchange_sizes)(const struct exchange_shape *shape, uint64_t row_bytes,
                            struct exchange_sizes *sizes);
+    /* Blocks that an op of the fused form keeps on a device while it waits for other ranks; 0: there is no such
+     * form. Any thread. */
+    uint32_t (*exchange_blocks)(const struct exchange_shape *shape);
+    /* Ends the waiting of a fused op on all ranks, though one of them was not launched: their workspaces
+     * [n_ranks] are void until every rank, all idle, has reset its own and the queues have met. Returns when it
+     * has been told; waits for nothing that is in a queue. */
+    enum epd_status (*exchange_abort)(struct backend_queue *queue, void *const *workspaces, uint32_t n_ranks,
+                                      struct epd_error *error);
+    enum epd_status (*exchange_reset)(struct backend_queue *queue, const struct exchange_shape *shape,
+                                      uint64_t row_bytes, void *workspace, struct epd_error *error);
     enum epd_status (*exchange)(struct backend_queue *queue, enum exchange_op op, uint32_t stage,
                                 const struct exchange_args *args, struct epd_error *error);
     enum epd_status (*activation)(struct backend_queue *queue, const struct activation_args *args,

@@ -33,11 +33,15 @@ static enum epd_status find_engine(const char *name, const struct gemm_engine **
     return error_set(error, EPD_UNSUPPORTED, "gemm engine %s: the CUDA backend has%s", name, known);
 }
 
-/* Before the first CUDA call: a kernel that is loaded while a stream waits for a client would wait with it.
- */
+#define TEXT_OF(value)  #value
+#define NUMBER_TEXT(of) TEXT_OF(of)
+
+/* Before the first CUDA call: a kernel that is loaded while a stream waits for a client would wait with it, and
+ * so would a stream that shares its channel. */
 static int available(struct epd_error *reason)
 {
-    if (setenv("CUDA_MODULE_LOADING", "EAGER", 1) != 0) {
+    if (setenv("CUDA_MODULE_LOADING", "EAGER", 1) != 0 ||
+        setenv("CUDA_DEVICE_MAX_CONNECTIONS", NUMBER_TEXT(CUDA_CONNECTIONS), 1) != 0) {
         error_set(reason, EPD_SYSTEM, "setenv: %s", strerror(errno));
         return 0;
     }
@@ -93,7 +97,9 @@ static enum epd_status device_start(struct backend_device *device, struct epd_er
         cuda_kernels_load(error) || cuda_bias_grad_load(error))
         return error->status;
     device->imports.heap = &device->heap;
-    return cuda_runtime_check(cudaStreamCreateWithFlags(&device->setup, cudaStreamNonBlocking), "stream",
+    if (cuda_runtime_check(cudaStreamCreateWithFlags(&device->setup, cudaStreamNonBlocking), "stream", error))
+        return error->status;
+    return cuda_runtime_check(cudaStreamCreateWithFlags(&device->urgent, cudaStreamNonBlocking), "stream",
                               error);
 }
 
@@ -106,6 +112,7 @@ static enum epd_status describe(const struct backend_device *device, struct devi
     memcpy(info->uuid, properties.uuid.bytes, sizeof info->uuid);
     snprintf(info->name, sizeof info->name, "%.*s", (int)sizeof info->name - 1, properties.name);
     info->memory_bytes = properties.totalGlobalMem;
+    info->n_multiprocessors = (uint32_t)properties.multiProcessorCount;
     return EPD_OK;
 }
 
@@ -136,7 +143,9 @@ static void device_close(struct backend_device *device)
     (void)cudaDeviceSynchronize();
     cuda_deferred_end(device, 1);
     cuda_heap_fini(&device->heap);
+    cuda_queues_free(device);
     (void)cudaStreamDestroy(device->setup);
+    (void)cudaStreamDestroy(device->urgent);
     free(device);
 }
 
@@ -284,20 +293,9 @@ static CUdeviceptr word_of(const struct backend_flag *flag, size_t offset)
 }
 
 static enum epd_status flag_ready(struct backend_queue *queue, const struct backend_flag *flag,
-                                  struct epd_error *error)
+                                  uint64_t *ticket, struct epd_error *error)
 {
-    const struct cuda_driver *driver = &cuda_queue_device(queue)->driver;
-    CUdeviceptr word = word_of(flag, offsetof(struct page_plan, ready));
-    CUstreamBatchMemOpParams ops[2];
-    memset(ops, 0, sizeof ops);
-    ops[0].waitValue.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32;
-    ops[0].waitValue.address = word;
-    ops[0].waitValue.value = 1;
-    ops[0].waitValue.flags = CU_STREAM_WAIT_VALUE_EQ;
-    ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
-    ops[1].writeValue.address = word;
-    return cuda_driver_check(driver, driver->cuStreamBatchMemOp(cuda_queue_stream(queue), 2, ops, 0),
-                             "wait for a ready flag", error);
+    return cuda_queue_await(queue, word_of(flag, offsetof(struct page_plan, ready)), ticket, error);
 }
 
 static enum epd_status flag_done(struct backend_queue *queue, const struct backend_flag *flag,
@@ -317,6 +315,32 @@ static enum epd_status exchange(struct backend_queue *queue, enum exchange_op op
                                 const struct exchange_args *args, struct epd_error *error)
 {
     return cuda_exchange_launch(op, stage, args, cuda_queue_stream(queue), error);
+}
+
+static uint32_t exchange_blocks(const struct exchange_shape *shape)
+{
+    return cuda_exchange_blocks(shape, UINT32_MAX);
+}
+
+static enum epd_status exchange_abort(struct backend_queue *queue, void *const *workspaces, uint32_t n_ranks,
+                                      struct epd_error *error)
+{
+    const struct backend_device *device = cuda_queue_device(queue);
+    for (uint32_t rank = 0; rank < n_ranks; rank++) {
+        CUdeviceptr word = (CUdeviceptr)(uintptr_t)workspaces[rank] + CUDA_ABORT_OFFSET;
+        if (cuda_driver_check(
+                &device->driver,
+                device->driver.cuStreamWriteValue32(device->urgent, word, 1, CU_STREAM_WRITE_VALUE_DEFAULT),
+                "abort word", error))
+            return error->status;
+    }
+    return cuda_runtime_check(cudaStreamSynchronize(device->urgent), "abort words", error);
+}
+
+static enum epd_status exchange_reset(struct backend_queue *queue, const struct exchange_shape *shape,
+                                      uint64_t row_bytes, void *workspace, struct epd_error *error)
+{
+    return cuda_exchange_reset(shape, row_bytes, workspace, cuda_queue_stream(queue), error);
 }
 
 static enum epd_status activation(struct backend_queue *queue, const struct activation_args *args,
@@ -436,6 +460,9 @@ const struct backend backend_cuda = {
     .copy_in = copy_in,
     .copy_out = cuda_queue_copy_out,
     .exchange_sizes = cuda_exchange_sizes,
+    .exchange_blocks = exchange_blocks,
+    .exchange_abort = exchange_abort,
+    .exchange_reset = exchange_reset,
     .exchange = exchange,
     .activation = activation,
     .activation_bwd = activation_bwd,

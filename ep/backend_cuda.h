@@ -7,6 +7,9 @@
 #include "ep/cuda_import.h"
 #include "kernels/gemm/engine.h"
 
+/* Channels that CUDA is told to make on each device (CUDA_DEVICE_MAX_CONNECTIONS): the most there are. */
+#define CUDA_CONNECTIONS 32
+
 struct backend_device {
     struct cuda_driver driver;
     struct cuda_devices peers; /* the GPUs of the node, this one among them */
@@ -15,14 +18,20 @@ struct backend_device {
     struct cuda_heap heap;
     struct cuda_imports imports;
     cudaStream_t setup;                /* work that waits for no client */
+    cudaStream_t urgent;               /* what must get through while all queues wait */
     const struct gemm_engine *engine;  /* the one that was asked for; NULL: the best */
-    struct backend_queue *first_queue; /* owned by their teams */
+    struct backend_queue *first_queue; /* all that were ever made; owned */
     struct cuda_deferred *deferred;    /* owned: what goes when the queues have passed it */
 };
 
 EPD_MUST_CHECK enum epd_status cuda_queue_create(struct backend_device *device, struct backend_queue **queue,
                                                  struct epd_error *error);
 void cuda_queue_destroy(struct backend_queue *queue);
+/* All of a device that closes. */
+void cuda_queues_free(struct backend_device *device);
+/* Waits for word == 1 and clears it. */
+EPD_MUST_CHECK enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word,
+                                                uint64_t *ticket, struct epd_error *error);
 cudaStream_t cuda_queue_stream(const struct backend_queue *queue);
 struct backend_device *cuda_queue_device(const struct backend_queue *queue);
 EPD_MUST_CHECK enum epd_status cuda_queue_mark(struct backend_queue *queue, uint32_t barrier_idx,
@@ -32,8 +41,8 @@ EPD_MUST_CHECK enum epd_status cuda_queue_join(struct backend_queue *queue, stru
 EPD_MUST_CHECK enum epd_status cuda_queue_ticket(struct backend_queue *queue, uint64_t *ticket,
                                                  struct epd_error *error);
 int cuda_queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_error *error);
-EPD_MUST_CHECK enum epd_status cuda_queue_copy_out(struct backend_queue *queue, void *dst, const void *src,
-                                                   uint64_t bytes, struct epd_error *error);
+EPD_MUST_CHECK enum epd_status cuda_queue_copy_out(struct backend_queue *queue, void *dst, void *src,
+                                                   uint64_t bytes, int clear, struct epd_error *error);
 
 /* Runs end(device, arg) once everything that is in the device's queues now has been done; at once if it is.
  * when_idle: not before a moment in which every queue is empty. For what makes CUDA wait for the whole

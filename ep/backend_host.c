@@ -196,10 +196,11 @@ static void host_flag_close(struct backend_device *device, struct backend_flag *
 
 /* One look: the client has set the flag before it sent its datagram, or it lies. */
 static enum epd_status host_flag_ready(struct backend_queue *queue, const struct backend_flag *flag,
-                                       struct epd_error *error)
+                                       uint64_t *ticket, struct epd_error *error)
 {
     (void)queue;
     uint32_t set = 1;
+    *ticket = 0;
     if (!atomic_compare_exchange_strong(&flag->page->plans[flag->idx].ready, &set, 0))
         return error_set(error, EPD_PROTOCOL, "launched without setting its ready flag");
     return EPD_OK;
@@ -231,6 +232,14 @@ static enum epd_status host_copy(struct backend_queue *queue, void *dst, const v
     return EPD_OK;
 }
 
+static enum epd_status host_copy_out(struct backend_queue *queue, void *dst, void *src, uint64_t bytes,
+                                     int clear, struct epd_error *error)
+{
+    if (host_copy(queue, dst, src, bytes, error))
+        return error->status;
+    return clear ? host_zero(queue, src, bytes, error) : EPD_OK;
+}
+
 static enum epd_status host_copy_in(struct backend_device *device, void *dst, const void *src, uint64_t bytes,
                                     struct epd_error *error)
 {
@@ -251,6 +260,27 @@ static void host_exchange_sizes(const struct exchange_shape *shape, uint64_t row
 {
     (void)shape, (void)row_bytes;
     *sizes = (struct exchange_sizes){0};
+}
+
+/* Every stage is done when its call returns: there is nothing to fuse. */
+static uint32_t host_exchange_blocks(const struct exchange_shape *shape)
+{
+    (void)shape;
+    return 0;
+}
+
+static enum epd_status host_exchange_abort(struct backend_queue *queue, void *const *workspaces,
+                                           uint32_t n_ranks, struct epd_error *error)
+{
+    (void)queue, (void)workspaces, (void)n_ranks;
+    return error_set(error, EPD_INTERNAL, "the host backend has no fused exchange");
+}
+
+static enum epd_status host_exchange_reset(struct backend_queue *queue, const struct exchange_shape *shape,
+                                           uint64_t row_bytes, void *workspace, struct epd_error *error)
+{
+    (void)queue, (void)shape, (void)row_bytes, (void)workspace;
+    return error_set(error, EPD_INTERNAL, "the host backend has no fused exchange");
 }
 
 static struct route_args route_of(const struct exchange_args *args, struct kernel_error *error)
@@ -282,6 +312,11 @@ static enum epd_status host_route_dispatch(struct host_scratch *scratch, uint32_
     if (stage == 0)
         return host_route_count(&route, scratch);
     enum epd_status status = host_route_layout(&route, scratch);
+    uint64_t n_local = args->shape.n_local_experts;
+    if (args->splits_out)
+        memcpy(args->splits_out, args->routing.m_splits, n_local * sizeof(int64_t));
+    if (args->offsets_out)
+        memcpy(args->offsets_out, args->routing.offsets, (n_local + 1) * sizeof(int64_t));
     return status ? status : host_push(scratch, args);
 }
 
@@ -410,8 +445,11 @@ const struct backend backend_host = {
     .zero = host_zero,
     .copy = host_copy,
     .copy_in = host_copy_in,
-    .copy_out = host_copy,
+    .copy_out = host_copy_out,
     .exchange_sizes = host_exchange_sizes,
+    .exchange_blocks = host_exchange_blocks,
+    .exchange_abort = host_exchange_abort,
+    .exchange_reset = host_exchange_reset,
     .exchange = host_queue_exchange,
     .activation = host_queue_activation,
     .activation_bwd = host_queue_activation_bwd,

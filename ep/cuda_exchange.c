@@ -25,6 +25,8 @@ static struct cuda_exchange exchange_of(const struct exchange_args *args, uint64
                                         enum cuda_stage stage)
 {
     struct cuda_exchange exchange = {.shape = args->shape, .stage = stage};
+    exchange.abort_word =
+        (const uint32_t *)((const char *)args->workspace[args->shape.rank] + CUDA_ABORT_OFFSET);
     cuda_workspace_layout(&args->shape, row_bytes, &exchange.layout);
     memcpy(exchange.workspace, args->workspace, sizeof exchange.workspace);
     return exchange;
@@ -37,6 +39,7 @@ static struct cuda_routing routing_of(const struct exchange_args *args)
         .slot_row = args->slots.row,
         .slot_weight = args->slots.weight,
         .slot_tokens = args->slots.tokens,
+        .sent_tokens = args->slots.sent,
     };
 }
 
@@ -61,6 +64,8 @@ static enum epd_status launch_dispatch(int route, enum cuda_stage stage, const s
         .topk_idx = args->topk_idx,
         .topk_weights = weights_of(args),
         .x = args->x,
+        .splits_out = args->splits_out,
+        .offsets_out = args->offsets_out,
         .recv_x = args->recv_x[rank],
         .recv_weights = args->recv_weights[rank],
         .error = args->route_error,
@@ -104,18 +109,11 @@ static enum epd_status launch_gather(enum cuda_stage stage, const struct exchang
     return cuda_gather_scalars_launch(&gather, stream, error);
 }
 
-/* dout goes to the slots only to be multiplied with y there; the products come back as scalars. */
-static enum epd_status launch_weight_grad(uint32_t stage, const struct exchange_args *args,
-                                          struct CUstream_st *stream, struct epd_error *error)
+static enum epd_status launch_dots(enum cuda_stage stage, const struct exchange_args *args,
+                                   struct CUstream_st *stream, struct epd_error *error)
 {
-    static const enum cuda_stage stages[CUDA_WEIGHT_GRAD_STAGES] = {CUDA_STAGE_SEND, CUDA_STAGE_RECEIVE,
-                                                                    CUDA_STAGE_SEND, CUDA_STAGE_RECEIVE};
-    uint64_t row_bytes = row_bytes_of(args, &args->x);
-    if (stage >= CUDA_DISPATCH_STAGES)
-        return launch_gather(stages[stage], args, args->dot, cuda_row_pieces(row_bytes), row_bytes, stream,
-                             error);
     struct cuda_dispatch_args dispatch = {
-        .exchange = exchange_of(args, row_bytes, stages[stage]),
+        .exchange = exchange_of(args, row_bytes_of(args, &args->x), stage),
         .routing = routing_of(args),
         .x = args->x,
         .dot_with = args->y[args->shape.rank],
@@ -124,9 +122,60 @@ static enum epd_status launch_weight_grad(uint32_t stage, const struct exchange_
     return cuda_dispatch_launch(&dispatch, stream, error);
 }
 
+static enum epd_status launch_dot_sums(enum cuda_stage stage, const struct exchange_args *args,
+                                       struct CUstream_st *stream, struct epd_error *error)
+{
+    uint64_t row_bytes = row_bytes_of(args, &args->x);
+    return launch_gather(stage, args, args->dot, cuda_row_pieces(row_bytes), row_bytes, stream, error);
+}
+
+/* dout goes to the slots only to be multiplied with y there; the products come back as scalars. */
+static enum epd_status launch_weight_grad(uint32_t stage, const struct exchange_args *args,
+                                          struct CUstream_st *stream, struct epd_error *error)
+{
+    static const enum cuda_stage stages[CUDA_WEIGHT_GRAD_STAGES] = {CUDA_STAGE_SEND, CUDA_STAGE_RECEIVE,
+                                                                    CUDA_STAGE_SEND, CUDA_STAGE_RECEIVE};
+    if (stage < CUDA_DISPATCH_STAGES)
+        return launch_dots(stages[stage], args, stream, error);
+    return launch_dot_sums(stages[stage], args, stream, error);
+}
+
+static enum epd_status launch_fused(enum exchange_op op, const struct exchange_args *args,
+                                    struct CUstream_st *stream, struct epd_error *error)
+{
+    switch (op) {
+    case EXCHANGE_ROUTE_DISPATCH:
+        return launch_dispatch(1, CUDA_STAGE_ALL, args, stream, error);
+    case EXCHANGE_DISPATCH:
+        return launch_dispatch(0, CUDA_STAGE_ALL, args, stream, error);
+    case EXCHANGE_COMBINE:
+        return launch_combine(CUDA_STAGE_ALL, args, stream, error);
+    case EXCHANGE_GATHER_SCALARS:
+        return launch_gather(CUDA_STAGE_ALL, args, args->value[args->shape.rank], 1, sizeof(float) * 4,
+                             stream, error);
+    case EXCHANGE_WEIGHT_GRAD:
+        if (launch_dots(CUDA_STAGE_ALL, args, stream, error))
+            return error->status;
+        return launch_dot_sums(CUDA_STAGE_ALL, args, stream, error);
+    case EXCHANGE_OP_COUNT:
+        break;
+    }
+    return error_set(error, EPD_INTERNAL, "exchange op %d is unknown", (int)op);
+}
+
+enum epd_status cuda_exchange_reset(const struct exchange_shape *shape, uint64_t row_bytes, void *workspace,
+                                    struct CUstream_st *stream, struct epd_error *error)
+{
+    struct cuda_workspace layout;
+    cuda_workspace_layout(shape, row_bytes, &layout);
+    return cuda_workspace_reset_launch(&layout, workspace, stream, error);
+}
+
 enum epd_status cuda_exchange_launch(enum exchange_op op, uint32_t stage, const struct exchange_args *args,
                                      struct CUstream_st *stream, struct epd_error *error)
 {
+    if (args->fused)
+        return launch_fused(op, args, stream, error);
     static const enum cuda_stage route_stages[CUDA_ROUTE_DISPATCH_STAGES] = {
         CUDA_STAGE_SEND, CUDA_STAGE_LAYOUT, CUDA_STAGE_RECEIVE};
     static const enum cuda_stage two_stages[CUDA_DISPATCH_STAGES] = {CUDA_STAGE_SEND, CUDA_STAGE_RECEIVE};

@@ -1,5 +1,6 @@
-/* The exchange ops of ep/backend.h as stages of the CUDA kernels (kernels/cuda/cuda.h): between two stages
- * the lanes meet, so nothing ever polls on the device. Lane thread. */
+/* The exchange ops of ep/backend.h by the CUDA kernels (kernels/cuda/cuda.h): stage by stage, where the lanes
+ * meet between two stages and nothing ever polls on the device, or fused, one launch per kernel. Lane thread.
+ */
 #ifndef EPD_EP_CUDA_EXCHANGE_H
 #define EPD_EP_CUDA_EXCHANGE_H
 
@@ -18,6 +19,10 @@ enum {
 
 void cuda_exchange_sizes(const struct exchange_shape *shape, uint64_t row_bytes,
                          struct exchange_sizes *sizes);
+EPD_MUST_CHECK enum epd_status cuda_exchange_reset(const struct exchange_shape *shape, uint64_t row_bytes,
+                                                   void *workspace, struct CUstream_st *stream,
+                                                   struct epd_error *error);
+/* stage of the fused form: 0. */
 EPD_MUST_CHECK enum epd_status cuda_exchange_launch(enum exchange_op op, uint32_t stage,
                                                     const struct exchange_args *args,
                                                     struct CUstream_st *stream, struct epd_error *error);

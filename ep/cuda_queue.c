@@ -1,12 +1,25 @@
 /* A queue is a stream, its marks are events, and a ticket is a number that the stream writes to host memory
- * behind everything else: looking at it costs no call. */
+ * behind everything else: looking at it costs no call. What is copied out goes there with it, in one launch.
+ *
+ * Hardware channels. Streams beyond CUDA_DEVICE_MAX_CONNECTIONS share one with others, and what waits for a
+ * client in one would hold up another, on this device perhaps the one that on the next device holds up it. So
+ * a device has at most MAX_QUEUES, each its own stream for as long as the device is open, handed from team to
+ * team. */
 #include <assert.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "ep/backend_cuda.h"
+#include "ep/clock.h"
+#include "kernels/cuda/cuda.h"
 
+/* Of CUDA_CONNECTIONS channels: the others are of the device's own streams, and CUDA's default stream. */
+#define MAX_QUEUES (CUDA_CONNECTIONS - 4)
+/* How often a device that does not answer is asked whether it is well. */
+#define QUERY_NS 1000000ull
+/* Larger reports are copied by the copy engine. */
+#define REPORT_BYTES 65536u
 /* What steps in flight report: at dsv3's sizes 4.2 KiB each. */
 #define STAGING_BYTES (8u << 20)
 #define STAGING_SLOTS 4096u
@@ -22,12 +35,15 @@ struct copy_out {
 struct backend_queue {
     struct backend_device *device; /* borrowed from the lane */
     struct backend_queue *next;    /* of the device */
+    int in_use;
     cudaStream_t stream;
     cudaEvent_t marks[BACKEND_MARKS];
-    char *pinned;               /* the ticket's word, then the staging ring; owned */
-    _Atomic uint64_t *reached;  /* in pinned */
-    CUdeviceptr reached_device; /* the same as the device sees it */
-    uint64_t n_tickets;         /* ever given */
+    char *pinned;                   /* the ticket's word, then the staging ring; owned */
+    _Atomic uint64_t *reached;      /* in pinned */
+    CUdeviceptr pinned_device;      /* the same as the device sees it */
+    uint64_t n_tickets;             /* ever given */
+    uint64_t queried_ns;            /* when CUDA was last asked about the stream */
+    struct cuda_report_args report; /* what the next ticket takes along */
     struct copy_out copies[STAGING_SLOTS];
     uint64_t n_put, n_taken;     /* copies, ever */
     uint64_t put_end, taken_end; /* their bytes, ever */
@@ -46,7 +62,8 @@ static enum epd_status make_pinned(struct backend_queue *queue, struct epd_error
     if (cuda_runtime_check(cudaHostGetDevicePointer(&device_word, queue->pinned, 0), "pinned memory", error))
         return error->status;
     queue->reached = (_Atomic uint64_t *)(void *)queue->pinned;
-    queue->reached_device = (CUdeviceptr)(uintptr_t)device_word;
+    queue->pinned_device = (CUdeviceptr)(uintptr_t)device_word;
+    queue->report.ticket = device_word;
     return EPD_OK;
 }
 
@@ -76,6 +93,18 @@ static void queue_free(struct backend_queue *queue)
 enum epd_status cuda_queue_create(struct backend_device *device, struct backend_queue **queue,
                                   struct epd_error *error)
 {
+    uint32_t n_queues = 0;
+    for (struct backend_queue *free = device->first_queue; free; free = free->next, n_queues++) {
+        if (free->in_use)
+            continue;
+        free->in_use = 1;
+        *queue = free;
+        return EPD_OK;
+    }
+    if (n_queues == MAX_QUEUES)
+        return error_set(error, EPD_QUOTA,
+                         "device %u: %u groups have their queues on it, which is all it has",
+                         device->device_idx, n_queues);
     struct backend_queue *created = calloc(1, sizeof *created);
     if (!created)
         return error_set(error, EPD_NO_MEMORY, "queue: %zu bytes", sizeof *created);
@@ -84,27 +113,26 @@ enum epd_status cuda_queue_create(struct backend_device *device, struct backend_
         queue_free(created);
         return error->status;
     }
+    created->in_use = 1;
     created->next = device->first_queue;
     device->first_queue = created;
     *queue = created;
     return EPD_OK;
 }
 
-static void queue_end(struct backend_device *device, void *arg)
+void cuda_queues_free(struct backend_device *device)
 {
-    (void)device;
-    queue_free(arg);
+    while (device->first_queue) {
+        struct backend_queue *queue = device->first_queue;
+        device->first_queue = queue->next;
+        queue_free(queue);
+    }
 }
 
-/* Its steps have ended; pinned memory goes when nothing is under way on the device, for that waits for it. */
+/* Its steps have ended. */
 void cuda_queue_destroy(struct backend_queue *queue)
 {
-    struct backend_device *device = queue->device;
-    struct backend_queue **link = &device->first_queue;
-    while (*link != queue)
-        link = &(*link)->next;
-    *link = queue->next;
-    cuda_defer(device, 1, queue_end, queue);
+    queue->in_use = 0;
 }
 
 cudaStream_t cuda_queue_stream(const struct backend_queue *queue)
@@ -130,11 +158,46 @@ enum epd_status cuda_queue_join(struct backend_queue *queue, struct backend_queu
                               error);
 }
 
+/* One call: the wait, the word cleared, the ticket. No barriers: nothing was written that these come after. */
+enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word, uint64_t *ticket,
+                                 struct epd_error *error)
+{
+    const struct cuda_driver *driver = &queue->device->driver;
+    CUstreamBatchMemOpParams ops[3];
+    assert(queue->report.n_parts == 0);
+    memset(ops, 0, sizeof ops);
+    ops[0].waitValue.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32;
+    ops[0].waitValue.address = word;
+    ops[0].waitValue.value = 1;
+    ops[0].waitValue.flags = CU_STREAM_WAIT_VALUE_EQ;
+    ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
+    ops[1].writeValue.address = word;
+    ops[1].writeValue.flags = CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER;
+    ops[2].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
+    ops[2].writeValue.address = queue->pinned_device;
+    ops[2].writeValue.value64 = queue->n_tickets + 1;
+    ops[2].writeValue.flags = CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER;
+    if (cuda_driver_check(driver, driver->cuStreamBatchMemOp(queue->stream, 3, ops, 0),
+                          "wait for a ready flag", error))
+        return error->status;
+    *ticket = ++queue->n_tickets;
+    return EPD_OK;
+}
+
 enum epd_status cuda_queue_ticket(struct backend_queue *queue, uint64_t *ticket, struct epd_error *error)
 {
     const struct cuda_driver *driver = &queue->device->driver;
+    if (queue->report.n_parts) {
+        queue->report.value = queue->n_tickets + 1;
+        enum epd_status status = cuda_report_launch(&queue->report, queue->stream, error);
+        queue->report.n_parts = 0;
+        if (status)
+            return status;
+        *ticket = ++queue->n_tickets;
+        return EPD_OK;
+    }
     if (cuda_driver_check(driver,
-                          driver->cuStreamWriteValue64(queue->stream, queue->reached_device,
+                          driver->cuStreamWriteValue64(queue->stream, queue->pinned_device,
                                                        queue->n_tickets + 1, CU_STREAM_WRITE_VALUE_DEFAULT),
                           "ticket", error))
         return error->status;
@@ -160,6 +223,10 @@ static void deliver(struct backend_queue *queue, uint64_t ticket)
 int cuda_queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_error *error)
 {
     if (atomic_load_explicit(queue->reached, memory_order_acquire) < ticket) {
+        uint64_t now_ns = clock_now_ns();
+        if (now_ns - queue->queried_ns < QUERY_NS)
+            return 0;
+        queue->queried_ns = now_ns;
         cudaError_t result = cudaStreamQuery(queue->stream);
         if (result == cudaErrorNotReady)
             return 0;
@@ -174,21 +241,49 @@ int cuda_queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_
 }
 
 /* Bytes of one copy lie in one piece: what is left at the ring's end is passed over. */
-enum epd_status cuda_queue_copy_out(struct backend_queue *queue, void *dst, const void *src, uint64_t bytes,
+static enum epd_status take_staging(struct backend_queue *queue, uint64_t bytes, uint64_t *start,
                                     struct epd_error *error)
 {
-    uint64_t size = (bytes + 15) & ~(uint64_t)15, at = queue->put_end;
-    if (bytes == 0)
-        return EPD_OK;
-    if (at % STAGING_BYTES + size > STAGING_BYTES)
+    uint64_t at = queue->put_end;
+    if (at % STAGING_BYTES + bytes > STAGING_BYTES)
         at = (at / STAGING_BYTES + 1) * STAGING_BYTES;
-    if (queue->n_put - queue->n_taken == STAGING_SLOTS || at + size - queue->taken_end > STAGING_BYTES)
+    if (queue->n_put - queue->n_taken == STAGING_SLOTS || at + bytes - queue->taken_end > STAGING_BYTES)
         return error_set(error, EPD_BUSY, "device %u: too many steps are in flight for their reports",
                          queue->device->device_idx);
-    if (cuda_runtime_check(cudaMemcpyAsync(queue->pinned + TICKET_BYTES + at % STAGING_BYTES, src, bytes,
-                                           cudaMemcpyDeviceToHost, queue->stream),
+    *start = at;
+    return EPD_OK;
+}
+
+static enum epd_status copy_apart(struct backend_queue *queue, char *to, void *from, uint64_t bytes,
+                                  int clear, struct epd_error *error)
+{
+    if (cuda_runtime_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, queue->stream),
                            "copy to the host", error))
         return error->status;
+    return clear ? cuda_runtime_check(cudaMemsetAsync(from, 0, bytes, queue->stream), "zeroing", error)
+                 : EPD_OK;
+}
+
+enum epd_status cuda_queue_copy_out(struct backend_queue *queue, void *dst, void *src, uint64_t bytes,
+                                    int clear, struct epd_error *error)
+{
+    struct cuda_report_args *report = &queue->report;
+    uint64_t size = (bytes + 15) & ~(uint64_t)15, at = 0;
+    if (bytes == 0)
+        return EPD_OK;
+    if (take_staging(queue, size, &at, error))
+        return error->status;
+    uint64_t place = TICKET_BYTES + at % STAGING_BYTES;
+    if (bytes > REPORT_BYTES || bytes % 4 || report->n_parts == CUDA_REPORT_PARTS) {
+        if (copy_apart(queue, queue->pinned + place, src, bytes, clear, error))
+            return error->status;
+    } else {
+        report->parts[report->n_parts++] =
+            (struct cuda_report_part){.to = (void *)(uintptr_t)(queue->pinned_device + place),
+                                      .from = src,
+                                      .bytes = (uint32_t)bytes,
+                                      .clear = clear};
+    }
     queue->copies[queue->n_put++ % STAGING_SLOTS] =
         (struct copy_out){.dst = dst, .bytes = bytes, .end = at + bytes, .ticket = queue->n_tickets + 1};
     queue->put_end = at + size;

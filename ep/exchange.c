@@ -39,6 +39,7 @@ static struct exchange_args args_of(const struct rank_run *run)
     const struct plan *router = plan_router(run->plan);
     struct exchange_args args = {
         .shape = shape_of(run),
+        .fused = run->plan->team->fused,
         .routing = router->routing.routing,
         .slots = router->routing.slots,
         .dot = run->plan->work.dot,
@@ -72,6 +73,8 @@ enum epd_status exchange_dispatch(const struct rank_run *run, struct epd_error *
         begin_routing(run);
     struct exchange_args args = args_of(run);
     args.topk_idx = token_tensor(run, EPD_ROLE_TOPK_IDX);
+    args.splits_out = plan_data(plan, EPD_ROLE_M_SPLITS);
+    args.offsets_out = plan_data(plan, EPD_ROLE_OFFSETS);
     args.route_error = &plan->records[PLAN_RECORD_ROUTE];
     args.layout_error = &plan->records[PLAN_RECORD_LAYOUT];
     args.x = token_tensor(run, EPD_ROLE_X);
@@ -97,22 +100,6 @@ enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *er
     for (uint32_t rank = 0; rank < n_ranks(run); rank++)
         args.recv_x[rank] = run->peers[rank]->work.recv_x;
     return run_exchange(run, EXCHANGE_DISPATCH, &args, error);
-}
-
-enum epd_status exchange_give_splits(const struct rank_run *run, struct epd_error *error)
-{
-    const struct plan *plan = run->plan;
-    const struct routing *routing = &plan->routing.routing;
-    uint64_t n_local = plan->team->problem.n_local_experts;
-    if (plan_has(plan, EPD_ROLE_M_SPLITS) &&
-        run->backend->copy(run->queue, plan_data(plan, EPD_ROLE_M_SPLITS), routing->m_splits,
-                           n_local * sizeof(int64_t), error))
-        return error->status;
-    if (plan_has(plan, EPD_ROLE_OFFSETS) &&
-        run->backend->copy(run->queue, plan_data(plan, EPD_ROLE_OFFSETS), routing->offsets,
-                           (n_local + 1) * sizeof(int64_t), error))
-        return error->status;
-    return EPD_OK;
 }
 
 /* combine_bwd: d_weights. The barrier behind it lets DY lie where Y lies. */

@@ -7,7 +7,6 @@
 
 static const struct phase dispatch_phases[] = {
     {EPD_PHASE_DISPATCH, 0, exchange_dispatch, STAGES(ROUTE_DISPATCH)},
-    {EPD_PHASE_DISPATCH, 0, exchange_give_splits, 0, 0},
 };
 
 static const struct phase combine_phases[] = {
@@ -41,7 +40,6 @@ static const struct phase activation_bwd_phases[] = {
 
 static const struct phase moe_forward_phases[] = {
     {EPD_PHASE_DISPATCH, 0, exchange_dispatch, STAGES(ROUTE_DISPATCH)},
-    {EPD_PHASE_DISPATCH, 0, exchange_give_splits, 0, 0},
     {EPD_PHASE_GEMM, BARRIER, expert_fc1, 0, 0},
     {EPD_PHASE_ACTIVATION, 0, expert_activation, 0, 0},
     {EPD_PHASE_GEMM, 0, expert_fc2, 0, 0},
@@ -140,6 +138,8 @@ void moe_finish_step(const struct rank_run *run)
 void moe_undo_step(const struct rank_run *run, uint64_t generation)
 {
     struct plan *plan = run->plan;
+    if (plan->op == EPD_OP_MOE_BACKWARD && plan->held_generation == generation)
+        plan->held_generation = 0;
     if (!plan_routes(plan))
         return;
     plan->failed_generation = generation;

@@ -32,8 +32,9 @@ struct node_config {
 struct device_info {
     uint8_t uuid[EPD_UUID_BYTES];
     char name[EPD_MAX_NAME_BYTES];
-    uint64_t memory_bytes; /* of the device */
-    uint64_t heap_bytes;   /* owned memory now: buffers, workspaces, saved contexts */
+    uint64_t memory_bytes;      /* of the device */
+    uint32_t n_multiprocessors; /* CUDA; else 0 */
+    uint64_t heap_bytes;        /* owned memory now: buffers, workspaces, saved contexts */
     uint64_t heap_peak_bytes;
     uint64_t imported_bytes; /* mapped client memory now */
     uint32_t n_imports;

@@ -23,7 +23,7 @@ struct phase {
      * tensor. */
     int after_barrier;
     enum epd_status (*run)(const struct rank_run *run, struct epd_error *error);
-    int n_exchanges; /* 1: it is run once for each stage of the exchange */
+    int n_exchanges; /* 1: it is run once for each stage of the exchange; once in all in the fused form */
     enum exchange_op exchange;
 };
 
@@ -48,7 +48,6 @@ EPD_MUST_CHECK enum epd_status moe_check_used(const struct rank_run *run, uint64
 /* exchange.c */
 enum epd_status exchange_dispatch(const struct rank_run *run, struct epd_error *error);
 enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *error);
-enum epd_status exchange_give_splits(const struct rank_run *run, struct epd_error *error);
 enum epd_status exchange_weight_grad(const struct rank_run *run, struct epd_error *error);
 enum epd_status exchange_push_dout(const struct rank_run *run, struct epd_error *error);
 enum epd_status exchange_combine_out(const struct rank_run *run, struct epd_error *error);

@@ -240,7 +240,7 @@ static void refusal_run(struct lane_job *job, struct lane *lane)
     refusal->error.status = EPD_OK;
     refusal->begun_ns = clock_now_ns();
     if (team_queue(plan->team, plan->rank, &refusal->queue, &refusal->error) ||
-        backend->flag_ready(refusal->queue, &plan->flag, &refusal->error) ||
+        backend->flag_ready(refusal->queue, &plan->flag, &refusal->ticket, &refusal->error) ||
         backend->flag_done(refusal->queue, &plan->flag, &refusal->error))
         return;
     (void)!backend->queue_ticket(refusal->queue, &refusal->ticket, &refusal->error);

@@ -21,6 +21,7 @@ void routing_carve(struct routing_context *context, const struct problem *proble
         slots->row = layout_take(layout, n_slots * sizeof *slots->row);
         slots->weight = layout_take(layout, n_slots * sizeof *slots->weight);
         slots->tokens = layout_take(layout, problem->world_size * sizeof *slots->tokens);
+        slots->sent = layout_take(layout, problem->world_size * sizeof *slots->sent);
     }
     context->recv_weights = with_weights ? layout_take(layout, n_rows * sizeof(float)) : NULL;
 }

@@ -20,6 +20,7 @@ static void step_free(struct step *step)
     free(step->splits);
     free(step->expert_rows);
     free(step->traffic);
+    free(step->sent);
     free(step);
 }
 
@@ -44,6 +45,11 @@ static int step_alloc_reports(struct step *step, struct plan *plan)
         step->counts = calloc((size_t)problem->world_size * problem->n_experts, sizeof *step->counts);
         step->expert_rows = calloc(problem->n_experts, sizeof *step->expert_rows);
         step->traffic = calloc(problem->world_size, sizeof *step->traffic);
+        if (plan_router(plan)->routing.slots.sent) {
+            step->sent = calloc((size_t)problem->world_size * problem->world_size, sizeof *step->sent);
+            if (!step->sent)
+                return 0;
+        }
         return step->counts && step->expert_rows && step->traffic;
     }
     if (plan->splits) {
@@ -183,6 +189,7 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
     step->callback_arg = arg;
     step->n_lanes_left = step->n_lanes;
     atomic_store(&step->n_delivered, 0);
+    atomic_store(&step->failed, 0);
     barrier_init(&step->phases, step->n_lanes);
     barrier_init(&step->last, step->n_lanes);
     /* All lanes in one go: see "Order" in node.h. */
@@ -191,6 +198,8 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
             (struct lane_job){.run = step_lane_run, .poll = step_lane_poll, .complete = step_complete_lane};
         step->lanes[i].n_barriers = 0;
         step->lanes[i].delivered = 0;
+        step->lanes[i].committed = 0;
+        step->lanes[i].running_ns = 0;
         lane_submit(step->lanes[i].team_lane->lane, &step->lanes[i].job);
     }
     return EPD_OK;

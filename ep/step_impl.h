@@ -19,6 +19,9 @@ struct step_rank {
 /* Barriers of one step, at most; and steps whose barriers may be looked at while a lane is ahead. */
 #define STEP_MAX_BARRIERS 32u
 #define STEP_BARRIER_SETS 2u
+/* How long a fused step may run once every rank's stream has reached it. Then it is ended: nothing on a device
+ * waits for ever. */
+#define STEP_DEAD_NS 60000000000ull
 _Static_assert(STEP_MAX_BARRIERS *STEP_BARRIER_SETS <= BACKEND_MARKS, "every barrier has its mark");
 
 /* One lane's part. */
@@ -32,6 +35,9 @@ struct step_lane {
     uint64_t ticket;       /* of all its work */
     uint64_t begun_ns;
     int delivered; /* what its ranks report has come */
+    int committed; /* fused, and all lanes have met: from here on every one launches, or breaks the team */
+    uint32_t n_breaks;   /* of the team, when it was checked */
+    uint64_t running_ns; /* when its ready tickets were seen to be reached; 0: not yet */
     uint32_t n_barriers;
 };
 
@@ -48,12 +54,14 @@ struct step {
     uint32_t zero; /* a local op's list of positions */
 
     struct barrier phases, last;
+    _Atomic int failed; /* on the host side, on some lane */
     struct step_rank *ranks;
     struct step_rank_result *results;
     int32_t *counts;      /* [R, E] of the routing used, copied by the lane of position 0; NULL: none used */
     int64_t *splits;      /* [G] of a local op; NULL otherwise */
     int64_t *expert_rows; /* [E] */
     struct problem_traffic *traffic; /* [R] */
+    int32_t *sent; /* [R, R] tokens of a rank that each rank gets rows of; NULL: the backend keeps none */
 
     uint32_t n_lanes;
     _Atomic uint32_t n_delivered; /* lanes whose reports have come */
@@ -65,6 +73,10 @@ struct step {
 
 /* step_lane.c */
 void step_lane_run(struct lane_job *job, struct lane *lane);
+struct rank_run step_rank_run(const struct step_lane *lane, uint32_t idx);
+/* Ends the waiting of a fused step that this lane has not launched, or that does not end. */
+void step_break(struct step_lane *lane);
+/* step_end.c */
 int step_lane_poll(struct lane_job *job, struct lane *lane);
 
 #endif

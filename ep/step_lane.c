@@ -1,13 +1,19 @@
-/* A step on its lanes. Every lane: checks all its ranks, meets the others, runs the phases with a barrier
- * where the row says so, copies out what the kernels recorded, meets the others for the last time; then every
- * lane decides by itself, from the same records, what the step came to, and sets its ranks' done flags.
+/* A step on its lanes: what is submitted. Every lane: checks all its ranks, meets the others, runs the phases,
+ * and has copied out what the kernels recorded. What follows is in step_end.c.
  *
- * A lane that cannot go on writes why, aborts the phases' barrier and goes to the last one. So lanes never
- * part: each step ends on all of them, whatever happens. */
+ * Stage by stage the lanes meet where a phase's row says so. A lane that cannot go on writes why, aborts the
+ * phases' barrier and goes to the last one. So lanes never part: each step ends on all of them, whatever
+ * happens.
+ *
+ * Fused (ep/backend.h) they meet once: behind the waits for every rank's ready flag, so that no kernel runs,
+ * and waits for others, before all clients are there. A lane that cannot go on before that aborts the meeting,
+ * and nobody launches. From then on every launch is certain: a lane that fails all the same tells the kernels
+ * of the others to leave, and the team's workspaces are reset when all is quiet (step_break, step_end.c).
+ * Without a second meeting a lane may be at most one step ahead of another, as with it: it waits for it in
+ * the next step. */
 #include "ep/step_impl.h"
 
 #include <assert.h>
-#include <stdio.h>
 
 #include "ep/clock.h"
 
@@ -16,7 +22,7 @@ static struct step_lane *step_lane_of_job(struct lane_job *job)
     return (struct step_lane *)((char *)job - offsetof(struct step_lane, job));
 }
 
-static struct rank_run rank_run_of(const struct step_lane *lane, uint32_t idx)
+struct rank_run step_rank_run(const struct step_lane *lane, uint32_t idx)
 {
     return (struct rank_run){
         .backend = lane_backend(lane->team_lane->lane),
@@ -27,11 +33,16 @@ static struct rank_run rank_run_of(const struct step_lane *lane, uint32_t idx)
     };
 }
 
-static void fail_rank(struct step *step, uint32_t idx, const struct epd_error *error, enum epd_phase phase)
+/* Once lanes have committed themselves, one that has met must not take a later failure for a failed meeting. */
+static void fail_rank(struct step_lane *lane, uint32_t idx, const struct epd_error *error,
+                      enum epd_phase phase)
 {
+    struct step *step = lane->step;
     step->ranks[idx].error = *error;
     step->ranks[idx].phase = phase;
-    barrier_abort(&step->phases);
+    atomic_store(&step->failed, 1);
+    if (!lane->committed)
+        barrier_abort(&step->phases);
 }
 
 static const struct backend *backend_of(const struct step_lane *lane)
@@ -39,69 +50,99 @@ static const struct backend *backend_of(const struct step_lane *lane)
     return lane_backend(lane->team_lane->lane);
 }
 
+void step_break(struct step_lane *lane)
+{
+    struct step *step = lane->step;
+    struct epd_error error = {.status = EPD_OK};
+    void *workspaces[EPD_MAX_RANKS];
+    for (uint32_t i = 0; i < step->n_ranks; i++)
+        workspaces[i] = step->plans[i]->work.workspace;
+    atomic_fetch_add(&step->team->n_breaks, 1);
+    atomic_store(&step->team->broken, 1);
+    if (workspaces[0] &&
+        backend_of(lane)->exchange_abort(lane->team_lane->queue, workspaces, step->n_ranks, &error))
+        fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
+}
+
+static enum epd_status check_team(struct step_lane *lane, struct epd_error *error)
+{
+    const struct step *step = lane->step;
+    lane->n_breaks = atomic_load(&step->team->n_breaks);
+    if (op_is_collective(step->op) && atomic_load(&step->team->broken))
+        return error_set(error, EPD_BUSY, "%s: the group recovers from a step that could not be launched",
+                         op_name(step->op));
+    return EPD_OK;
+}
+
 /* All ready flags are looked at, and so consumed, before anything starts. */
 static void check_ranks(struct step_lane *lane)
 {
-    struct step *step = lane->step;
-    struct epd_error ticket_error = {.status = EPD_OK};
     lane->begun_ns = clock_now_ns();
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
-        struct rank_run run = rank_run_of(lane, lane->ranks[i]);
+        struct rank_run run = step_rank_run(lane, lane->ranks[i]);
         struct epd_error error = {.status = EPD_OK};
-        if (run.backend->flag_ready(run.queue, &run.plan->flag, &error) || moe_check_step(&run, &error) ||
-            (run.plan->records && run.backend->zero(run.queue, run.plan->records,
-                                                    PLAN_RECORD_COUNT * sizeof *run.plan->records, &error)))
-            fail_rank(step, lane->ranks[i], &error, EPD_PHASE_GATHER);
+        if (run.backend->flag_ready(run.queue, &run.plan->flag, &lane->ready_ticket, &error) ||
+            check_team(lane, &error) || moe_check_step(&run, &error))
+            fail_rank(lane, lane->ranks[i], &error, EPD_PHASE_GATHER);
     }
-    if (backend_of(lane)->queue_ticket(lane->team_lane->queue, &lane->ready_ticket, &ticket_error))
-        fail_rank(step, lane->ranks[0], &ticket_error, EPD_PHASE_GATHER);
+}
+
+static int is_fused(const struct step_lane *lane)
+{
+    return lane->step->team->fused && op_is_collective(lane->step->op);
+}
+
+/* Queues wait for each other's marks. */
+static int join_queues(struct step_lane *lane, uint32_t barrier_idx)
+{
+    struct step *step = lane->step;
+    struct epd_error error = {.status = EPD_OK};
+    for (uint32_t i = 0; i < step->n_lanes; i++) {
+        struct team_lane *other = step->lanes[i].team_lane;
+        if (other == lane->team_lane ||
+            !backend_of(lane)->queue_join(lane->team_lane->queue, other->queue, barrier_idx, &error))
+            continue;
+        fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
+        return 0;
+    }
+    return 1;
 }
 
 /* Lanes meet, and their queues wait for each other's work. 0 if the step is off. */
 static int meet(struct step_lane *lane, struct barrier *barrier)
 {
     struct step *step = lane->step;
-    const struct backend *backend = lane_backend(lane->team_lane->lane);
     struct epd_error error = {.status = EPD_OK};
     uint32_t barrier_idx =
         (uint32_t)(step->number % STEP_BARRIER_SETS) * STEP_MAX_BARRIERS + lane->n_barriers++;
     assert(lane->n_barriers <= STEP_MAX_BARRIERS);
-    if (step->n_lanes == 1)
-        return barrier_wait(barrier);
-    if (backend->queue_mark(lane->team_lane->queue, barrier_idx, &error))
-        fail_rank(step, lane->ranks[0], &error, EPD_PHASE_NONE);
+    if (step->n_lanes > 1 && backend_of(lane)->queue_mark(lane->team_lane->queue, barrier_idx, &error))
+        fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
     if (!barrier_wait(barrier))
         return 0;
-    for (uint32_t i = 0; i < step->n_lanes; i++) {
-        struct team_lane *other = step->lanes[i].team_lane;
-        if (other != lane->team_lane &&
-            backend->queue_join(lane->team_lane->queue, other->queue, barrier_idx, &error)) {
-            fail_rank(step, lane->ranks[0], &error, EPD_PHASE_NONE);
-            return 0;
-        }
-    }
-    return 1;
+    if (barrier == &step->phases && is_fused(lane))
+        lane->committed = 1;
+    return join_queues(lane, barrier_idx);
 }
 
 /* Its first stage is all that a routing costs by itself. */
-static enum epd_phase stage_phase(const struct phase *phase, uint32_t stage)
+static enum epd_phase stage_phase(const struct phase *phase, uint32_t stage, uint32_t n_stages)
 {
-    int routes = phase->n_exchanges && phase->exchange == EXCHANGE_ROUTE_DISPATCH;
+    int routes = phase->n_exchanges && phase->exchange == EXCHANGE_ROUTE_DISPATCH && n_stages > 1;
     return routes && stage == 0 ? EPD_PHASE_ROUTE : phase->phase;
 }
 
-static int run_phase(struct step_lane *lane, const struct phase *phase, uint32_t stage)
+static int run_phase(struct step_lane *lane, const struct phase *phase, uint32_t stage, enum epd_phase name)
 {
     struct step *step = lane->step;
-    enum epd_phase name = stage_phase(phase, stage);
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
         uint32_t idx = lane->ranks[i];
-        struct rank_run run = rank_run_of(lane, idx);
+        struct rank_run run = step_rank_run(lane, idx);
         run.stage = stage;
         struct epd_error error = {.status = EPD_OK};
         uint64_t begin_ns = clock_now_ns();
         if (phase->run(&run, &error)) {
-            fail_rank(step, idx, &error, name);
+            fail_rank(lane, idx, &error, name);
             return 0;
         }
         step->results[idx].phase_ns[name] += clock_now_ns() - begin_ns;
@@ -110,26 +151,35 @@ static int run_phase(struct step_lane *lane, const struct phase *phase, uint32_t
 }
 
 /* Whether the lanes meet before this stage; they always do before the first phase. */
-static int meets_before(const struct backend *backend, const struct phase *phase, uint32_t stage)
+static int meets_before(const struct step_lane *lane, const struct phase *phase, uint32_t stage)
 {
+    if (is_fused(lane))
+        return 0;
     if (stage > 0)
         return 1;
-    return backend->exchange_takes_turns ? phase->n_exchanges : phase->after_barrier;
+    return backend_of(lane)->exchange_takes_turns ? phase->n_exchanges : phase->after_barrier;
+}
+
+static uint32_t n_stages_of(const struct step_lane *lane, const struct phase *phase)
+{
+    return phase->n_exchanges && !is_fused(lane) ? backend_of(lane)->n_stages[phase->exchange] : 1;
 }
 
 /* 0 if the step is off: then other lanes may still be in any phase. */
 static int run_phases(struct step_lane *lane)
 {
     const struct pipeline *pipeline = moe_pipeline(lane->step->op);
-    const struct backend *backend = backend_of(lane);
+    /* Where work is done at once, to come to the last barrier is enough of a barrier. */
+    if ((pipeline->n_phases || backend_of(lane)->works_later) && !meet(lane, &lane->step->phases))
+        return 0;
     for (uint32_t i = 0; i < pipeline->n_phases; i++) {
         const struct phase *phase = &pipeline->phases[i];
-        uint32_t n_stages = phase->n_exchanges ? backend->n_stages[phase->exchange] : 1;
+        uint32_t n_stages = n_stages_of(lane, phase);
         for (uint32_t stage = 0; stage < n_stages; stage++) {
             int first = i == 0 && stage == 0;
-            if ((first || meets_before(backend, phase, stage)) && !meet(lane, &lane->step->phases))
+            if (!first && meets_before(lane, phase, stage) && !meet(lane, &lane->step->phases))
                 return 0;
-            if (!run_phase(lane, phase, stage))
+            if (!run_phase(lane, phase, stage, stage_phase(phase, stage, n_stages)))
                 return 0;
         }
     }
@@ -140,44 +190,49 @@ static int run_phases(struct step_lane *lane)
 static void set_done(struct step_lane *lane)
 {
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
-        struct rank_run run = rank_run_of(lane, lane->ranks[i]);
+        struct rank_run run = step_rank_run(lane, lane->ranks[i]);
         struct epd_error error = {.status = EPD_OK};
         if (run.backend->flag_done(run.queue, &run.plan->flag, &error))
-            fail_rank(lane->step, lane->ranks[i], &error, EPD_PHASE_NONE);
+            fail_rank(lane, lane->ranks[i], &error, EPD_PHASE_NONE);
     }
 }
 
-/* What the kernels recorded, and on the lane of position 0 what the routing counted. */
+/* Of the routing used: counts, by the lane of position 0, and by every lane what its ranks' tokens cost. */
+static enum epd_status copy_routing(const struct step *step, uint32_t idx, const struct rank_run *run,
+                                    struct epd_error *error)
+{
+    const struct problem *problem = &step->team->problem;
+    const struct routing_context *routing = &plan_router(run->plan)->routing;
+    uint64_t row_bytes = problem->world_size * sizeof *step->sent;
+    if (idx == 0 && run->backend->copy_out(
+                        run->queue, step->counts, routing->routing.counts,
+                        (uint64_t)problem->world_size * problem->n_experts * sizeof *step->counts, 0, error))
+        return error->status;
+    if (!step->sent)
+        return EPD_OK;
+    return run->backend->copy_out(run->queue, step->sent + (uint64_t)run->plan->rank * problem->world_size,
+                                  routing->slots.sent, row_bytes, 0, error);
+}
+
+/* What the kernels recorded, which the next step finds zeroed, and what was counted. */
 static void copy_reports(struct step_lane *lane, int with_counts)
 {
     struct step *step = lane->step;
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
         uint32_t idx = lane->ranks[i];
-        struct rank_run run = rank_run_of(lane, idx);
-        const struct plan *router = plan_router(run.plan);
-        const struct problem *problem = &step->team->problem;
+        struct rank_run run = step_rank_run(lane, idx);
         struct epd_error error = {.status = EPD_OK};
         if (run.plan->records && run.backend->copy_out(run.queue, step->ranks[idx].records, run.plan->records,
-                                                       sizeof step->ranks[idx].records, &error))
-            fail_rank(step, idx, &error, EPD_PHASE_NONE);
-        if (idx == 0 && step->counts && with_counts &&
-            run.backend->copy_out(run.queue, step->counts, router->routing.routing.counts,
-                                  (uint64_t)problem->world_size * problem->n_experts * sizeof *step->counts,
+                                                       sizeof step->ranks[idx].records, 1, &error))
+            fail_rank(lane, idx, &error, EPD_PHASE_NONE);
+        if (step->counts && with_counts && copy_routing(step, idx, &run, &error))
+            fail_rank(lane, idx, &error, EPD_PHASE_NONE);
+        if (step->splits &&
+            run.backend->copy_out(run.queue, step->splits, run.plan->splits,
+                                  (uint64_t)run.plan->bindings.dims[DIM_GROUPS] * sizeof *step->splits, 0,
                                   &error))
-            fail_rank(step, idx, &error, EPD_PHASE_NONE);
-        if (step->splits && run.backend->copy_out(
-                                run.queue, step->splits, run.plan->splits,
-                                (uint64_t)run.plan->bindings.dims[DIM_GROUPS] * sizeof *step->splits, &error))
-            fail_rank(step, idx, &error, EPD_PHASE_NONE);
+            fail_rank(lane, idx, &error, EPD_PHASE_NONE);
     }
-}
-
-static int host_side_failed(const struct step *step)
-{
-    for (uint32_t i = 0; i < step->n_ranks; i++)
-        if (step->ranks[i].error.status)
-            return 1;
-    return 0;
 }
 
 /* Where work goes on later, the next step may be submitted before this one has ended: it takes for granted
@@ -185,10 +240,10 @@ static int host_side_failed(const struct step *step)
 static void finish_submission(struct step_lane *lane)
 {
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
-        struct rank_run run = rank_run_of(lane, lane->ranks[i]);
+        struct rank_run run = step_rank_run(lane, lane->ranks[i]);
         const struct plan *router = plan_router(run.plan);
         lane->step->ranks[lane->ranks[i]].generation = router ? router->generation : 0;
-        if (!host_side_failed(lane->step))
+        if (!atomic_load(&lane->step->failed))
             moe_finish_step(&run);
     }
 }
@@ -199,276 +254,18 @@ void step_lane_run(struct lane_job *job, struct lane *lane)
     const struct backend *backend = lane_backend(lane);
     struct epd_error error = {.status = EPD_OK};
     check_ranks(part);
-    int with_counts = run_phases(part);
+    int ran = run_phases(part);
+    if (!ran && part->committed)
+        step_break(part);
     if (backend->works_later)
         set_done(part);
-    copy_reports(part, with_counts);
-    (void)meet(part, &part->step->last);
+    copy_reports(part, ran);
+    if (part->committed)
+        part->team_lane->n_committed++;
+    else
+        (void)meet(part, &part->step->last);
     if (backend->works_later)
         finish_submission(part);
     if (backend->queue_ticket(part->team_lane->queue, &part->ticket, &error))
-        fail_rank(part->step, part->ranks[0], &error, EPD_PHASE_NONE);
-}
-
-/* What the step came to; the same on every lane. */
-struct verdict {
-    struct epd_error error;
-    enum epd_phase phase;
-    int32_t rank; /* to blame; -1: none */
-    struct kernel_error record;
-};
-
-static enum epd_phase record_phase(enum plan_record record)
-{
-    return record == PLAN_RECORD_EXPERT ? EPD_PHASE_GEMM : EPD_PHASE_ROUTE;
-}
-
-static void describe_record(const struct step *step, const struct plan *plan, struct verdict *verdict)
-{
-    const struct kernel_error *record = &verdict->record;
-    const char *op = op_name(step->op);
-    long long got = record->got, allowed = record->allowed;
-    switch (record->status) {
-    case EPD_BAD_ROUTING:
-        if (record->expert >= 0)
-            error_set(&verdict->error, EPD_BAD_ROUTING, "%s: topk_idx of rank %u token %d: expert %lld twice",
-                      op, plan->rank, record->token, got);
-        else
-            error_set(&verdict->error, EPD_BAD_ROUTING,
-                      "%s: topk_idx of rank %u token %d: expert %lld, want -1..%lld", op, plan->rank,
-                      record->token, got, allowed);
-        return;
-    case EPD_CAPACITY_OVERFLOW:
-        error_set(&verdict->error, EPD_CAPACITY_OVERFLOW,
-                  "%s: rank %u receives %lld rows, its capacity is %lld", op, plan->rank, got, allowed);
-        return;
-    case EPD_BAD_SPLITS:
-        error_set(&verdict->error, EPD_BAD_SPLITS,
-                  "%s: m_splits of rank %u expert %d: rows %lld, want 0..%lld (max_rows)", op, plan->rank,
-                  record->expert, got, allowed);
-        return;
-    default:
-        error_set(&verdict->error, EPD_INTERNAL, "%s: kernel record %u of rank %u", op, record->status,
-                  plan->rank);
-    }
-}
-
-/* The first rank whose host side failed; else the first record of the lowest rank. */
-static struct verdict decide(const struct step *step)
-{
-    struct verdict verdict = {.error = {.status = EPD_OK}, .rank = -1};
-    for (uint32_t i = 0; i < step->n_ranks; i++) {
-        if (!step->ranks[i].error.status)
-            continue;
-        verdict.error = step->ranks[i].error;
-        verdict.phase = step->ranks[i].phase;
-        verdict.rank = (int32_t)step->plans[i]->rank;
-        return verdict;
-    }
-    for (int record = 0; record < PLAN_RECORD_COUNT; record++) {
-        for (uint32_t i = 0; i < step->n_ranks; i++) {
-            const struct kernel_error *seen = &step->ranks[i].records[record];
-            if (!seen->status ||
-                (seen->status == EPD_CAPACITY_OVERFLOW && step->team->problem.overflow == EPD_OVERFLOW_DROP))
-                continue;
-            verdict.record = *seen;
-            verdict.phase = record_phase((enum plan_record)record);
-            verdict.rank = (int32_t)step->plans[i]->rank;
-            describe_record(step, step->plans[i], &verdict);
-            return verdict;
-        }
-    }
-    return verdict;
-}
-
-/* The verdict as this rank is told: its own words to the one that is to blame, the rank's name to the others.
- */
-static struct epd_error told(const struct step *step, const struct verdict *verdict, const struct plan *plan)
-{
-    struct epd_error error = verdict->error;
-    if (verdict->record.status || verdict->rank < 0 || (int32_t)plan->rank == verdict->rank)
-        return error;
-    if (verdict->error.status == EPD_PROTOCOL)
-        error_set(&error, EPD_PEER_LOST, "%s: rank %d %.180s", op_name(step->op), verdict->rank,
-                  verdict->error.text);
-    else
-        error_set(&error, verdict->error.status, "rank %d: %.200s", verdict->rank, verdict->error.text);
-    return error;
-}
-
-static void report_failure(const struct plan *plan, uint64_t seq, const struct epd_error *error,
-                           const struct verdict *verdict)
-{
-    struct page_entry entry = {
-        .plan_id = plan->public_id,
-        .seq = seq,
-        .status = error->status,
-        .phase = verdict->phase,
-        .rank = verdict->rank,
-    };
-    snprintf(entry.text, sizeof entry.text, "%.*s", (int)sizeof entry.text - 1, error->text);
-    page_report(plan->flag.page, &entry);
-    atomic_fetch_add(&plan->flag.page->plans[plan->flag.idx].failed, 1);
-}
-
-static void finish_rank(struct step_lane *lane, uint32_t idx, const struct verdict *verdict)
-{
-    struct step *step = lane->step;
-    struct rank_run run = rank_run_of(lane, idx);
-    struct step_rank_result *result = &step->results[idx];
-    const struct step_rank *rank = &step->ranks[idx];
-    if (verdict->error.status) {
-        struct epd_error error = told(step, verdict, run.plan);
-        if (run.backend->works_later)
-            moe_undo_step(&run, rank->generation);
-        result->status = error.status;
-        result->phase = verdict->phase;
-        result->record = verdict->record;
-        report_failure(run.plan, step->seqs[idx], &error, verdict);
-    } else if (!run.backend->works_later) {
-        moe_finish_step(&run);
-    }
-    atomic_fetch_add(&run.plan->flag.page->plans[run.plan->flag.idx].completed, 1);
-    result->end_ns = clock_now_ns();
-    if (!run.backend->works_later)
-        (void)!run.backend->flag_done(run.queue, &run.plan->flag, &(struct epd_error){0});
-}
-
-/* Rows that cross to other ranks, once per direction of the op. */
-static uint64_t crossing_rows(enum epd_op op, const struct problem_traffic *traffic)
-{
-    switch (op) {
-    case EPD_OP_DISPATCH:
-    case EPD_OP_COMBINE_BWD:
-        return (uint64_t)traffic->sent_rows;
-    case EPD_OP_COMBINE:
-    case EPD_OP_DISPATCH_BWD:
-        return (uint64_t)traffic->foreign_rows;
-    case EPD_OP_MOE_FORWARD:
-    case EPD_OP_MOE_BACKWARD:
-        return (uint64_t)(traffic->sent_rows + traffic->foreign_rows);
-    default:
-        return 0;
-    }
-}
-
-static uint64_t crossing_bytes(const struct plan *plan, const struct problem_traffic *traffic)
-{
-    const struct problem *problem = &plan->team->problem;
-    uint64_t rows = crossing_rows(plan->op, traffic);
-    if (plan->op == EPD_OP_MOE_BACKWARD && !plan_has(plan, EPD_ROLE_DX))
-        rows -= (uint64_t)traffic->foreign_rows;
-    if (plan->op == EPD_OP_MOE_BACKWARD && plan->context->saved == EPD_SAVED_RECOMPUTE)
-        rows += (uint64_t)traffic->sent_rows;
-    return rows * problem->hidden * dtype_bytes(problem->dtype);
-}
-
-/* After the flags: nobody waits for numbers. */
-static void account_routed(struct step *step)
-{
-    const struct problem *problem = &step->team->problem;
-    problem_count_traffic(problem, step->counts, step->traffic);
-    for (uint32_t i = 0; i < step->n_ranks; i++) {
-        const struct plan *plan = step->plans[i];
-        const struct problem_traffic *traffic = &step->traffic[plan->rank];
-        struct step_rank_result *result = &step->results[i];
-        result->rows = traffic->rows;
-        result->needed_rows = traffic->needed_rows;
-        result->dropped_rows = plan_routes(plan) ? traffic->dropped_rows : 0;
-        result->wire_bytes = crossing_bytes(plan, traffic);
-        result->flops = (uint64_t)traffic->rows * plan->flops_per_row;
-    }
-    for (uint32_t expert = 0; expert < problem->n_experts; expert++) {
-        step->expert_rows[expert] = 0;
-        for (uint32_t rank = 0; rank < problem->world_size; rank++)
-            step->expert_rows[expert] += step->counts[(size_t)rank * problem->n_experts + expert];
-    }
-}
-
-static void account_local(struct step *step)
-{
-    const struct plan *plan = step->plans[0];
-    int64_t left = plan->bindings.dims[DIM_ROWS];
-    for (int64_t group = 0; group < plan->bindings.dims[DIM_GROUPS]; group++) {
-        int64_t rows = step->splits[group];
-        rows = rows < 0 ? 0 : rows > left ? left : rows;
-        left -= rows;
-        step->results[0].rows += rows;
-    }
-    step->results[0].flops = (uint64_t)step->results[0].rows * plan->flops_per_row;
-}
-
-/* A client that is gone, or does not come, must not hold up the others: its flags are set for it. What the
- * step then computes is nobody's. */
-static void release_absent(struct step_lane *lane)
-{
-    struct step *step = lane->step;
-    struct epd_error ignored = {.status = EPD_OK};
-    if (backend_of(lane)->queue_reached(lane->team_lane->queue, lane->ready_ticket, &ignored))
-        return;
-    int late = clock_now_ns() - lane->begun_ns > PLAN_READY_NS;
-    for (uint32_t i = 0; i < lane->n_ranks; i++) {
-        struct plan *plan = step->plans[lane->ranks[i]];
-        struct step_rank *rank = &step->ranks[lane->ranks[i]];
-        int gone = atomic_load(&plan->dead);
-        if (rank->released || (!late && !gone))
-            continue;
-        /* Written before the flag without which no lane's work of this step can end: all read it in decide.
-         */
-        rank->released = 1;
-        rank->phase = EPD_PHASE_GATHER;
-        error_set(&rank->error, gone ? EPD_PEER_LOST : EPD_TIMEOUT, "%s: the stream of rank %u %s",
-                  op_name(step->op), plan->rank,
-                  gone ? "ended before it reached the launch" : "did not reach the launch in 30 s");
-        atomic_store(&plan->flag.page->plans[plan->flag.idx].ready, 1);
-    }
-}
-
-/* The routing that the step used may have turned out to be of a failed one; the same on every lane. */
-static void check_used(struct step_lane *lane, struct verdict *verdict)
-{
-    struct step *step = lane->step;
-    for (uint32_t i = 0; i < lane->n_ranks; i++) {
-        struct rank_run run = rank_run_of(lane, lane->ranks[i]);
-        if (moe_check_used(&run, step->ranks[lane->ranks[i]].generation, &verdict->error))
-            return;
-    }
-}
-
-/* Each lane hands over what its own ranks report; every lane decides from all of them. */
-static int all_delivered(struct step_lane *lane)
-{
-    struct step *step = lane->step;
-    if (!lane->delivered)
-        atomic_fetch_add(&step->n_delivered, 1);
-    lane->delivered = 1;
-    return atomic_load(&step->n_delivered) == step->n_lanes;
-}
-
-int step_lane_poll(struct lane_job *job, struct lane *lane)
-{
-    struct step_lane *part = step_lane_of_job(job);
-    struct step *step = part->step;
-    struct epd_error lost = {.status = EPD_OK};
-    if (!lane_backend(lane)->queue_reached(part->team_lane->queue, part->ticket, &lost)) {
-        release_absent(part);
-        return 0;
-    }
-    if (lane_backend(lane)->works_later && !all_delivered(part))
-        return 0;
-    struct verdict verdict = decide(step);
-    if (lost.status)
-        verdict = (struct verdict){.error = lost, .rank = -1};
-    else if (!verdict.error.status)
-        check_used(part, &verdict);
-    for (uint32_t i = 0; i < part->n_ranks; i++)
-        finish_rank(part, part->ranks[i], &verdict);
-    /* A step that never routed has nothing to count. */
-    if (part->ranks[0] != 0 || (verdict.error.status && !verdict.record.status))
-        return 1;
-    if (step->counts)
-        account_routed(step);
-    else if (step->splits)
-        account_local(step);
-    return 1;
+        fail_rank(part, part->ranks[0], &error, EPD_PHASE_NONE);
 }

@@ -29,6 +29,54 @@ static enum epd_status team_place_ranks(struct team *team, const uint32_t *devic
     return EPD_OK;
 }
 
+/* Multiprocessors that waiting blocks leave to everybody else's kernels: what the waiting depends on may be one
+ * of these. */
+#define SPARE_MULTIPROCESSORS 4
+
+/* In the node. */
+static uint32_t lane_device_idx(const struct node *node, const struct lane *lane)
+{
+    uint32_t device_idx = 0;
+    while (node->lanes[device_idx] != lane)
+        device_idx++;
+    return device_idx;
+}
+
+/* Fused ops of all teams of a device may wait at once, each for a peer on another device: all of their blocks
+ * must have room, or two teams could keep each other out for ever. */
+static int team_fits(const struct team *team, uint32_t blocks)
+{
+    const struct node *node = team->node;
+    for (uint32_t i = 0; i < team->n_lanes; i++) {
+        struct device_info info;
+        uint32_t device_idx = lane_device_idx(node, team->lanes[i].lane);
+        node_device_info(node, device_idx, &info);
+        if (node->resident_blocks[device_idx] + blocks + SPARE_MULTIPROCESSORS > info.n_multiprocessors)
+            return 0;
+    }
+    return 1;
+}
+
+static void team_choose_form(struct team *team)
+{
+    struct exchange_shape shape = problem_shape(&team->problem);
+    shape.max_blocks = team->node->comm_blocks;
+    uint32_t blocks = team->node->backend->exchange_blocks(&shape);
+    if (blocks == 0 || team->n_lanes != team->problem.world_size || !team_fits(team, blocks))
+        return;
+    team->fused = 1;
+    team->resident_blocks = blocks;
+    for (uint32_t i = 0; i < team->n_lanes; i++)
+        team->node->resident_blocks[lane_device_idx(team->node, team->lanes[i].lane)] += blocks;
+}
+
+static void team_leave_devices(struct team *team)
+{
+    for (uint32_t i = 0; i < team->n_lanes; i++)
+        team->node->resident_blocks[lane_device_idx(team->node, team->lanes[i].lane)] -=
+            team->resident_blocks;
+}
+
 enum epd_status team_create(struct node *node, const struct message_group_config *config, uint32_t world_size,
                             const uint32_t *device_idx, struct team **team, struct epd_error *error)
 {
@@ -47,6 +95,7 @@ enum epd_status team_create(struct node *node, const struct message_group_config
     }
     if (team_place_ranks(created, device_idx, error))
         goto free_ranks;
+    team_choose_form(created);
     *team = created;
     return EPD_OK;
 
@@ -77,6 +126,7 @@ static void team_complete_end(struct lane_job *job)
     struct team *team = team_lane_of_job(job)->team;
     if (--team->n_lanes_left)
         return;
+    team_leave_devices(team);
     free(team->ranks);
     free(team);
 }
@@ -90,6 +140,11 @@ void team_destroy(struct team *team)
         lane->end_job = (struct lane_job){.run = team_run_end, .complete = team_complete_end};
         lane_post(lane->lane, &lane->end_job);
     }
+}
+
+int team_is_fused(const struct team *team)
+{
+    return team->fused;
 }
 
 int64_t team_capacity_rows(const struct team *team)

@@ -18,6 +18,10 @@ void team_destroy(struct team *team);
 
 int64_t team_capacity_rows(const struct team *team);
 uint32_t team_n_local_experts(const struct team *team);
+/* 1: exchanges are one launch per rank whose kernels wait for each other on the devices; 0: the backend has no such form, or
+ * two ranks share a device, or the device has no room for more blocks that may wait at once. Decided when the team is
+ * created. */
+int team_is_fused(const struct team *team);
 /* Owned bytes of one rank now: scratch, routing and saved contexts of its plans. */
 uint64_t team_heap_bytes(const struct team *team, uint32_t rank);
 

@@ -14,6 +14,7 @@ struct team_lane {
     struct team *team;
     uint32_t n_ranks;
     uint32_t ranks[EPD_MAX_WORLD_SIZE]; /* rising */
+    uint32_t n_committed;               /* lane thread: fused steps that are launched and have not ended */
     struct lane_job end_job;
 };
 
@@ -29,7 +30,14 @@ struct team {
     struct problem problem;
     uint32_t n_lanes;
     struct team_lane lanes[EPD_MAX_DEVICES];
-    struct team_rank *ranks; /* [world_size], owned */
+    struct team_rank *ranks;  /* [world_size], owned */
+    int fused;                /* the form of its exchanges */
+    uint32_t resident_blocks; /* counted on each of its devices while it lives; 0 unless fused */
+    /* A fused op was not launched on all ranks: their workspaces are void until the lanes have reset them, and
+     * every step until then is refused. Any lane. */
+    _Atomic int broken;
+    _Atomic uint32_t n_breaks; /* ever */
+    _Atomic uint32_t n_reset;  /* lanes that have reset theirs since the last */
     /* Loop thread. */
     uint32_t n_plans;
     uint64_t n_steps;      /* ever submitted */

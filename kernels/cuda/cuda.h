@@ -53,6 +53,8 @@ struct CUstream_st;
 #define CUDA_FEW_TOKENS        512
 #define CUDA_FEW_TOKENS_BLOCKS 64
 #define CUDA_MAX_TOP_K         32
+/* Where the abort word lies in every workspace, whatever its sizes. */
+#define CUDA_ABORT_OFFSET 256
 
 enum cuda_stage {
     CUDA_STAGE_ALL = 0,
@@ -66,6 +68,7 @@ enum cuda_stage {
  * indexed by the rank that wrote them. */
 struct cuda_workspace {
     size_t state;          /* struct of counters, this rank's own */
+    size_t abort;          /* u32 for abort_word, at CUDA_ABORT_OFFSET */
     size_t signals;        /* u32 [kinds, R] epoch that rank has reached */
     size_t tokens;         /* i32 [R] */
     size_t counts;         /* i32 [R, E] */
@@ -86,6 +89,8 @@ void cuda_workspace_layout(const struct exchange_shape *shape, size_t row_bytes,
                            struct cuda_workspace *layout);
 /* Pieces a row is cut into; part of the size of cuda_dispatch_args.dot. */
 uint32_t cuda_row_pieces(size_t row_bytes);
+/* Blocks of a launch of CUDA_STAGE_ALL on a device with so many multiprocessors: one on each, all resident at once. */
+uint32_t cuda_exchange_blocks(const struct exchange_shape *shape, uint32_t n_multiprocessors);
 
 /* Loads every kernel on the current device and raises its shared memory limit. */
 EPD_MUST_CHECK enum epd_status cuda_kernels_load(struct epd_error *error);
@@ -103,6 +108,7 @@ struct cuda_routing {
     int32_t *slot_row;    /* [R, max_tokens, K] row here of (t, k) of rank r; -1 = elsewhere or none */
     float *slot_weight;   /* [R, max_tokens, K] its weight, or NULL if nobody will ask */
     int32_t *slot_tokens; /* [R] tokens of rank r */
+    int32_t *sent_tokens; /* [R] or NULL: tokens of this rank that rank r gets rows of; written with route */
 };
 
 /* What every op of the exchange needs. */
@@ -127,6 +133,8 @@ struct cuda_dispatch_args {
     struct tensor topk_idx;     /* [T, K] i32 or i64 */
     struct tensor topk_weights; /* [T, K] f32 or data NULL */
     struct tensor x;            /* [T, H], 16-byte aligned */
+    int64_t *splits_out;        /* [L] or NULL: a second copy of m_splits; with route */
+    int64_t *offsets_out;       /* [L + 1] or NULL: the same of offsets */
     void *recv_x;               /* [C, H] or NULL: rows are not wanted (weight_grad alone) */
     float *recv_weights;        /* [C] or NULL */
     /* combine_bwd: <x[t], y(row)> of each received row rides along, in parts that gather_scalars adds in
@@ -164,6 +172,24 @@ struct cuda_gather_scalars_args {
 EPD_MUST_CHECK enum epd_status cuda_gather_scalars_launch(const struct cuda_gather_scalars_args *args,
                                                           struct CUstream_st *stream,
                                                           struct epd_error *error);
+
+/* Small arrays of the device to host memory that it can write, and a number behind them when they have arrived: one
+ * launch for what would be a copy each. */
+#define CUDA_REPORT_PARTS 8
+struct cuda_report_part {
+    void *to;       /* host memory, as the device sees it */
+    void *from;     /* words of 4 bytes */
+    uint32_t bytes; /* a multiple of 4 */
+    int clear;      /* from is zeroed when it has been read */
+};
+struct cuda_report_args {
+    uint32_t n_parts;
+    struct cuda_report_part parts[CUDA_REPORT_PARTS];
+    uint64_t *ticket; /* host memory */
+    uint64_t value;
+};
+EPD_MUST_CHECK enum epd_status cuda_report_launch(const struct cuda_report_args *args,
+                                                  struct CUstream_st *stream, struct epd_error *error);
 
 /* As in kernels.h. ffn (and hidden, with bias2) a multiple of 16 bytes; buffers 16-byte aligned. Clamped
  * splits are recorded by the rule of the host kernels. */

@@ -353,6 +353,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         signals_raise(x, SIGNAL_COUNTS, epoch);
         if (threadIdx.x == 0)
             route_record_bad(p.a, first_bad);
+        if (p.a.routing.sent_tokens && threadIdx.x < x.shape.world_size)
+            p.a.routing.sent_tokens[threadIdx.x] = memory.sent[threadIdx.x];
     }
     if (publishes && ok && does(x, CUDA_STAGE_SEND)) {
         publish_weights(p.a);

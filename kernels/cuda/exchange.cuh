@@ -348,20 +348,18 @@ static inline enum epd_status row_bytes_check(const struct cuda_exchange *x, siz
 /* Blocks of one launch: all of them must be resident when they wait for each other. */
 static inline uint32_t blocks_of(const struct cuda_exchange *x)
 {
-    uint32_t blocks = x->shape.max_blocks;
-    if (blocks == 0)
-        blocks = x->shape.max_tokens <= CUDA_FEW_TOKENS ? CUDA_FEW_TOKENS_BLOCKS : CUDA_DEFAULT_BLOCKS;
     int device = 0, n_multiprocessors = 0;
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
         return 1;
-    return blocks < (uint32_t)n_multiprocessors ? blocks : (uint32_t)n_multiprocessors;
+    return cuda_exchange_blocks(&x->shape, (uint32_t)n_multiprocessors);
 }
 
 /* For cuda_kernels_load: each kernel file loads its own. */
 enum epd_status dispatch_load(struct epd_error *error);
 enum epd_status combine_load(struct epd_error *error);
 enum epd_status scalars_load(struct epd_error *error);
+enum epd_status report_load(struct epd_error *error);
 enum epd_status activation_load(struct epd_error *error);
 
 static inline enum epd_status kernel_load(const void *kernel, int shared_bytes, const char *what,

@@ -9,6 +9,8 @@ enum epd_status cuda_kernels_load(struct epd_error *error)
     if (status == EPD_OK)
         status = scalars_load(error);
     if (status == EPD_OK)
+        status = report_load(error);
+    if (status == EPD_OK)
         status = activation_load(error);
     return status;
 }

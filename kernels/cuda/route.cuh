@@ -18,6 +18,7 @@ struct route_memory {
     int32_t *tile_row; /* rows and ranks of the 32 tokens of a word */
     int32_t *tile_rank;
     int32_t *tokens;    /* [EPD_MAX_RANKS] of each rank */
+    int32_t *sent;      /* [EPD_MAX_RANKS] tokens of this rank that go to each rank */
     int32_t *first_row; /* [E] row of the first of this rank's rows at the expert's rank */
 };
 
@@ -30,7 +31,7 @@ static __host__ __device__ inline size_t route_warp_bytes(uint32_t n_experts, ui
 static __host__ __device__ inline uint32_t route_warps(uint32_t n_experts, uint32_t top_k,
                                                        size_t shared_bytes, uint32_t max_warps)
 {
-    size_t fixed = ((size_t)n_experts + EPD_MAX_RANKS) * 4;
+    size_t fixed = ((size_t)n_experts + 2 * EPD_MAX_RANKS) * 4;
     if (fixed >= shared_bytes)
         return 0;
     size_t fit = (shared_bytes - fixed) / route_warp_bytes(n_experts, top_k);
@@ -55,7 +56,8 @@ static __device__ route_memory route_partition(const struct exchange_shape &shap
     n_warps = n_words == 0 ? 1 : n_words < n_warps ? n_words : n_warps;
     m.n_warps = route_warps(shape.n_experts, shape.top_k, shared_bytes, n_warps);
     m.tokens = static_cast<int32_t *>(shared);
-    m.first_row = m.tokens + EPD_MAX_RANKS;
+    m.sent = m.tokens + EPD_MAX_RANKS;
+    m.first_row = m.sent + EPD_MAX_RANKS;
     m.rows = m.first_row + n_experts;
     m.bits = reinterpret_cast<uint32_t *>(m.rows + m.n_warps * n_experts);
     m.tile_row = reinterpret_cast<int32_t *>(m.bits + m.n_warps * n_experts);
@@ -139,21 +141,36 @@ static __device__ __forceinline__ void word_close(uint32_t n_experts, int32_t *r
 }
 
 /* Marks the experts of one token (lane) in `bits`; one that is named again, or is none, becomes -1 in the
- * tile. */
-static __device__ __forceinline__ void token_mark(const struct exchange_shape &shape, int32_t *tile,
-                                                  uint32_t *bits, uint32_t first, uint32_t *first_bad)
+ * tile. Returns the ranks of the others. */
+static __device__ __forceinline__ uint64_t token_mark(const struct exchange_shape &shape, int32_t *tile,
+                                                      uint32_t *bits, uint32_t first, uint32_t *first_bad)
 {
     uint32_t lane = threadIdx.x % 32;
+    uint64_t ranks = 0;
     for (uint32_t k = 0; k < shape.top_k; k++) {
         uint32_t i = lane * shape.top_k + k;
         int32_t expert = tile[i];
         bool bad = expert == NO_EXPERT;
-        if (expert >= 0)
+        if (expert >= 0) {
             bad = (atomicOr(&bits[expert], 1u << lane) >> lane) & 1;
+            ranks |= 1ull << ((uint32_t)expert / shape.n_local_experts);
+        }
         if (!bad)
             continue;
         tile[i] = -1;
         atomicMin(first_bad, first + i);
+    }
+    return ranks;
+}
+
+/* Lane l has a token for `ranks`. Whole warp. */
+static __device__ __forceinline__ void tokens_tally(const struct exchange_shape &shape, int32_t *sent,
+                                                    uint64_t ranks)
+{
+    for (uint32_t rank = 0; rank < shape.world_size; rank++) {
+        uint32_t n = __popc(__ballot_sync(FULL_WARP, ranks >> rank & 1));
+        if (threadIdx.x % 32 == 0 && n)
+            atomicAdd(&sent[rank], (int32_t)n);
     }
 }
 
@@ -176,6 +193,8 @@ static __device__ void route_count(const struct cuda_dispatch_args &a, const rou
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x == 0)
         *first_bad = UINT32_MAX;
+    if (threadIdx.x < EPD_MAX_RANKS)
+        m.sent[threadIdx.x] = 0;
     rows_clear(shape, m);
     if (warp < m.n_warps) {
         uint32_t *bits = m.bits + warp * shape.n_experts;
@@ -184,8 +203,11 @@ static __device__ void route_count(const struct cuda_dispatch_args &a, const rou
         for (uint32_t word = words.begin; word < words.end; word++) {
             uint32_t first = word * 32 * shape.top_k, n = word_slots(shape.n_tokens, shape.top_k, word);
             word_load(a, again ? a.routing.base.expert : NULL, tile, first, n);
+            uint64_t ranks = 0;
             if (lane * shape.top_k < n)
-                token_mark(shape, tile, bits, first, first_bad);
+                ranks = token_mark(shape, tile, bits, first, first_bad);
+            if (a.routing.sent_tokens)
+                tokens_tally(shape, m.sent, ranks);
             word_close(shape.n_experts, m.rows + warp * shape.n_experts, bits, lane);
             for (uint32_t i = lane; i < n && !again; i += 32)
                 a.routing.base.expert[first + i] = tile[i];
@@ -283,6 +305,10 @@ static __device__ void route_slabs(const struct cuda_dispatch_args &a, const rou
                 int64_t first = smaller(slab, capacity), kept = smaller(rows, capacity - first);
                 routing.offsets[l] = first;
                 routing.m_splits[l] = kept;
+                if (a.offsets_out)
+                    a.offsets_out[l] = first;
+                if (a.splits_out)
+                    a.splits_out[l] = kept;
                 dropped += rows - kept;
             }
         }
@@ -292,6 +318,8 @@ static __device__ void route_slabs(const struct cuda_dispatch_args &a, const rou
     if (rank != shape.rank || lane != 0)
         return;
     routing.offsets[shape.n_local_experts] = smaller(next, capacity);
+    if (a.offsets_out)
+        a.offsets_out[shape.n_local_experts] = smaller(next, capacity);
     *routing.needed_rows = next;
     *routing.dropped_rows = dropped;
     route_record_overflow(a, next);

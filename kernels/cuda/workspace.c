@@ -1,6 +1,8 @@
 /* Sizes of a workspace: one place, so that ranks and kernels agree. */
 #include "kernels/cuda/cuda.h"
 
+#include <assert.h>
+
 static size_t rounded_up(size_t value, size_t unit)
 {
     return (value + unit - 1) / unit * unit;
@@ -26,6 +28,14 @@ uint32_t cuda_row_pieces(size_t row_bytes)
     return (uint32_t)pieces_of(row_bytes, CUDA_PIECE_BYTES);
 }
 
+uint32_t cuda_exchange_blocks(const struct exchange_shape *shape, uint32_t n_multiprocessors)
+{
+    uint32_t blocks = shape->max_blocks;
+    if (blocks == 0)
+        blocks = shape->max_tokens <= CUDA_FEW_TOKENS ? CUDA_FEW_TOKENS_BLOCKS : CUDA_DEFAULT_BLOCKS;
+    return blocks < n_multiprocessors ? blocks : n_multiprocessors;
+}
+
 void cuda_workspace_layout(const struct exchange_shape *shape, size_t row_bytes,
                            struct cuda_workspace *layout)
 {
@@ -39,6 +49,7 @@ void cuda_workspace_layout(const struct exchange_shape *shape, size_t row_bytes,
         .stage_row_bytes = rounded_up(row_bytes, 128),
     };
     layout->state = placed(&end, 256);
+    layout->abort = placed(&end, sizeof(uint32_t));
     layout->signals = placed(&end, 8 * EPD_MAX_RANKS * sizeof(uint32_t));
     layout->tokens = placed(&end, n_ranks * sizeof(int32_t));
     layout->counts = placed(&end, n_ranks * shape->n_experts * sizeof(int32_t));
@@ -48,4 +59,5 @@ void cuda_workspace_layout(const struct exchange_shape *shape, size_t row_bytes,
     layout->arrivals = placed(&end, n_ranks * arrivals * sizeof(uint32_t));
     layout->stage = placed(&end, (n_ranks - 1) * n_tokens * layout->stage_row_bytes);
     layout->bytes = end;
+    assert(layout->abort == CUDA_ABORT_OFFSET);
 }

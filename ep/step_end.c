@@ -1,0 +1,354 @@
+/* A step on its lanes: how it ends. When the reports of all lanes have come, every lane decides by itself, from
+ * the same records, what the step came to, and tells its ranks. */
+#include <assert.h>
+#include <stdio.h>
+
+#include "ep/clock.h"
+#include "ep/step_impl.h"
+
+static struct step_lane *step_lane_of_job(struct lane_job *job)
+{
+    return (struct step_lane *)((char *)job - offsetof(struct step_lane, job));
+}
+
+static const struct backend *backend_of(const struct step_lane *lane)
+{
+    return lane_backend(lane->team_lane->lane);
+}
+
+/* What the step came to; the same on every lane. */
+struct verdict {
+    struct epd_error error;
+    enum epd_phase phase;
+    int32_t rank; /* to blame; -1: none */
+    struct kernel_error record;
+};
+
+static enum epd_phase record_phase(enum plan_record record)
+{
+    return record == PLAN_RECORD_EXPERT ? EPD_PHASE_GEMM : EPD_PHASE_ROUTE;
+}
+
+static void describe_record(const struct step *step, const struct plan *plan, struct verdict *verdict)
+{
+    const struct kernel_error *record = &verdict->record;
+    const char *op = op_name(step->op);
+    long long got = record->got, allowed = record->allowed;
+    switch (record->status) {
+    case EPD_BAD_ROUTING:
+        if (record->expert >= 0)
+            error_set(&verdict->error, EPD_BAD_ROUTING, "%s: topk_idx of rank %u token %d: expert %lld twice",
+                      op, plan->rank, record->token, got);
+        else
+            error_set(&verdict->error, EPD_BAD_ROUTING,
+                      "%s: topk_idx of rank %u token %d: expert %lld, want -1..%lld", op, plan->rank,
+                      record->token, got, allowed);
+        return;
+    case EPD_CAPACITY_OVERFLOW:
+        error_set(&verdict->error, EPD_CAPACITY_OVERFLOW,
+                  "%s: rank %u receives %lld rows, its capacity is %lld", op, plan->rank, got, allowed);
+        return;
+    case EPD_BAD_SPLITS:
+        error_set(&verdict->error, EPD_BAD_SPLITS,
+                  "%s: m_splits of rank %u expert %d: rows %lld, want 0..%lld (max_rows)", op, plan->rank,
+                  record->expert, got, allowed);
+        return;
+    default:
+        error_set(&verdict->error, EPD_INTERNAL, "%s: kernel record %u of rank %u", op, record->status,
+                  plan->rank);
+    }
+}
+
+/* The first rank whose host side failed; else the first record of the lowest rank. */
+static struct verdict decide(const struct step *step)
+{
+    struct verdict verdict = {.error = {.status = EPD_OK}, .rank = -1};
+    for (uint32_t i = 0; i < step->n_ranks; i++) {
+        if (!step->ranks[i].error.status)
+            continue;
+        verdict.error = step->ranks[i].error;
+        verdict.phase = step->ranks[i].phase;
+        verdict.rank = (int32_t)step->plans[i]->rank;
+        return verdict;
+    }
+    for (int record = 0; record < PLAN_RECORD_COUNT; record++) {
+        for (uint32_t i = 0; i < step->n_ranks; i++) {
+            const struct kernel_error *seen = &step->ranks[i].records[record];
+            if (!seen->status ||
+                (seen->status == EPD_CAPACITY_OVERFLOW && step->team->problem.overflow == EPD_OVERFLOW_DROP))
+                continue;
+            verdict.record = *seen;
+            verdict.phase = record_phase((enum plan_record)record);
+            verdict.rank = (int32_t)step->plans[i]->rank;
+            describe_record(step, step->plans[i], &verdict);
+            return verdict;
+        }
+    }
+    return verdict;
+}
+
+/* The verdict as this rank is told: its own words to the one that is to blame, the rank's name to the others.
+ */
+static struct epd_error told(const struct step *step, const struct verdict *verdict, const struct plan *plan)
+{
+    struct epd_error error = verdict->error;
+    if (verdict->record.status || verdict->rank < 0 || (int32_t)plan->rank == verdict->rank)
+        return error;
+    if (verdict->error.status == EPD_PROTOCOL)
+        error_set(&error, EPD_PEER_LOST, "%s: rank %d %.180s", op_name(step->op), verdict->rank,
+                  verdict->error.text);
+    else
+        error_set(&error, verdict->error.status, "rank %d: %.200s", verdict->rank, verdict->error.text);
+    return error;
+}
+
+static void report_failure(const struct plan *plan, uint64_t seq, const struct epd_error *error,
+                           const struct verdict *verdict)
+{
+    struct page_entry entry = {
+        .plan_id = plan->public_id,
+        .seq = seq,
+        .status = error->status,
+        .phase = verdict->phase,
+        .rank = verdict->rank,
+    };
+    snprintf(entry.text, sizeof entry.text, "%.*s", (int)sizeof entry.text - 1, error->text);
+    page_report(plan->flag.page, &entry);
+    atomic_fetch_add(&plan->flag.page->plans[plan->flag.idx].failed, 1);
+}
+
+static void finish_rank(struct step_lane *lane, uint32_t idx, const struct verdict *verdict)
+{
+    struct step *step = lane->step;
+    struct rank_run run = step_rank_run(lane, idx);
+    struct step_rank_result *result = &step->results[idx];
+    const struct step_rank *rank = &step->ranks[idx];
+    if (verdict->error.status) {
+        struct epd_error error = told(step, verdict, run.plan);
+        if (run.backend->works_later)
+            moe_undo_step(&run, rank->generation);
+        result->status = error.status;
+        result->phase = verdict->phase;
+        result->record = verdict->record;
+        report_failure(run.plan, step->seqs[idx], &error, verdict);
+    } else if (!run.backend->works_later) {
+        moe_finish_step(&run);
+    }
+    atomic_fetch_add(&run.plan->flag.page->plans[run.plan->flag.idx].completed, 1);
+    result->end_ns = clock_now_ns();
+    if (!run.backend->works_later)
+        (void)!run.backend->flag_done(run.queue, &run.plan->flag, &(struct epd_error){0});
+}
+
+/* Rows that cross to other ranks, once per direction of the op. */
+static uint64_t crossing_rows(enum epd_op op, const struct problem_traffic *traffic)
+{
+    switch (op) {
+    case EPD_OP_DISPATCH:
+    case EPD_OP_COMBINE_BWD:
+        return (uint64_t)traffic->sent_rows;
+    case EPD_OP_COMBINE:
+    case EPD_OP_DISPATCH_BWD:
+        return (uint64_t)traffic->foreign_rows;
+    case EPD_OP_MOE_FORWARD:
+    case EPD_OP_MOE_BACKWARD:
+        return (uint64_t)(traffic->sent_rows + traffic->foreign_rows);
+    default:
+        return 0;
+    }
+}
+
+static uint64_t crossing_bytes(const struct plan *plan, const struct problem_traffic *traffic)
+{
+    const struct problem *problem = &plan->team->problem;
+    uint64_t rows = crossing_rows(plan->op, traffic);
+    if (plan->op == EPD_OP_MOE_BACKWARD && !plan_has(plan, EPD_ROLE_DX))
+        rows -= (uint64_t)traffic->foreign_rows;
+    if (plan->op == EPD_OP_MOE_BACKWARD && plan->context->saved == EPD_SAVED_RECOMPUTE)
+        rows += (uint64_t)traffic->sent_rows;
+    return rows * problem->hidden * dtype_bytes(problem->dtype);
+}
+
+/* A backend that keeps count of it sends a token once to each rank, whatever number of its experts is there. */
+static void count_sent_once(const struct step *step)
+{
+    uint32_t n = step->team->problem.world_size;
+    for (uint32_t rank = 0; rank < n; rank++) {
+        struct problem_traffic *traffic = &step->traffic[rank];
+        traffic->sent_rows = traffic->foreign_rows = 0;
+        for (uint32_t other = 0; other < n; other++) {
+            traffic->sent_rows += other == rank ? 0 : step->sent[rank * n + other];
+            traffic->foreign_rows += other == rank ? 0 : step->sent[other * n + rank];
+        }
+    }
+}
+
+/* After the flags: nobody waits for numbers. */
+static void account_routed(struct step *step)
+{
+    const struct problem *problem = &step->team->problem;
+    problem_count_traffic(problem, step->counts, step->traffic);
+    if (step->sent)
+        count_sent_once(step);
+    for (uint32_t i = 0; i < step->n_ranks; i++) {
+        const struct plan *plan = step->plans[i];
+        const struct problem_traffic *traffic = &step->traffic[plan->rank];
+        struct step_rank_result *result = &step->results[i];
+        result->rows = traffic->rows;
+        result->needed_rows = traffic->needed_rows;
+        result->dropped_rows = plan_routes(plan) ? traffic->dropped_rows : 0;
+        result->wire_bytes = crossing_bytes(plan, traffic);
+        result->flops = (uint64_t)traffic->rows * plan->flops_per_row;
+    }
+    for (uint32_t expert = 0; expert < problem->n_experts; expert++) {
+        step->expert_rows[expert] = 0;
+        for (uint32_t rank = 0; rank < problem->world_size; rank++)
+            step->expert_rows[expert] += step->counts[(size_t)rank * problem->n_experts + expert];
+    }
+}
+
+static void account_local(struct step *step)
+{
+    const struct plan *plan = step->plans[0];
+    int64_t left = plan->bindings.dims[DIM_ROWS];
+    for (int64_t group = 0; group < plan->bindings.dims[DIM_GROUPS]; group++) {
+        int64_t rows = step->splits[group];
+        rows = rows < 0 ? 0 : rows > left ? left : rows;
+        left -= rows;
+        step->results[0].rows += rows;
+    }
+    step->results[0].flops = (uint64_t)step->results[0].rows * plan->flops_per_row;
+}
+
+/* A client that is gone, or does not come, must not hold up the others: its flags are set for it. What the
+ * step then computes is nobody's. */
+static void release_absent(struct step_lane *lane)
+{
+    struct step *step = lane->step;
+    int late = clock_now_ns() - lane->begun_ns > PLAN_READY_NS;
+    for (uint32_t i = 0; i < lane->n_ranks; i++) {
+        struct plan *plan = step->plans[lane->ranks[i]];
+        struct step_rank *rank = &step->ranks[lane->ranks[i]];
+        int gone = atomic_load(&plan->dead);
+        if (rank->released || (!late && !gone))
+            continue;
+        /* Written before the flag without which no lane's work of this step can end: all read it in decide.
+         */
+        rank->released = 1;
+        rank->phase = EPD_PHASE_GATHER;
+        error_set(&rank->error, gone ? EPD_PEER_LOST : EPD_TIMEOUT, "%s: the stream of rank %u %s",
+                  op_name(step->op), plan->rank,
+                  gone ? "ended before it reached the launch" : "did not reach the launch in 30 s");
+        atomic_store(&plan->flag.page->plans[plan->flag.idx].ready, 1);
+    }
+}
+
+/* All clients have come, and the step does not end: a rank's kernel waits for one that never comes. */
+static void end_dead(struct step_lane *lane)
+{
+    struct step_rank *rank = &lane->step->ranks[lane->ranks[0]];
+    uint64_t now_ns = clock_now_ns();
+    if (!lane->running_ns)
+        lane->running_ns = now_ns;
+    if (!lane->committed || rank->error.status || now_ns - lane->running_ns < STEP_DEAD_NS)
+        return;
+    error_set(&rank->error, EPD_TIMEOUT, "%s: did not end in %llu s on the device", op_name(lane->step->op),
+              STEP_DEAD_NS / 1000000000ull);
+    step_break(lane);
+}
+
+static void look_after(struct step_lane *lane)
+{
+    struct epd_error ignored = {.status = EPD_OK};
+    if (backend_of(lane)->queue_reached(lane->team_lane->queue, lane->ready_ticket, &ignored))
+        end_dead(lane);
+    else
+        release_absent(lane);
+}
+
+/* When the last step of a broken team has ended on this lane it has on all: nothing of the team runs anywhere,
+ * and none of its steps begins before all lanes have been here. */
+static enum epd_status repair_team(struct step_lane *lane, struct epd_error *error)
+{
+    struct team *team = lane->step->team;
+    const struct problem *problem = &team->problem;
+    if (lane->committed)
+        lane->team_lane->n_committed--;
+    if (!lane->committed || lane->team_lane->n_committed || !atomic_load(&team->broken))
+        return EPD_OK;
+    for (uint32_t i = 0; i < lane->n_ranks; i++) {
+        struct rank_run run = step_rank_run(lane, lane->ranks[i]);
+        struct exchange_shape shape = problem_shape(problem);
+        shape.rank = run.plan->rank;
+        if (run.plan->work.workspace &&
+            run.backend->exchange_reset(run.queue, &shape, problem->hidden * dtype_bytes(problem->dtype),
+                                        run.plan->work.workspace, error))
+            return error->status; /* the team stays broken */
+    }
+    if (atomic_fetch_add(&team->n_reset, 1) + 1 == team->n_lanes) {
+        atomic_store(&team->n_reset, 0);
+        atomic_store(&team->broken, 0);
+    }
+    return EPD_OK;
+}
+
+/* It ran behind a step that was broken off, or it is that step. */
+static void check_broken(const struct step_lane *lane, struct verdict *verdict)
+{
+    if (lane->committed && lane->n_breaks != atomic_load(&lane->step->team->n_breaks))
+        error_set(&verdict->error, EPD_CUDA, "%s: the group's step before it could not be launched",
+                  op_name(lane->step->op));
+}
+
+/* The routing that the step used may have turned out to be of a failed one; the same on every lane. */
+static void check_used(struct step_lane *lane, struct verdict *verdict)
+{
+    struct step *step = lane->step;
+    for (uint32_t i = 0; i < lane->n_ranks; i++) {
+        struct rank_run run = step_rank_run(lane, lane->ranks[i]);
+        if (moe_check_used(&run, step->ranks[lane->ranks[i]].generation, &verdict->error))
+            return;
+    }
+}
+
+/* Each lane hands over what its own ranks report; every lane decides from all of them. */
+static int all_delivered(struct step_lane *lane)
+{
+    struct step *step = lane->step;
+    if (!lane->delivered)
+        atomic_fetch_add(&step->n_delivered, 1);
+    lane->delivered = 1;
+    return atomic_load(&step->n_delivered) == step->n_lanes;
+}
+
+int step_lane_poll(struct lane_job *job, struct lane *lane)
+{
+    struct step_lane *part = step_lane_of_job(job);
+    struct step *step = part->step;
+    struct epd_error lost = {.status = EPD_OK};
+    if (!lane_backend(lane)->queue_reached(part->team_lane->queue, part->ticket, &lost)) {
+        look_after(part);
+        return 0;
+    }
+    if (lane_backend(lane)->works_later && !all_delivered(part))
+        return 0;
+    struct verdict verdict = decide(step);
+    if (lost.status)
+        verdict = (struct verdict){.error = lost, .rank = -1};
+    else if (!verdict.error.status)
+        check_broken(part, &verdict);
+    if (!verdict.error.status)
+        check_used(part, &verdict);
+    if (repair_team(part, &lost))
+        verdict = (struct verdict){.error = lost, .rank = -1};
+    for (uint32_t i = 0; i < part->n_ranks; i++)
+        finish_rank(part, part->ranks[i], &verdict);
+    /* A step that never routed has nothing to count. */
+    if (part->ranks[0] != 0 || (verdict.error.status && !verdict.record.status))
+        return 1;
+    if (step->counts)
+        account_routed(step);
+    else if (step->splits)
+        account_local(step);
+    return 1;
+}
