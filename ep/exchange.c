@@ -1,6 +1,8 @@
 /* Phases that move rows between ranks. */
 #include "ep/phase.h"
 
+#include "ep/hop.h"
+
 static struct exchange_shape shape_of(const struct rank_run *run)
 {
     struct exchange_shape shape = problem_shape(&run->plan->team->problem);
@@ -28,9 +30,20 @@ static struct tensor own_tensor(const struct rank_run *run, enum epd_role role)
     return plan_has(run->plan, role) ? token_tensor(run, role) : (struct tensor){.data = NULL};
 }
 
-static uint32_t n_ranks(const struct rank_run *run)
+/* The ranks on this node: first_rank(run) to end_rank(run) - 1. */
+static uint32_t first_rank(const struct rank_run *run)
 {
-    return run->plan->team->problem.world_size;
+    return problem_first_rank(&run->plan->team->problem);
+}
+
+static uint32_t end_rank(const struct rank_run *run)
+{
+    return first_rank(run) + run->plan->team->problem.ranks_per_node;
+}
+
+static struct plan *peer_of(const struct rank_run *run, uint32_t rank)
+{
+    return run->peers[rank - first_rank(run)];
 }
 
 /* What every exchange needs of the routing that the plan uses. */
@@ -44,14 +57,16 @@ static struct exchange_args args_of(const struct rank_run *run)
         .slots = router->routing.slots,
         .dot = run->plan->work.dot,
     };
-    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
-        args.workspace[rank] = run->peers[rank]->work.workspace;
+    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
+        args.workspace[rank] = peer_of(run, rank)->work.workspace;
     return args;
 }
 
 static enum epd_status run_exchange(const struct rank_run *run, enum exchange_op op,
                                     const struct exchange_args *args, struct epd_error *error)
 {
+    if (team_spans(run->plan->team))
+        return hop_exchange(run, op, args, error);
     return run->backend->exchange(run->queue, op, run->stage, args, error);
 }
 
@@ -79,8 +94,8 @@ enum epd_status exchange_dispatch(const struct rank_run *run, struct epd_error *
     args.layout_error = &plan->records[PLAN_RECORD_LAYOUT];
     args.x = token_tensor(run, EPD_ROLE_X);
     args.topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS);
-    for (uint32_t rank = 0; rank < n_ranks(run); rank++) {
-        struct plan *peer = run->peers[rank];
+    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++) {
+        struct plan *peer = peer_of(run, rank);
         args.counts[rank] = peer->routing.routing.counts;
         args.recv_x[rank] = peer->work.recv_x;
         args.recv_source[rank] = peer->routing.routing.source;
@@ -97,8 +112,8 @@ enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *er
         return EPD_OK;
     struct exchange_args args = args_of(run);
     args.x = token_tensor(run, EPD_ROLE_X);
-    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
-        args.recv_x[rank] = run->peers[rank]->work.recv_x;
+    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
+        args.recv_x[rank] = peer_of(run, rank)->work.recv_x;
     return run_exchange(run, EXCHANGE_DISPATCH, &args, error);
 }
 
@@ -110,8 +125,8 @@ enum epd_status exchange_weight_grad(const struct rank_run *run, struct epd_erro
     struct exchange_args args = args_of(run);
     args.x = token_tensor(run, EPD_ROLE_DOUT);
     args.scalars = plan_data(run->plan, EPD_ROLE_D_WEIGHTS);
-    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
-        args.y[rank] = run->peers[rank]->work.y;
+    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
+        args.y[rank] = peer_of(run, rank)->work.y;
     return run_exchange(run, EXCHANGE_WEIGHT_GRAD, &args, error);
 }
 
@@ -125,8 +140,8 @@ enum epd_status exchange_push_dout(const struct rank_run *run, struct epd_error 
         args.topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS);
         args.scaled = 1;
     }
-    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
-        args.recv_x[rank] = run->peers[rank]->work.dout;
+    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
+        args.recv_x[rank] = peer_of(run, rank)->work.dout;
     return run_exchange(run, EXCHANGE_DISPATCH, &args, error);
 }
 
@@ -137,8 +152,8 @@ static enum epd_status combine_into(const struct rank_run *run, enum epd_role ou
     args.topk_weights = weights;
     args.weights_kept = run->plan->op == EPD_OP_MOE_FORWARD;
     args.out = token_tensor(run, out);
-    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
-        args.y[rank] = run->peers[rank]->work.y;
+    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
+        args.y[rank] = peer_of(run, rank)->work.y;
     return run_exchange(run, EXCHANGE_COMBINE, &args, error);
 }
 
@@ -161,7 +176,7 @@ enum epd_status exchange_gather_weights(const struct rank_run *run, struct epd_e
         return EPD_OK;
     struct exchange_args args = args_of(run);
     args.scalars = plan_data(run->plan, EPD_ROLE_D_WEIGHTS);
-    for (uint32_t rank = 0; rank < n_ranks(run); rank++)
-        args.value[rank] = run->peers[rank]->work.row_scalars;
+    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
+        args.value[rank] = peer_of(run, rank)->work.row_scalars;
     return run_exchange(run, EXCHANGE_GATHER_SCALARS, &args, error);
 }

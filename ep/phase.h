@@ -11,7 +11,8 @@ struct rank_run {
     const struct backend *backend;
     struct backend_queue *queue;
     struct plan *plan;
-    struct plan *const *peers; /* the plans of all ranks, in rank order; of a local op: its own at [0] */
+    struct plan *const
+        *peers; /* the plans of all ranks of this node, in rank order; of a local op: its own at [0] */
     uint32_t n_tokens;
     uint32_t stage; /* of an exchange */
 };

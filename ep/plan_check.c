@@ -86,9 +86,10 @@ enum epd_status plan_check_request(const struct team *team, const struct plan_re
     enum epd_op op = request->op;
     if (op <= EPD_OP_UNSPECIFIED || op >= EPD_OP_COUNT)
         return error_set(error, EPD_INVALID_ARGUMENT, "op %d is unknown", (int)op);
-    if (request->rank >= team->problem.world_size)
-        return error_set(error, EPD_INVALID_ARGUMENT, "%s: rank %u, want 0..%u", op_name(op), request->rank,
-                         team->problem.world_size - 1);
+    const uint32_t first = problem_first_rank(&team->problem);
+    if (request->rank < first || request->rank - first >= team->problem.ranks_per_node)
+        return error_set(error, EPD_INVALID_ARGUMENT, "%s: rank %u, want %u..%u", op_name(op), request->rank,
+                         first, first + team->problem.ranks_per_node - 1);
     if (!request->page || request->flag_idx >= EPD_PAGE_MAX_PLANS)
         return error_set(error, EPD_INVALID_ARGUMENT, "%s: flag %u, want 0..%d of a page", op_name(op),
                          request->flag_idx, EPD_PAGE_MAX_PLANS - 1);
@@ -237,7 +238,7 @@ static enum epd_status compare_contexts(const struct plan *first, const struct p
 enum epd_status plan_check_join(struct plan *const *plans, uint32_t n_plans, struct epd_error *error)
 {
     const struct plan *first = plans[0];
-    uint32_t wanted = op_is_collective(first->op) ? first->team->problem.world_size : 1;
+    uint32_t wanted = op_is_collective(first->op) ? first->team->problem.ranks_per_node : 1;
     if (n_plans != wanted)
         return error_set(error, EPD_PLAN_MISMATCH, "%s: %u plans, want %u", op_name(first->op), n_plans,
                          wanted);
@@ -246,7 +247,8 @@ enum epd_status plan_check_join(struct plan *const *plans, uint32_t n_plans, str
         if (plan->dead)
             return error_set(error, EPD_UNKNOWN_ID, "rank %u %s: the plan was destroyed", plan->rank,
                              op_name(plan->op));
-        if (plan->team != first->team || (n_plans > 1 && plan->rank != i))
+        if (plan->team != first->team ||
+            (n_plans > 1 && plan->rank != problem_first_rank(&plan->team->problem) + i))
             return error_set(error, EPD_PLAN_MISMATCH, "%s: plan %u is of another group or of rank %u",
                              op_name(plan->op), i, plan->rank);
         if (compare_plans(first, plan, error) || compare_contexts(first, plan, error))

@@ -67,6 +67,8 @@ enum epd_status problem_init(struct problem *problem, const struct message_group
         return error->status;
     struct problem checked = {
         .world_size = world_size,
+        .n_nodes = 1,
+        .ranks_per_node = world_size,
         .n_experts = config->n_experts,
         .n_local_experts = config->n_experts / world_size,
         .top_k = config->top_k,
@@ -83,6 +85,22 @@ enum epd_status problem_init(struct problem *problem, const struct message_group
     if (check_rows(config, &checked, error))
         return error->status;
     *problem = checked;
+    return EPD_OK;
+}
+
+enum epd_status problem_span(struct problem *problem, uint32_t n_nodes, uint32_t node,
+                             struct epd_error *error)
+{
+    if (check_range("nodes", n_nodes, 1, EPD_MAX_NODES, error) ||
+        check_range("node", node, 0, n_nodes - 1, error))
+        return error->status;
+    if (problem->world_size % n_nodes)
+        return error_set(error, EPD_INVALID_ARGUMENT,
+                         "group world_size: %u, want a multiple of its %u nodes: each has as many ranks",
+                         problem->world_size, n_nodes);
+    problem->n_nodes = n_nodes;
+    problem->node = node;
+    problem->ranks_per_node = problem->world_size / n_nodes;
     return EPD_OK;
 }
 

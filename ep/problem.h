@@ -8,6 +8,9 @@
 
 struct problem {
     uint32_t world_size;
+    uint32_t n_nodes,
+        node; /* 1 and 0 unless the group spans nodes; each has as many of the ranks, in order */
+    uint32_t ranks_per_node;
     uint32_t n_experts, n_local_experts, top_k;
     uint32_t hidden, ffn; /* ffn 0: no moe ops */
     uint32_t max_tokens;
@@ -21,6 +24,15 @@ struct problem {
 EPD_MUST_CHECK enum epd_status problem_init(struct problem *problem,
                                             const struct message_group_config *config, uint32_t world_size,
                                             struct epd_error *error);
+
+/* The group spans n_nodes, and this is one of them. */
+EPD_MUST_CHECK enum epd_status problem_span(struct problem *problem, uint32_t n_nodes, uint32_t node,
+                                            struct epd_error *error);
+/* Of the ranks on this node. */
+static inline uint32_t problem_first_rank(const struct problem *problem)
+{
+    return problem->node * problem->ranks_per_node;
+}
 
 /* The most rows that can arrive at one rank, with the padding of its slabs. */
 int64_t problem_max_rows(const struct problem *problem);

@@ -87,6 +87,44 @@ static struct verdict decide(const struct step *step)
     return verdict;
 }
 
+/* Where in the order of verdicts this one stands: what the host side met, what kernels recorded, and last what
+ * only tells of another rank's end. */
+enum { ORDER_HOST = 0, ORDER_RECORD = 1, ORDER_FOLLOWED = ORDER_RECORD + PLAN_RECORD_COUNT };
+
+static uint32_t order_of(const struct step *step, const struct verdict *verdict)
+{
+    if (verdict->record.status)
+        return verdict->record.status == EPD_CAPACITY_OVERFLOW ? ORDER_RECORD + 1 : ORDER_RECORD;
+    for (uint32_t i = 0; i < step->n_ranks; i++)
+        if ((int32_t)step->plans[i]->rank == verdict->rank && step->ranks[i].followed)
+            return ORDER_FOLLOWED;
+    return ORDER_HOST;
+}
+
+void step_agree(struct step_lane *lane)
+{
+    struct verdict mine = decide(lane->step);
+    struct rank_run runs[EPD_MAX_WORLD_SIZE];
+    lane->agreed = (struct hop_verdict){.status = mine.error.status,
+                                        .rank = mine.rank,
+                                        .phase = mine.phase,
+                                        .order = order_of(lane->step, &mine),
+                                        .record = mine.record};
+    snprintf(lane->agreed.text, sizeof lane->agreed.text, "%s", mine.error.status ? mine.error.text : "");
+    for (uint32_t i = 0; i < lane->n_ranks; i++)
+        runs[i] = step_rank_run(lane, lane->ranks[i]);
+    hop_agree(runs, lane->n_ranks, &lane->agreed);
+}
+
+static struct verdict agreed_verdict(const struct step_lane *lane)
+{
+    const struct hop_verdict *agreed = &lane->agreed;
+    struct verdict verdict = {.rank = agreed->rank, .phase = agreed->phase, .record = agreed->record};
+    verdict.error.status = agreed->status;
+    snprintf(verdict.error.text, sizeof verdict.error.text, "%s", agreed->text);
+    return verdict;
+}
+
 /* The verdict as this rank is told: its own words to the one that is to blame, the rank's name to the others.
  */
 static struct epd_error told(const struct step *step, const struct verdict *verdict, const struct plan *plan)
@@ -332,7 +370,7 @@ int step_lane_poll(struct lane_job *job, struct lane *lane)
     }
     if (lane_backend(lane)->works_later && !all_delivered(part))
         return 0;
-    struct verdict verdict = decide(step);
+    struct verdict verdict = step_spans(step) ? agreed_verdict(part) : decide(step);
     if (lost.status)
         verdict = (struct verdict){.error = lost, .rank = -1};
     else if (!verdict.error.status)

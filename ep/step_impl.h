@@ -4,6 +4,7 @@
 #define EPD_EP_STEP_IMPL_H
 
 #include "ep/barrier.h"
+#include "ep/hop.h"
 #include "ep/phase.h"
 #include "ep/step.h"
 
@@ -13,6 +14,7 @@ struct step_rank {
     enum epd_phase phase;   /* where it was met */
     struct kernel_error records[PLAN_RECORD_COUNT];
     uint64_t generation; /* of the routing it used */
+    int followed;        /* the error only says that a rank of another node has failed */
     int released;        /* its ready flag was set for a client that did not come */
 };
 
@@ -39,6 +41,7 @@ struct step_lane {
     uint32_t n_breaks;   /* of the team, when it was checked */
     uint64_t running_ns; /* when its ready tickets were seen to be reached; 0: not yet */
     uint32_t n_barriers;
+    struct hop_verdict agreed; /* of all nodes, of a team that spans them */
 };
 
 struct step {
@@ -78,5 +81,13 @@ struct rank_run step_rank_run(const struct step_lane *lane, uint32_t idx);
 void step_break(struct step_lane *lane);
 /* step_end.c */
 int step_lane_poll(struct lane_job *job, struct lane *lane);
+/* All lanes have met for the last time: the nodes agree on what the step came to. */
+void step_agree(struct step_lane *lane);
+
+/* 1 if ranks of other nodes take part. */
+static inline int step_spans(const struct step *step)
+{
+    return team_spans(step->team) && op_is_collective(step->op);
+}
 
 #endif

@@ -40,6 +40,10 @@ static void fail_rank(struct step_lane *lane, uint32_t idx, const struct epd_err
     struct step *step = lane->step;
     step->ranks[idx].error = *error;
     step->ranks[idx].phase = phase;
+    if (step_spans(step)) {
+        const struct rank_run run = step_rank_run(lane, idx);
+        step->ranks[idx].followed = hop_only_followed(&run);
+    }
     atomic_store(&step->failed, 1);
     if (!lane->committed)
         barrier_abort(&step->phases);
@@ -253,8 +257,15 @@ void step_lane_run(struct lane_job *job, struct lane *lane)
     struct step_lane *part = step_lane_of_job(job);
     const struct backend *backend = lane_backend(lane);
     struct epd_error error = {.status = EPD_OK};
+    struct rank_run runs[EPD_MAX_WORLD_SIZE];
+    for (uint32_t i = 0; i < part->n_ranks; i++)
+        runs[i] = step_rank_run(part, part->ranks[i]);
+    if (step_spans(part->step))
+        hop_begin(runs, part->n_ranks, part->step->number);
     check_ranks(part);
     int ran = run_phases(part);
+    if (step_spans(part->step))
+        hop_drain(runs, part->n_ranks);
     if (!ran && part->committed)
         step_break(part);
     if (backend->works_later)
@@ -264,6 +275,8 @@ void step_lane_run(struct lane_job *job, struct lane *lane)
         part->team_lane->n_committed++;
     else
         (void)meet(part, &part->step->last);
+    if (step_spans(part->step))
+        step_agree(part);
     if (backend->works_later)
         finish_submission(part);
     if (backend->queue_ticket(part->team_lane->queue, &part->ticket, &error))

@@ -3,6 +3,8 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "ep/hop.h"
+
 static struct team_lane *team_find_lane(struct team *team, struct lane *lane)
 {
     for (uint32_t i = 0; i < team->n_lanes; i++)
@@ -17,13 +19,15 @@ static struct team_lane *team_find_lane(struct team *team, struct lane *lane)
 static enum epd_status team_place_ranks(struct team *team, const uint32_t *device_idx,
                                         struct epd_error *error)
 {
-    for (uint32_t rank = 0; rank < team->problem.world_size; rank++) {
-        if (device_idx[rank] >= team->node->n_devices)
+    const uint32_t first = problem_first_rank(&team->problem);
+    for (uint32_t i = 0; i < team->problem.ranks_per_node; i++) {
+        const uint32_t rank = first + i;
+        if (device_idx[i] >= team->node->n_devices)
             return error_set(error, EPD_INVALID_DEVICE, "group rank %u: device %u, want 0..%u", rank,
-                             device_idx[rank], team->node->n_devices - 1);
-        struct team_lane *lane = team_find_lane(team, team->node->lanes[device_idx[rank]]);
-        lane->ranks[lane->n_ranks++] = rank;
-        team->ranks[rank].device_idx = device_idx[rank];
+                             device_idx[i], team->node->n_devices - 1);
+        struct team_lane *lane = team_find_lane(team, team->node->lanes[device_idx[i]]);
+        lane->ranks[lane->n_ranks++] = i;
+        team->ranks[rank].device_idx = device_idx[i];
         team->ranks[rank].lane_idx = (uint32_t)(lane - team->lanes);
     }
     return EPD_OK;
@@ -77,17 +81,37 @@ static void team_leave_devices(struct team *team)
             team->resident_blocks;
 }
 
+static enum epd_status check_span(const struct node *node, const struct team_span *span,
+                                  struct problem *problem, struct epd_error *error)
+{
+    if (span->n_nodes > 1 && node->backend->works_later)
+        return error_set(error, EPD_UNSUPPORTED,
+                         "group: nodes %u, the %s backend runs groups of one node only", span->n_nodes,
+                         backend_name(node->backend->kind));
+    return problem_span(problem, span->n_nodes, span->node, error);
+}
+
 enum epd_status team_create(struct node *node, const struct message_group_config *config, uint32_t world_size,
                             const uint32_t *device_idx, struct team **team, struct epd_error *error)
 {
+    const struct team_span alone = {.n_nodes = 1};
+    return team_create_spanning(node, config, world_size, device_idx, &alone, team, error);
+}
+
+enum epd_status team_create_spanning(struct node *node, const struct message_group_config *config,
+                                     uint32_t world_size, const uint32_t *device_idx,
+                                     const struct team_span *span, struct team **team,
+                                     struct epd_error *error)
+{
     struct problem problem;
-    if (problem_init(&problem, config, world_size, error))
+    if (problem_init(&problem, config, world_size, error) || check_span(node, span, &problem, error))
         return error->status;
     struct team *created = calloc(1, sizeof *created);
     if (!created)
         return error_set(error, EPD_NO_MEMORY, "group: %zu bytes", sizeof *created);
     created->node = node;
     created->problem = problem;
+    created->rails = span->rails;
     created->ranks = calloc(world_size, sizeof *created->ranks);
     if (!created->ranks) {
         error_set(error, EPD_NO_MEMORY, "group: %u ranks", world_size);
@@ -115,8 +139,11 @@ static struct team_lane *team_lane_of_job(struct lane_job *job)
 static void team_run_end(struct lane_job *job, struct lane *lane)
 {
     struct team_lane *ending = team_lane_of_job(job);
-    for (uint32_t i = 0; i < ending->n_ranks; i++)
-        scratch_fini(&ending->team->ranks[ending->ranks[i]].scratch, lane_heap(lane));
+    const uint32_t first = problem_first_rank(&ending->team->problem);
+    for (uint32_t i = 0; i < ending->n_ranks; i++) {
+        hop_desk_destroy(ending->team, first + ending->ranks[i]);
+        scratch_fini(&ending->team->ranks[first + ending->ranks[i]].scratch, lane_heap(lane));
+    }
     if (ending->queue)
         lane_backend(lane)->queue_destroy(ending->queue);
 }
@@ -201,6 +228,8 @@ enum epd_status team_queue(struct team *team, uint32_t rank, struct backend_queu
 {
     struct team_lane *lane = &team->lanes[team->ranks[rank].lane_idx];
     if (!lane->queue && lane_backend(lane->lane)->queue_create(lane_device(lane->lane), &lane->queue, error))
+        return error->status;
+    if (team_spans(team) && !team->ranks[rank].desk && hop_desk_create(team, rank, error))
         return error->status;
     *queue = lane->queue;
     return EPD_OK;

@@ -13,6 +13,20 @@ struct team;
 EPD_MUST_CHECK enum epd_status team_create(struct node *node, const struct message_group_config *config,
                                            uint32_t world_size, const uint32_t *device_idx,
                                            struct team **team, struct epd_error *error);
+struct rails;
+
+/* A group that spans nodes. world_size and the configuration are the whole group's; device_idx[world_size / n_nodes], of
+ * the ranks of this node: node * world_size / n_nodes and the following. The rails are borrowed: connected, one for each
+ * of these ranks in their order; they are closed after team_destroy was called. */
+struct team_span {
+    uint32_t n_nodes, node;
+    struct rails *rails;
+};
+EPD_MUST_CHECK enum epd_status team_create_spanning(struct node *node,
+                                                    const struct message_group_config *config,
+                                                    uint32_t world_size, const uint32_t *device_idx,
+                                                    const struct team_span *span, struct team **team,
+                                                    struct epd_error *error);
 /* All plans must be gone. Scratch is freed on the lanes. */
 void team_destroy(struct team *team);
 

@@ -13,7 +13,7 @@ struct team_lane {
     struct backend_queue *queue; /* made on the lane by the first plan; NULL before */
     struct team *team;
     uint32_t n_ranks;
-    uint32_t ranks[EPD_MAX_WORLD_SIZE]; /* rising */
+    uint32_t ranks[EPD_MAX_WORLD_SIZE]; /* positions among the ranks of this node, rising */
     uint32_t n_committed;               /* lane thread: fused steps that are launched and have not ended */
     struct lane_job end_job;
 };
@@ -22,12 +22,14 @@ struct team_rank {
     uint32_t device_idx;
     uint32_t lane_idx;      /* in team->lanes */
     struct scratch scratch; /* lane thread */
+    struct hop_desk *desk;  /* lane thread; NULL unless the team spans nodes */
     _Atomic uint64_t heap_bytes;
 };
 
 struct team {
     struct node *node; /* borrowed, outlives the team */
     struct problem problem;
+    struct rails *rails; /* borrowed; NULL unless the team spans nodes */
     uint32_t n_lanes;
     struct team_lane lanes[EPD_MAX_DEVICES];
     struct team_rank *ranks;  /* [world_size], owned */
@@ -43,6 +45,11 @@ struct team {
     uint64_t n_steps;      /* ever submitted */
     uint32_t n_lanes_left; /* while it ends */
 };
+
+static inline int team_spans(const struct team *team)
+{
+    return team->rails != NULL;
+}
 
 /* Owned memory of a rank, counted for team_heap_bytes. Lane thread of the rank. */
 EPD_MUST_CHECK enum epd_status team_alloc(struct team *team, uint32_t rank, uint64_t bytes,

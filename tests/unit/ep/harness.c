@@ -34,6 +34,14 @@ static void ring_bell(void *arg)
     futex_wake_all(&harness->bell);
 }
 
+static void load_transport(void)
+{
+    struct epd_error error = {.status = EPD_OK};
+    const struct transport *transport = transport_host(&error);
+    const struct transport_options options = {.ways = "tcp", .devices = "lo"};
+    ck_assert_msg(transport && transport->load(&options, &error) == EPD_OK, "%s", error.text);
+}
+
 void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_limit_bytes)
 {
     struct epd_error error = {.status = EPD_OK};
@@ -45,26 +53,42 @@ void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_lim
         .notify = ring_bell,
         .notify_arg = harness,
     };
-    ck_assert_msg(node_open(&config, &harness->node, &error) == EPD_OK, "%s", error.text);
+    const char *n_nodes = getenv("EPD_TEST_NODES");
+    harness->n_nodes = n_nodes ? (uint32_t)atoi(n_nodes) : 1;
+    ck_assert(harness->n_nodes >= 1 && harness->n_nodes <= HARNESS_MAX_NODES);
+    if (harness->n_nodes > 1)
+        load_transport();
+    for (uint32_t i = 0; i < harness->n_nodes; i++)
+        ck_assert_msg(node_open(&config, &harness->nodes[i], &error) == EPD_OK, "%s", error.text);
+    harness->node = harness->nodes[0];
+}
+
+static uint32_t poll_nodes(struct harness *harness)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < harness->n_nodes; i++)
+        n += node_poll(harness->nodes[i]);
+    return n;
 }
 
 void harness_wait(struct harness *harness, const int *flag)
 {
     while (!*flag) {
         uint32_t bell = atomic_load(&harness->bell);
-        if (!node_poll(harness->node) && !*flag)
+        if (!poll_nodes(harness) && !*flag)
             futex_wait(&harness->bell, bell, NULL);
     }
 }
 
 void harness_settle(struct harness *harness)
 {
-    for (uint32_t i = 0; i < node_n_devices(harness->node); i++) {
+    const uint32_t n_devices = node_n_devices(harness->node);
+    for (uint32_t i = 0; i < n_devices * harness->n_nodes; i++) {
         struct device_info info;
         uint32_t bell = atomic_load(&harness->bell);
-        while (node_poll(harness->node))
+        while (poll_nodes(harness))
             ;
-        node_device_info(harness->node, i, &info);
+        node_device_info(harness->nodes[i / n_devices], i % n_devices, &info);
         if (!info.jobs_queued)
             continue;
         futex_wait(&harness->bell, bell, NULL);
@@ -75,16 +99,18 @@ void harness_settle(struct harness *harness)
 void harness_close(struct harness *harness)
 {
     harness_settle(harness);
-    for (uint32_t i = 0; i < node_n_devices(harness->node); i++) {
+    const uint32_t n_devices = node_n_devices(harness->node);
+    for (uint32_t i = 0; i < n_devices * harness->n_nodes; i++) {
         struct device_info info;
-        node_device_info(harness->node, i, &info);
+        node_device_info(harness->nodes[i / n_devices], i % n_devices, &info);
         ck_assert_uint_eq(info.heap_bytes, 0);
         ck_assert_uint_eq(info.imported_bytes, 0);
         ck_assert_uint_eq(info.n_imports, 0);
     }
-    node_close(harness->node);
-    /* CUDA keeps fds of its own. */
-    if (harness_memory_backend() == EPD_BACKEND_HOST)
+    for (uint32_t i = 0; i < harness->n_nodes; i++)
+        node_close(harness->nodes[i]);
+    /* CUDA keeps fds of its own, and so does the library between nodes. */
+    if (harness_memory_backend() == EPD_BACKEND_HOST && harness->n_nodes == 1)
         ck_assert_int_eq(count_fds(), harness->n_fds);
 }
 
@@ -102,17 +128,24 @@ static void on_memory(void *arg, struct memory *memory, const struct epd_error *
     acquired->error = *error;
 }
 
-enum epd_status harness_acquire(struct harness *harness, const struct memory_request *request,
-                                struct memory **memory, struct epd_error *error)
+static enum epd_status acquire_on(struct harness *harness, struct node *node,
+                                  const struct memory_request *request, struct memory **memory,
+                                  struct epd_error *error)
 {
     struct acquired acquired = {0};
-    if (memory_acquire(harness->node, request, on_memory, &acquired, error))
+    if (memory_acquire(node, request, on_memory, &acquired, error))
         return error->status;
     harness_wait(harness, &acquired.ended);
     *memory = acquired.memory;
     *error = acquired.error;
     ck_assert_int_eq(acquired.memory == NULL, acquired.error.status != EPD_OK);
     return acquired.error.status;
+}
+
+enum epd_status harness_acquire(struct harness *harness, const struct memory_request *request,
+                                struct memory **memory, struct epd_error *error)
+{
+    return acquire_on(harness, harness->node, request, memory, error);
 }
 
 /* The client's own memfd; *fd stays with it. */
@@ -128,7 +161,8 @@ static struct memory_request import_request(uint32_t device_idx, uint64_t bytes,
                                    .fd = fcntl(*fd, F_DUPFD_CLOEXEC, 0)};
 }
 
-static void client_init(struct client *client, struct harness *harness, uint32_t device_idx, uint64_t bytes)
+static void client_init(struct client *client, struct harness *harness, struct node *node,
+                        uint32_t device_idx, uint64_t bytes)
 {
     struct epd_error error = {.status = EPD_OK};
     struct memory_request request = {
@@ -138,7 +172,7 @@ static void client_init(struct client *client, struct harness *harness, uint32_t
     if (harness->imports && harness_memory_backend() == EPD_BACKEND_HOST)
         request = import_request(device_idx, bytes, &own_fd);
     ck_assert_msg(page_create(&client->page, &client->page_fd, &error) == EPD_OK, "%s", error.text);
-    ck_assert_msg(harness_acquire(harness, &request, &client->memory, &error) == EPD_OK, "%s", error.text);
+    ck_assert_msg(acquire_on(harness, node, &request, &client->memory, &error) == EPD_OK, "%s", error.text);
     harness_memory_map(client, own_fd);
     if (own_fd >= 0)
         close(own_fd);
@@ -191,25 +225,94 @@ void slab_poison(const struct slab *slab)
     values_poison(slab->data, slab->bytes);
 }
 
+/* A rank that is none asks the first node. */
+static uint32_t node_of(const struct crew *crew, uint32_t rank)
+{
+    return rank < crew->world_size ? rank / (crew->world_size / crew->n_nodes) : 0;
+}
+
+struct all_rails {
+    int n_ended;
+    struct epd_error error;
+};
+
+static void on_rails(void *arg, const struct epd_error *error)
+{
+    struct all_rails *all = arg;
+    all->n_ended++;
+    if (error->status)
+        all->error = *error;
+}
+
+static void wait_rails(struct crew *crew, struct all_rails *all)
+{
+    struct harness *harness = crew->harness;
+    while (all->n_ended < (int)crew->n_nodes) {
+        uint32_t bell = atomic_load(&harness->bell);
+        if (!poll_nodes(harness))
+            futex_wait(&harness->bell, bell, NULL);
+    }
+    ck_assert_msg(all->error.status == EPD_OK, "%s", all->error.text);
+    *all = (struct all_rails){0};
+}
+
+/* What daemons do by messages. */
+static void span_nodes(struct crew *crew)
+{
+    struct epd_error error = {.status = EPD_OK};
+    struct all_rails all = {0};
+    static struct transport_address addresses[HARNESS_MAX_RANKS];
+    const uint32_t n = crew->world_size / crew->n_nodes;
+    for (uint32_t i = 0; i < crew->n_nodes; i++)
+        ck_assert_msg(rails_open(crew->harness->nodes[i], n, crew->device_idx + i * n, on_rails, &all,
+                                 &crew->rails[i], &error) == EPD_OK,
+                      "%s", error.text);
+    wait_rails(crew, &all);
+    for (uint32_t r = 0; r < crew->world_size; r++)
+        addresses[r] = *rails_address(crew->rails[node_of(crew, r)], r % n);
+    for (uint32_t i = 0; i < crew->n_nodes; i++)
+        ck_assert_int_eq(rails_connect(crew->rails[i], crew->n_nodes, i, addresses, 60000000000ull, on_rails,
+                                       &all, &error),
+                         EPD_OK);
+    wait_rails(crew, &all);
+    for (uint32_t i = 0; i < crew->n_nodes; i++) {
+        const struct team_span span = {.n_nodes = crew->n_nodes, .node = i, .rails = crew->rails[i]};
+        ck_assert_msg(team_create_spanning(crew->harness->nodes[i], &crew->config, crew->world_size,
+                                           crew->device_idx + i * n, &span, &crew->teams[i],
+                                           &error) == EPD_OK,
+                      "%s", error.text);
+    }
+}
+
 void crew_init(struct crew *crew, struct harness *harness, const struct message_group_config *config,
                uint32_t world_size, uint64_t bytes_per_rank)
 {
     struct epd_error error = {.status = EPD_OK};
     *crew = (struct crew){.harness = harness, .config = *config, .world_size = world_size};
+    crew->n_nodes = world_size % harness->n_nodes ? 1 : harness->n_nodes;
     for (uint32_t r = 0; r < world_size; r++)
         crew->device_idx[r] = r % node_n_devices(harness->node);
-    ck_assert_msg(team_create(harness->node, config, world_size, crew->device_idx, &crew->team, &error) ==
-                      EPD_OK,
-                  "%s", error.text);
+    if (crew->n_nodes == 1)
+        ck_assert_msg(team_create(harness->node, config, world_size, crew->device_idx, &crew->teams[0],
+                                  &error) == EPD_OK,
+                      "%s", error.text);
+    else
+        span_nodes(crew);
+    crew->team = crew->teams[0];
     for (uint32_t r = 0; r < world_size; r++)
-        client_init(&crew->clients[r], harness, crew->device_idx[r], bytes_per_rank);
+        client_init(&crew->clients[r], harness, harness->nodes[node_of(crew, r)], crew->device_idx[r],
+                    bytes_per_rank);
 }
 
 void crew_fini(struct crew *crew)
 {
     for (uint32_t r = 0; r < crew->world_size; r++)
         client_fini(&crew->clients[r]);
-    team_destroy(crew->team);
+    for (uint32_t i = 0; i < crew->n_nodes; i++) {
+        team_destroy(crew->teams[i]);
+        if (crew->rails[i])
+            rails_close(crew->rails[i]);
+    }
 }
 
 void draft_init(struct draft *draft, struct crew *crew, uint32_t rank, enum epd_op op)
@@ -268,7 +371,8 @@ struct plan *draft_create(struct draft *draft, struct crew *crew, struct epd_err
     struct created created = {0};
     draft->request.bindings = draft->bindings;
     error->status = EPD_OK;
-    if (plan_create(crew->team, &draft->request, on_plan, &created, error))
+    if (plan_create(crew->teams[node_of(crew, draft->request.rank)], &draft->request, on_plan, &created,
+                    error))
         return NULL;
     harness_wait(crew->harness, &created.ended);
     *error = created.error;
@@ -286,7 +390,12 @@ void crew_plan_create(struct crew_plan *plan, struct crew *crew, struct draft *d
         plan->ranks[i] = drafts[i].request.rank;
         plan->flag_idx[i] = drafts[i].request.flag_idx;
     }
-    ck_assert_msg(plan_join(plan->plans, n, &plan->set, &error) == EPD_OK, "%s", error.text);
+    plan->n_nodes = op_is_collective(drafts[0].request.op) ? crew->n_nodes : 1;
+    const uint32_t n_here = n / plan->n_nodes;
+    for (uint32_t i = 0; i < plan->n_nodes; i++)
+        ck_assert_msg(plan_join(plan->plans + i * n_here, n_here, &plan->sets[i], &error) == EPD_OK, "%s",
+                      error.text);
+    plan->set = plan->sets[0];
 }
 
 static void on_gone(void *arg)
@@ -303,17 +412,19 @@ void harness_destroy_plan(struct harness *harness, struct plan *plan)
 
 void crew_plan_destroy(struct crew_plan *plan)
 {
-    plan_set_destroy(plan->set);
+    for (uint32_t i = 0; i < plan->n_nodes; i++)
+        plan_set_destroy(plan->sets[i]);
     for (uint32_t i = 0; i < plan->n; i++)
         harness_destroy_plan(plan->crew->harness, plan->plans[i]);
 }
 
 static void on_step(void *arg, const struct step_result *result)
 {
-    struct outcome *outcome = arg;
-    outcome->ended = 1;
-    outcome->n_ranks = result->n_ranks;
-    memcpy(outcome->ranks, result->ranks, result->n_ranks * sizeof *result->ranks);
+    const struct outcome_part *part = arg;
+    struct outcome *outcome = part->outcome;
+    outcome->ended = --outcome->n_left == 0;
+    outcome->n_ranks += result->n_ranks;
+    memcpy(outcome->ranks + part->first_rank, result->ranks, result->n_ranks * sizeof *result->ranks);
     outcome->has_expert_rows = result->expert_rows != NULL;
     for (uint32_t e = 0; result->expert_rows && e < result->n_experts && e < 64; e++)
         outcome->expert_rows[e] = result->expert_rows[e];
@@ -337,8 +448,14 @@ void launch_start(struct crew_plan *plan, const uint32_t *n_tokens, uint32_t lia
         if (!(liars >> i & 1))
             flag_set(&words_of(plan, i)->ready);
     }
-    ck_assert_msg(step_submit(plan->set, n_tokens, seqs, on_step, outcome, &error) == EPD_OK, "%s",
-                  error.text);
+    outcome->n_left = plan->n_nodes;
+    for (uint32_t i = 0; i < plan->n_nodes; i++) {
+        const uint32_t first = i * (plan->n / plan->n_nodes);
+        outcome->parts[i] = (struct outcome_part){.outcome = outcome, .node = i, .first_rank = first};
+        ck_assert_msg(step_submit(plan->sets[i], n_tokens + first, seqs + first, on_step, &outcome->parts[i],
+                                  &error) == EPD_OK,
+                      "%s", error.text);
+    }
 }
 
 void launch_wait(struct crew_plan *plan, struct outcome *outcome)

@@ -1,21 +1,28 @@
 /* The execution layer without a daemon: a node, a loop that polls it, and the clients of a group: their
  * pages, their memory (mapped as a client maps it), their plans and launches. A failure of the harness itself
- * ends the test. */
+ * ends the test.
+ *
+ * EPD_TEST_NODES=n: the group of a crew whose ranks divide by n spans n nodes, all in this process: each with devices,
+ * a team, plan sets and steps of its own, joined by rails. What the tests ask for stays the same. */
 #ifndef EPD_TESTS_UNIT_EP_HARNESS_H
 #define EPD_TESTS_UNIT_EP_HARNESS_H
 
 #include <check.h>
 #include <stdatomic.h>
 
+#include "ep/rails.h"
 #include "ep/step.h"
 #include "tests/reference/values.h"
 
 #define HARNESS_MAX_RANKS    8
+#define HARNESS_MAX_NODES    4
 #define HARNESS_MAX_BINDINGS 64
 #define HARNESS_MAX_SLABS    512
 
 struct harness {
-    struct node *node;
+    struct node *node; /* nodes[0] */
+    struct node *nodes[HARNESS_MAX_NODES];
+    uint32_t n_nodes;
     _Atomic uint32_t bell; /* futex word: notify was called */
     int n_fds;             /* open before the node was */
     int imports;           /* clients bring memfds of their own instead of memory of the heap */
@@ -58,7 +65,10 @@ struct client {
 /* A group and its clients. */
 struct crew {
     struct harness *harness; /* borrowed */
-    struct team *team;
+    struct team *team;       /* teams[0] */
+    uint32_t n_nodes;
+    struct team *teams[HARNESS_MAX_NODES];
+    struct rails *rails[HARNESS_MAX_NODES]; /* of several nodes */
     struct message_group_config config;
     uint32_t world_size;
     uint32_t device_idx[HARNESS_MAX_RANKS];
@@ -97,7 +107,9 @@ struct crew_plan {
     struct crew *crew;
     uint32_t n;
     struct plan *plans[HARNESS_MAX_RANKS];
-    struct plan_set *set;
+    struct plan_set *set; /* sets[0] */
+    uint32_t n_nodes;     /* 1 for a local op */
+    struct plan_set *sets[HARNESS_MAX_NODES];
     uint32_t ranks[HARNESS_MAX_RANKS], flag_idx[HARNESS_MAX_RANKS];
     uint64_t seen[HARNESS_MAX_RANKS];
 };
@@ -112,6 +124,11 @@ void harness_destroy_plan(struct harness *harness, struct plan *plan);
 /* What a launch came to, as the clients see it and as the daemon does. */
 struct outcome {
     int ended;
+    uint32_t n_left; /* nodes */
+    struct outcome_part {
+        struct outcome *outcome;
+        uint32_t node, first_rank;
+    } parts[HARNESS_MAX_NODES];
     uint32_t n_ranks;
     struct step_rank_result ranks[HARNESS_MAX_RANKS];
     int64_t expert_rows[64];

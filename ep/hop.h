@@ -1,0 +1,46 @@
+/* The exchange of a team that lies on several nodes, in two hops. First the rail: a token goes once to every node that
+ * has one of its experts, from its rank to the rank of the same local index there. Then the node: that rank pushes the
+ * rows on to its neighbours, standing for the rank they came from, so that the rows of an expert keep their order of
+ * (source rank, token) and the slots hold what they would hold on one node, bit for bit. Combine is the way back: each
+ * node sums its rows of a token in fp32, in the order of k; the sums cross once; the token's rank adds them in the order
+ * of the nodes and rounds once. So its result may differ from one node's by the order of that sum alone, and is the same
+ * in every repeat.
+ *
+ * All nodes take the same swaps in the same order: by (number in the step, rank), which every lane keeps to; the fabric
+ * hands the steps of all groups to all nodes in one order. So no two rails can wait for each other. A rank whose step is
+ * off takes its remaining swaps all the same, saying that it is off. The last swap of a step is the agreement on what
+ * it came to. Work is done when a call returns: host backend. Lane thread. */
+#ifndef EPD_EP_HOP_H
+#define EPD_EP_HOP_H
+
+#include "ep/phase.h"
+
+/* What a rank of a spanning team swaps with: owned by the team. */
+struct hop_desk;
+
+/* One node's share of a verdict, or all nodes'. */
+struct hop_verdict {
+    uint32_t status;
+    int32_t rank; /* to blame; -1: none */
+    uint32_t phase;
+    uint32_t order; /* of two, the one with the lower (order, rank) counts */
+    struct kernel_error record;
+    char text[EPD_ERROR_TEXT_BYTES];
+};
+
+EPD_MUST_CHECK enum epd_status hop_desk_create(struct team *team, uint32_t rank, struct epd_error *error);
+void hop_desk_destroy(struct team *team, uint32_t rank);
+
+/* The exchange of one rank: as the backend's, in the stages of the host backend. */
+EPD_MUST_CHECK enum epd_status hop_exchange(const struct rank_run *run, enum exchange_op op,
+                                            const struct exchange_args *args, struct epd_error *error);
+/* A step begins on these ranks of one lane. */
+void hop_begin(const struct rank_run *runs, uint32_t n_runs, uint64_t step);
+/* Every rank of the lane has ended its phases, or is off: takes what is left of the swaps. */
+void hop_drain(const struct rank_run *runs, uint32_t n_runs);
+/* 1 if what the rank failed with only says that another one has. */
+int hop_only_followed(const struct rank_run *run);
+/* The nodes agree: in, what this node has come to; out, what the step came to. Every rank of the lane swaps. */
+void hop_agree(const struct rank_run *runs, uint32_t n_runs, struct hop_verdict *verdict);
+
+#endif

@@ -1,0 +1,237 @@
+#include "ep/rails.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ep/clock.h"
+#include "ep/node_impl.h"
+
+struct rail {
+    struct rails *rails;
+    struct lane *lane;
+    struct transport_rail *rail; /* NULL until opened; lane thread, but abort */
+    struct transport_address address;
+    struct epd_error error; /* of the job */
+    struct lane_job job;
+    _Atomic uint64_t n_swaps, waited_ns;
+    _Atomic uint64_t sent_bytes[EPD_MAX_NODES], received_bytes[EPD_MAX_NODES];
+};
+
+struct rails {
+    const struct transport *transport;
+    uint32_t n_ranks, n_nodes, node;
+    uint64_t limit_ns;
+    struct transport_address *addresses; /* [n_nodes * n_ranks], owned; NULL before connect */
+    uint32_t n_jobs_left;
+    int opened; /* the rails are there: abort may touch them */
+    int closed;
+    _Atomic int broken;
+    struct epd_error aborted; /* before they were opened */
+    struct epd_error first;   /* error of the jobs under way */
+    rails_callback callback;
+    void *callback_arg;
+    struct rail ranks[];
+};
+
+static struct rail *rail_of_job(struct lane_job *job)
+{
+    return (struct rail *)((char *)job - offsetof(struct rail, job));
+}
+
+int rails_available(const struct node *node, struct epd_error *reason)
+{
+    if (node->backend->kind != EPD_BACKEND_HOST) {
+        (void)error_set(reason, EPD_UNSUPPORTED,
+                        "groups across nodes run on the host backend only, here it is %s",
+                        backend_name(node->backend->kind));
+        return 0;
+    }
+    return transport_host(reason) != NULL;
+}
+
+/* ---- jobs of all lanes ---- */
+
+static void complete_job(struct lane_job *job)
+{
+    struct rail *rail = rail_of_job(job);
+    struct rails *rails = rail->rails;
+    if (rail->error.status && !rails->first.status)
+        rails->first = rail->error;
+    if (--rails->n_jobs_left)
+        return;
+    if (rails->closed) {
+        free(rails->addresses);
+        free(rails);
+        return;
+    }
+    rails->opened = 1;
+    if (rails->aborted.status)
+        rails_abort(rails, &rails->aborted);
+    rails->callback(rails->callback_arg, &rails->first);
+}
+
+static void post_all(struct rails *rails, void (*run)(struct lane_job *job, struct lane *lane))
+{
+    rails->n_jobs_left = rails->n_ranks;
+    rails->first = (struct epd_error){.status = EPD_OK};
+    for (uint32_t i = 0; i < rails->n_ranks; i++) {
+        struct rail *rail = &rails->ranks[i];
+        rail->error = (struct epd_error){.status = EPD_OK};
+        rail->job = (struct lane_job){.run = run, .complete = complete_job};
+        lane_post(rail->lane, &rail->job);
+    }
+}
+
+static void run_open(struct lane_job *job, struct lane *lane)
+{
+    struct rail *rail = rail_of_job(job);
+    (void)lane;
+    (void)!rail->rails->transport->rail_open(&rail->rail, &rail->address, &rail->error);
+}
+
+static void run_connect(struct lane_job *job, struct lane *lane)
+{
+    struct rail *rail = rail_of_job(job);
+    const struct rails *rails = rail->rails;
+    struct transport_address mine[EPD_MAX_NODES];
+    (void)lane;
+    for (uint32_t node = 0; node < rails->n_nodes; node++)
+        mine[node] = rails->addresses[node * rails->n_ranks + (uint32_t)(rail - rails->ranks)];
+    (void)!rails->transport->rail_connect(rail->rail, rails->n_nodes, rails->node, mine, rails->limit_ns,
+                                          &rail->error);
+}
+
+static void run_close(struct lane_job *job, struct lane *lane)
+{
+    struct rail *rail = rail_of_job(job);
+    (void)lane;
+    if (rail->rail)
+        rail->rails->transport->rail_close(rail->rail);
+    rail->rail = NULL;
+}
+
+/* ---- life ---- */
+
+enum epd_status rails_open(struct node *node, uint32_t n_ranks, const uint32_t *device_idx,
+                           rails_callback callback, void *arg, struct rails **result, struct epd_error *error)
+{
+    if (!rails_available(node, error))
+        return error->status;
+    struct rails *rails = calloc(1, sizeof *rails + n_ranks * sizeof rails->ranks[0]);
+    if (!rails)
+        return error_set(error, EPD_NO_MEMORY, "rails: %u ranks", n_ranks);
+    rails->transport = transport_host(error);
+    rails->n_ranks = n_ranks;
+    rails->callback = callback;
+    rails->callback_arg = arg;
+    for (uint32_t i = 0; i < n_ranks; i++) {
+        assert(device_idx[i] < node->n_devices);
+        rails->ranks[i].rails = rails;
+        rails->ranks[i].lane = node->lanes[device_idx[i]];
+    }
+    *result = rails;
+    post_all(rails, run_open);
+    return EPD_OK;
+}
+
+const struct transport_address *rails_address(const struct rails *rails, uint32_t rank_idx)
+{
+    return &rails->ranks[rank_idx].address;
+}
+
+enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes, uint32_t node,
+                              const struct transport_address *addresses, uint64_t limit_ns,
+                              rails_callback callback, void *arg, struct epd_error *error)
+{
+    const size_t n = (size_t)n_nodes * rails->n_ranks;
+    assert(n_nodes <= EPD_MAX_NODES && rails->n_jobs_left == 0);
+    rails->addresses = calloc(n, sizeof *rails->addresses);
+    if (!rails->addresses)
+        return error_set(error, EPD_NO_MEMORY, "rails: %zu addresses", n);
+    memcpy(rails->addresses, addresses, n * sizeof *addresses);
+    rails->n_nodes = n_nodes;
+    rails->node = node;
+    rails->limit_ns = limit_ns;
+    rails->callback = callback;
+    rails->callback_arg = arg;
+    post_all(rails, run_connect);
+    return EPD_OK;
+}
+
+void rails_abort(struct rails *rails, const struct epd_error *why)
+{
+    atomic_store(&rails->broken, 1);
+    if (!rails->opened) {
+        rails->aborted = *why;
+        return;
+    }
+    for (uint32_t i = 0; i < rails->n_ranks && !rails->closed; i++)
+        if (rails->ranks[i].rail)
+            rails->transport->rail_abort(rails->ranks[i].rail, why);
+}
+
+static void ignore(void *arg, const struct epd_error *error)
+{
+    (void)arg, (void)error;
+}
+
+void rails_close(struct rails *rails)
+{
+    assert(!rails->closed);
+    rails->callback = ignore;
+    if (rails->n_jobs_left == 0) {
+        rails->closed = 1;
+        post_all(rails, run_close);
+        return;
+    }
+    assert(!"rails that are being opened or connected are closed by their callback");
+}
+
+uint32_t rails_n_nodes(const struct rails *rails)
+{
+    return rails->n_nodes;
+}
+
+void rails_traffic(const struct rails *rails, struct rails_traffic *traffic)
+{
+    memset(traffic, 0, sizeof *traffic);
+    for (uint32_t i = 0; i < rails->n_ranks; i++) {
+        const struct rail *rail = &rails->ranks[i];
+        traffic->n_swaps += atomic_load(&rail->n_swaps);
+        traffic->waited_ns += atomic_load(&rail->waited_ns);
+        for (uint32_t node = 0; node < rails->n_nodes; node++) {
+            traffic->sent_bytes[node] += atomic_load(&rail->sent_bytes[node]);
+            traffic->received_bytes[node] += atomic_load(&rail->received_bytes[node]);
+        }
+    }
+}
+
+/* ---- lane thread ---- */
+
+enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transport_part *parts,
+                           struct epd_error *error)
+{
+    struct rail *rail = &rails->ranks[rank_idx];
+    const uint64_t begun_ns = clock_now_ns();
+    enum epd_status status = rails->transport->rail_swap(rail->rail, parts, error);
+    atomic_fetch_add(&rail->waited_ns, clock_now_ns() - begun_ns);
+    if (status) {
+        atomic_store(&rails->broken, 1);
+        return status;
+    }
+    atomic_fetch_add(&rail->n_swaps, 1);
+    for (uint32_t node = 0; node < rails->n_nodes; node++) {
+        if (node == rails->node)
+            continue;
+        atomic_fetch_add(&rail->sent_bytes[node], parts[node].send_bytes);
+        atomic_fetch_add(&rail->received_bytes[node], parts[node].received_bytes);
+    }
+    return EPD_OK;
+}
+
+int rails_broken(const struct rails *rails)
+{
+    return atomic_load(&rails->broken);
+}
