@@ -266,13 +266,6 @@ static json_t *whole_stats_document(struct worker *worker)
     return document;
 }
 
-static json_t *dump_document(struct worker *worker)
-{
-    json_t *document = header(worker, "dump");
-    set(document, "ops", recorder_document(&worker->recorder, clock_ns()));
-    return document;
-}
-
 /* ---- verbs that do something ---- */
 
 static enum epd_status evict(struct worker *worker, const struct message_control *control,
@@ -309,9 +302,6 @@ static enum epd_status make_document(struct session *session, const struct messa
     case CONTROL_DEVICES:
         *document = devices_document(worker);
         return EPD_OK;
-    case CONTROL_DUMP:
-        *document = dump_document(worker);
-        return EPD_OK;
     default:
         return error_set(error, EPD_UNSUPPORTED, "control verb %d is not known here", (int)control->verb);
     }
@@ -343,6 +333,10 @@ void control_answer(struct session *session, const struct message *message)
     const struct message_control *control = message->kind == MESSAGE_CONTROL ? &message->control : &stats;
     struct worker *worker = session->worker;
     struct epd_error error = {0};
+    if (control->verb == CONTROL_DUMP) {
+        dump_answer(session, message->request_id, header(worker, "dump"));
+        return;
+    }
     if (control->verb != CONTROL_DRAIN && control->verb != CONTROL_EVICT) {
         answer_document(session, message->request_id, control);
         return;

@@ -70,6 +70,22 @@ struct recorder_entry *recorder_find(struct recorder *recorder, uint64_t serial)
     return entry->serial == serial ? entry : NULL;
 }
 
+enum epd_status recorder_copy(const struct recorder *recorder, struct recorder *copy, struct epd_error *error)
+{
+    struct recorder_ring *ring = malloc(sizeof(*ring));
+    if (!ring)
+        return error_set(error, EPD_NO_MEMORY, "recorder: no memory for a copy of %zu bytes", sizeof(*ring));
+    memcpy(ring, recorder->ring, sizeof(*ring));
+    copy->ring = ring;
+    return EPD_OK;
+}
+
+void recorder_copy_free(struct recorder *copy)
+{
+    free(copy->ring);
+    copy->ring = NULL;
+}
+
 static json_t *missing_ranks(const struct recorder_entry *entry)
 {
     json_t *missing = json_array();

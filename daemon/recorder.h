@@ -62,6 +62,11 @@ struct recorder_entry *recorder_begin(struct recorder *recorder);
 /* The entry of this serial, NULL once newer ones have taken its place. */
 struct recorder_entry *recorder_find(struct recorder *recorder, uint64_t serial);
 
+/* A copy of the entries as they are now, for another thread to read. */
+EPD_MUST_CHECK enum epd_status recorder_copy(const struct recorder *recorder, struct recorder *copy,
+                                             struct epd_error *error);
+void recorder_copy_free(struct recorder *copy);
+
 /* [{serial, group_id, ordinal, plan_id, op, state, status, phase, rank, missing [rank], age_ms, gather_ns,
  * wait_ns, run_ns, phase_ns {}, text}], oldest first; wait_ns is from the last request to the submission.
  * NULL without memory. */

@@ -25,32 +25,13 @@ uint64_t worker_next_epoch(struct worker *worker)
     return ++worker->epoch;
 }
 
-static void dump_directory(const struct config *config, char *directory, size_t bytes)
-{
-    if (config->dump_directory[0]) {
-        (void)snprintf(directory, bytes, "%s", config->dump_directory);
-        return;
-    }
-    const char *slash = strrchr(config->control_socket, '/');
-    (void)snprintf(directory, bytes, "%.*s", slash ? (int)(slash - config->control_socket) : 1,
-                   slash ? config->control_socket : ".");
-}
-
 void worker_dump(struct worker *worker, const char *why)
 {
     const uint64_t now_ns = clock_ns();
     if (worker->dumped_ns && now_ns - worker->dumped_ns < WORKER_DUMP_INTERVAL_NS)
         return;
     worker->dumped_ns = now_ns;
-    char directory[CONFIG_TEXT_BYTES], path[CONFIG_TEXT_BYTES + 64];
-    struct epd_error error = {0};
-    dump_directory(&worker->config, directory, sizeof(directory));
-    if (recorder_dump(&worker->recorder, directory, worker->start.supervisor_pid,
-                      (uint32_t)worker->start.generation + worker->n_dumps++, path, sizeof(path),
-                      &error) == EPD_OK)
-        log_write(worker->log, LOG_WARN, "flight recorder written path %s because %s", path, why);
-    else
-        log_write(worker->log, LOG_ERROR, "flight recorder not written: %s", error.text);
+    dump_to_file(worker, why);
 }
 
 /* ---- stop ---- */
@@ -74,8 +55,7 @@ void worker_fail(struct worker *worker, const struct epd_error *error)
     if (worker->state == WORKER_STOPPING)
         return;
     log_write(worker->log, LOG_ERROR, "worker fails status %s: %s", status_name(error->status), error->text);
-    worker->dumped_ns = 0; /* this one must be written */
-    worker_dump(worker, error->text);
+    dump_to_file_now(worker, error->text);
     worker_stop(worker, CLOSE_RESTART, WORKER_EXIT_FATAL);
 }
 
@@ -162,6 +142,7 @@ static void on_jobs(uv_async_t *async)
 {
     struct worker *worker = async->data;
     (void)node_poll(worker->node);
+    dump_poll(worker);
     if (!list_empty(&worker->blocked))
         gather_retry(worker);
 }
@@ -296,6 +277,7 @@ static enum epd_status init_parts(struct worker *worker, struct epd_error *error
     list_init(&worker->closing);
     list_init(&worker->groups);
     list_init(&worker->blocked);
+    dump_init(&worker->dumps);
     list_init(&worker->idle_flights);
     raise_fd_limit(worker);
     if (getrandom(worker->boot_id, sizeof(worker->boot_id), 0) != (ssize_t)sizeof(worker->boot_id))
@@ -336,6 +318,7 @@ static void close_handle(uv_handle_t *handle, void *arg)
 
 static void finish(struct worker *worker)
 {
+    dump_fini(worker);
     node_close(worker->node);
     uv_walk(&worker->loop, close_handle, NULL);
     (void)uv_run(&worker->loop, UV_RUN_DEFAULT);

@@ -11,6 +11,7 @@
 #include <uv.h>
 
 #include "daemon/config.h"
+#include "daemon/dump.h"
 #include "daemon/failpoint.h"
 #include "daemon/list.h"
 #include "daemon/listener.h"
@@ -65,6 +66,7 @@ struct worker {
     enum worker_exit exit_code;
     uint64_t started_ns, drain_deadline_ns, stop_deadline_ns, dumped_ns;
     uint32_t n_dumps;
+    struct dumps dumps;
     uint8_t boot_id[EPD_BOOT_ID_BYTES];
     uint64_t epoch;
 

@@ -1,0 +1,231 @@
+#include "daemon/dump.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/clock.h"
+#include "daemon/document.h"
+#include "daemon/session.h"
+
+struct dump {
+    struct list in_running;
+    struct worker *worker; /* borrowed; the thread touches its `dumps.n_ended` and its `notify` only */
+    pthread_t thread;
+    atomic_int ended;
+    struct recorder copy; /* owned */
+    uint64_t now_ns;
+
+    struct session *session; /* held, or NULL: into a file */
+    uint64_t request_id;
+    json_t *header; /* owned until the thread takes it */
+    int fd;         /* owned: the sealed document */
+    uint64_t bytes;
+
+    char directory[CONFIG_TEXT_BYTES], path[CONFIG_TEXT_BYTES + 64], why[EPD_ERROR_TEXT_BYTES];
+    int pid;
+    uint32_t serial;
+
+    struct epd_error error;
+};
+
+void dump_init(struct dumps *dumps)
+{
+    *dumps = (struct dumps){0};
+    list_init(&dumps->running);
+}
+
+static void choose_directory(const struct config *config, char *directory, size_t bytes)
+{
+    if (config->dump_directory[0]) {
+        (void)snprintf(directory, bytes, "%s", config->dump_directory);
+        return;
+    }
+    const char *slash = strrchr(config->control_socket, '/');
+    (void)snprintf(directory, bytes, "%.*s", slash ? (int)(slash - config->control_socket) : 1,
+                   slash ? config->control_socket : ".");
+}
+
+static void write_file(struct dump *dump)
+{
+    (void)!recorder_dump(&dump->copy, dump->directory, dump->pid, dump->serial, dump->path,
+                         sizeof(dump->path), &dump->error);
+}
+
+static void seal_document(struct dump *dump)
+{
+    json_t *document = dump->header;
+    dump->header = NULL;
+    (void)json_object_set_new(document, "ops", recorder_document(&dump->copy, dump->now_ns));
+    (void)!document_seal(document, &dump->fd, &dump->bytes, &dump->error);
+}
+
+static void *dump_main(void *arg)
+{
+    struct dump *dump = arg;
+    struct worker *worker = dump->worker;
+    if (dump->session)
+        seal_document(dump);
+    else
+        write_file(dump);
+    atomic_store(&dump->ended, 1);
+    atomic_fetch_add(&worker->dumps.n_ended, 1);
+    (void)uv_async_send(&worker->notify);
+    return NULL;
+}
+
+static void log_file(const struct dump *dump)
+{
+    if (dump->error.status == EPD_OK)
+        log_write(dump->worker->log, LOG_WARN, "flight recorder written path %s because %s", dump->path,
+                  dump->why);
+    else
+        log_write(dump->worker->log, LOG_ERROR, "flight recorder not written: %s", dump->error.text);
+}
+
+static void answer(const struct dump *dump)
+{
+    struct message reply = {.kind = MESSAGE_REPLY_DOCUMENT,
+                            .request_id = dump->request_id,
+                            .reply_document = {.bytes = dump->bytes}};
+    if (dump->error.status == EPD_OK)
+        session_send(dump->session, &reply, dump->fd);
+    else
+        session_reply_error(dump->session, dump->request_id, &dump->error);
+}
+
+static void dump_free(struct dump *dump)
+{
+    if (dump->fd >= 0)
+        (void)close(dump->fd);
+    json_decref(dump->header);
+    recorder_copy_free(&dump->copy);
+    free(dump);
+}
+
+static void dump_end(struct dump *dump)
+{
+    struct session *session = dump->session;
+    if (session)
+        answer(dump);
+    else
+        log_file(dump);
+    dump_free(dump);
+    if (session)
+        session_release(session);
+}
+
+/* NULL and *error without memory. */
+static struct dump *dump_create(struct worker *worker, struct epd_error *error)
+{
+    struct dump *dump = calloc(1, sizeof(*dump));
+    if (!dump || recorder_copy(&worker->recorder, &dump->copy, error) != EPD_OK) {
+        error_set(error, EPD_NO_MEMORY, "dump: no memory for a copy of the flight recorder");
+        free(dump);
+        return NULL;
+    }
+    dump->worker = worker;
+    dump->fd = -1;
+    dump->now_ns = clock_ns();
+    dump->error.status = EPD_OK;
+    return dump;
+}
+
+static enum epd_status dump_start(struct dump *dump, struct epd_error *error)
+{
+    struct dumps *dumps = &dump->worker->dumps;
+    if (dumps->n_running == DUMP_MAX_RUNNING)
+        return error_set(error, EPD_BUSY, "dump: %d are being written", DUMP_MAX_RUNNING);
+    int failed = pthread_create(&dump->thread, NULL, dump_main, dump);
+    if (failed)
+        return error_set(error, EPD_SYSTEM, "dump: pthread_create: %s", strerror(failed));
+    list_append(&dumps->running, &dump->in_running);
+    dumps->n_running++;
+    return EPD_OK;
+}
+
+static struct dump *file_create(struct worker *worker, const char *why, struct epd_error *error)
+{
+    struct dump *dump = dump_create(worker, error);
+    if (!dump)
+        return NULL;
+    choose_directory(&worker->config, dump->directory, sizeof(dump->directory));
+    (void)snprintf(dump->why, sizeof(dump->why), "%s", why);
+    dump->pid = worker->start.supervisor_pid;
+    dump->serial = (uint32_t)worker->start.generation + worker->n_dumps++;
+    return dump;
+}
+
+void dump_to_file(struct worker *worker, const char *why)
+{
+    struct epd_error error = {.status = EPD_OK};
+    struct dump *dump = file_create(worker, why, &error);
+    if (dump && dump_start(dump, &error) == EPD_OK)
+        return;
+    log_write(worker->log, LOG_ERROR, "flight recorder not written: %s", error.text);
+    if (dump)
+        dump_free(dump);
+}
+
+void dump_to_file_now(struct worker *worker, const char *why)
+{
+    struct epd_error error = {.status = EPD_OK};
+    struct dump *dump = file_create(worker, why, &error);
+    if (!dump) {
+        log_write(worker->log, LOG_ERROR, "flight recorder not written: %s", error.text);
+        return;
+    }
+    write_file(dump);
+    dump_end(dump);
+}
+
+void dump_answer(struct session *session, uint64_t request_id, json_t *header)
+{
+    struct epd_error error = {.status = EPD_OK};
+    struct dump *dump = dump_create(session->worker, &error);
+    if (!dump) {
+        json_decref(header);
+        session_reply_error(session, request_id, &error);
+        return;
+    }
+    dump->session = session;
+    dump->request_id = request_id;
+    dump->header = header;
+    if (dump_start(dump, &error) != EPD_OK) {
+        dump_free(dump);
+        session_reply_error(session, request_id, &error);
+        return;
+    }
+    session_hold(session);
+}
+
+void dump_poll(struct worker *worker)
+{
+    struct dumps *dumps = &worker->dumps;
+    if (!atomic_exchange(&dumps->n_ended, 0))
+        return;
+    list_each(node, after, &dumps->running)
+    {
+        struct dump *dump = list_owner(node, struct dump, in_running);
+        if (!atomic_load(&dump->ended))
+            continue;
+        (void)pthread_join(dump->thread, NULL);
+        list_remove(&dump->in_running);
+        dumps->n_running--;
+        dump_end(dump);
+    }
+}
+
+void dump_fini(struct worker *worker)
+{
+    struct dumps *dumps = &worker->dumps;
+    while (!list_empty(&dumps->running)) {
+        struct dump *dump = list_owner(dumps->running.next, struct dump, in_running);
+        (void)pthread_join(dump->thread, NULL);
+        list_remove(&dump->in_running);
+        dumps->n_running--;
+        dump_end(dump);
+    }
+}
