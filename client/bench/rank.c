@@ -11,6 +11,10 @@
 #include "client/bench/loss.h"
 #include "client/bench/op.h"
 
+/* Iterations that the host runs ahead of its stream: few enough that no queue of the driver fills up, where a launch would wait
+ * for the GPU. */
+#define MAX_AHEAD 64
+
 static enum epd_status iterate(struct board *board, struct op *op)
 {
     const struct job *job = board_job(board);
@@ -67,8 +71,12 @@ static enum epd_status iterate_stream(struct board *board, struct op *op)
     double *times = calloc(n, sizeof(double));
     if (!times)
         return EPD_NO_MEMORY;
-    for (uint32_t i = 0; status == EPD_OK && op->measured && i < n; i++)
-        status = enqueue(board, op, i);
+    for (uint32_t i = 0; status == EPD_OK && op->measured && i < n; i++) {
+        if (i > 0 && i % MAX_AHEAD == 0)
+            status = gpu_sync(&op->gpu);
+        if (status == EPD_OK)
+            status = enqueue(board, op, i);
+    }
     if (status == EPD_OK && op->measured)
         status = gpu_times(&op->gpu, n, times);
     if (status != EPD_OK && op->gpu.text[0])
