@@ -52,6 +52,7 @@ static enum epd_status join_of_options(const struct epd_group_options *options,
         .dtype = options->dtype,
         .overflow = options->overflow ? options->overflow : EPD_OVERFLOW_ERROR,
         .deadline_ms = options->deadline_ms,
+        .n_nodes = options->n_nodes,
     };
     return EPD_OK;
 }

@@ -124,6 +124,7 @@ static enum epd_status check_group_config(const struct message_group_config *con
         check_range(error, "group_join hidden", config->hidden, 1, EPD_MAX_HIDDEN) ||
         check_range(error, "group_join ffn", config->ffn, 0, EPD_MAX_FFN) ||
         check_range(error, "group_join max_tokens", config->max_tokens, 1, EPD_MAX_TOKENS) ||
+        check_range(error, "group_join n_nodes", config->n_nodes, 0, EPD_MAX_NODES) ||
         check_capacity(config, error) || check_alignment(config->alignment, error))
         return error->status;
     if (config->dtype != EPD_F32 && config->dtype != EPD_BF16 && config->dtype != EPD_F16)

@@ -63,6 +63,7 @@ static void read_group_config(const Epd__V1__GroupConfig *from, struct message_g
     to->dtype = (enum epd_dtype)from->dtype;
     to->overflow = (enum epd_overflow)from->overflow;
     to->deadline_ms = from->deadline_ms;
+    to->n_nodes = from->n_nodes;
 }
 
 static void write_group_config(const struct message_group_config *from, Epd__V1__GroupConfig *to)
@@ -78,6 +79,7 @@ static void write_group_config(const struct message_group_config *from, Epd__V1_
     to->dtype = (Epd__V1__Dtype)from->dtype;
     to->overflow = (Epd__V1__Overflow)from->overflow;
     to->deadline_ms = from->deadline_ms;
+    to->n_nodes = from->n_nodes;
 }
 
 enum epd_status wire_read_group_join(const Epd__V1__Datagram *datagram, struct arena *arena,

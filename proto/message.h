@@ -73,6 +73,7 @@ struct message_group_config {
     enum epd_dtype dtype;
     enum epd_overflow overflow;
     uint32_t deadline_ms; /* for gathering one step; 0: the daemon's default */
+    uint32_t n_nodes;     /* that the ranks are on, as many on each; 0 is 1 */
 };
 
 /* Answered when all ranks are there, or at the join deadline. */
