@@ -56,6 +56,7 @@ class epd_group_options(c.Structure):
         ("dtype", c.c_int),
         ("overflow", c.c_int),
         ("deadline_ms", c.c_uint32),
+        ("n_nodes", c.c_uint32),
     ]
 
 
