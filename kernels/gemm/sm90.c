@@ -278,7 +278,7 @@ static enum epd_status map_outputs(struct gemm_engine_plan *plan, const struct g
         status = map_twice(plan, &whole, &rows, &plan->mapped_c, &plan->args.c, &plan->args.c_rows, error);
     }
     if (status == EPD_OK && problem->activation) {
-        struct map_view whole = act_view(problem, launch->act, 128);
+        struct map_view whole = act_view(problem, launch->act, 64);
         struct map_view rows = act_view(problem, launch->act, 8);
         status =
             map_twice(plan, &whole, &rows, &plan->mapped_act, &plan->args.act, &plan->args.act_rows, error);

@@ -2,10 +2,11 @@
  * holds, for every 8 inner columns c: d[4c], d[4c+1] at outer row 16w + l/4, columns 2(l%4) and the next, and
  * d[4c+2], d[4c+3] eight outer rows further.
  *
- * Results go through two 8 KiB buffers of the warpgroup and leave by the copy engine in the background: while one
- * buffer drains the other is filled, and the warpgroup is soon back at its products. Token rows of a ragged round
- * leave eight at a time, the last few of a group by guarded plain stores: nothing past the group's end is written.
- * A round has no branch inside, so that the conversions of many elements overlap (with one per element a gated
+ * Results go through a 16 KiB buffer of the warpgroup, half a tile at a time, and leave by the copy engine in the
+ * background. A round costs some 300 cycles of waiting (fence towards the copy engine, barriers, the copies of the round
+ * before), so there are few of them, and a round's conversions are done before it waits. Token rows of a ragged round
+ * leave 64 and eight at a time, the last few of a group by guarded plain stores: nothing past the group's end is
+ * written. A round has no branch inside, so that the conversions of many elements overlap (with one per element a gated
  * epilogue took 9500 cycles instead of 3200). The two warpgroups of a block never wait for each other here. */
 #ifndef EPD_KERNELS_GEMM_SM90_EPILOGUE_CUH
 #define EPD_KERNELS_GEMM_SM90_EPILOGUE_CUH
@@ -18,13 +19,11 @@
 
 namespace sm90 {
 
-constexpr uint32_t ROUND_BYTES = 8192;
-constexpr uint32_t STAGING_BYTES = 2 * ROUND_BYTES; /* of one warpgroup */
+constexpr uint32_t STAGING_BYTES = 16384; /* of one warpgroup */
 
 /* Who writes what of a tile. */
 struct epilogue_place {
-    uint32_t staging;     /* shared address of the two buffers */
-    uint32_t round;       /* parity: the buffer that is next */
+    uint32_t staging;     /* shared address of the buffer */
     uint32_t barrier;     /* id of the warpgroup's barrier */
     uint32_t warp, lane;  /* in the warpgroup, in the warp */
     uint32_t outer_first; /* of this warpgroup */
@@ -83,15 +82,12 @@ __device__ __forceinline__ uint32_t staged_64(uint32_t staging, uint32_t row, ui
     return staging + row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
 }
 
-/* A buffer to write; the copies of two rounds ago have read it. Copies are issued by warp 0 only. */
-__device__ __forceinline__ uint32_t round_begin(epilogue_place &at)
+/* The buffer may be written: the copies of the round before have read it. Copies are issued by warp 0 only. */
+__device__ __forceinline__ void round_begin(const epilogue_place &at)
 {
     if (at.warp == 0)
-        store_wait_read<1>();
+        store_wait_read<0>();
     warpgroup_sync(at.barrier);
-    uint32_t buffer = at.staging + at.round * ROUND_BYTES;
-    at.round ^= 1;
-    return buffer;
 }
 
 /* It is written: the copy engine may read. Then warp 0 issues copies and every lane of it commits once. */
@@ -148,42 +144,60 @@ template <bool WEIGHTED> struct finisher {
     }
 };
 
-/* TN, NN to 16 bits: D is [outer, token], memory is [token, outer]; 64 tokens a round. */
+/* How the n token rows of a round leave: copies of 64 rows, then of eight, one by each lane. */
+struct round_copies {
+    uint32_t n_whole, n_copies;
+
+    __device__ explicit round_copies(uint32_t n) : n_whole(n / 64), n_copies(n / 64 + n % 64 / 8)
+    {
+    }
+
+    /* First row of copy i. */
+    __device__ __forceinline__ uint32_t row(uint32_t i) const
+    {
+        return i < n_whole ? i * 64 : n_whole * 64 + (i - n_whole) * 8;
+    }
+};
+
+/* TN, NN to 16 bits: D is [outer, token], memory is [token, outer]; 128 tokens a round. */
 template <bool HALF, bool WEIGHTED>
-__device__ __forceinline__ void store_tokens(const sm90_args &args, epilogue_place &at, float (&d)[128],
+__device__ __forceinline__ void store_tokens(const sm90_args &args, const epilogue_place &at, float (&d)[128],
                                              row_pair bias)
 {
     finisher<WEIGHTED> out(bias);
 #pragma unroll
-    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 64) {
+    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 128) {
         if (first >= at.rows)
             break;
-        uint32_t buffer = round_begin(at);
+        uint32_t v[32];
 #pragma unroll
-        for (uint32_t pair = 0; pair < 4; pair++) {
-            uint32_t block = first / 8 + pair * 2, row = pair * 16 + (at.lane >> 4) * 8 + (at.lane & 7);
-            out.block(args, at, block);
-            uint32_t v0 = out.template pack_two<HALF>(d + block * 4, 0);
-            uint32_t v1 = out.template pack_two<HALF>(d + block * 4, 2);
-            out.block(args, at, block + 1);
-            uint32_t v2 = out.template pack_two<HALF>(d + block * 4 + 4, 0);
-            uint32_t v3 = out.template pack_two<HALF>(d + block * 4 + 4, 2);
-            store_matrix_transposed(staged(buffer, row, at.warp * 2 + (at.lane >> 3 & 1)), v0, v1, v2, v3);
+        for (uint32_t i = 0; i < 16; i++) {
+            out.block(args, at, first / 8 + i);
+            v[i * 2] = out.template pack_two<HALF>(d + (first / 8 + i) * 4, 0);
+            v[i * 2 + 1] = out.template pack_two<HALF>(d + (first / 8 + i) * 4, 2);
+        }
+        round_begin(at);
+#pragma unroll
+        for (uint32_t pair = 0; pair < 8; pair++) {
+            uint32_t row = pair * 16 + (at.lane >> 4) * 8 + (at.lane & 7), *four = v + pair * 4;
+            store_matrix_transposed(staged(at.staging, row, at.warp * 2 + (at.lane >> 3 & 1)), four[0],
+                                    four[1], four[2], four[3]);
         }
         round_written(at);
-        uint32_t n = min(at.rows - first, 64u);
+        uint32_t n = min(at.rows - first, 128u);
         if (at.warp == 0) {
-            if (n == 64 && at.lane == 0)
-                store_2d(&args.c, buffer, at.outer_first, at.row + first);
-            else if (n < 64 && at.lane < n / 8)
-                store_2d(&args.c_rows, buffer + at.lane * 1024, at.outer_first, at.row + first + at.lane * 8);
+            round_copies copies(n);
+            uint32_t row = copies.row(at.lane);
+            if (at.lane < copies.n_copies)
+                store_2d(at.lane < copies.n_whole ? &args.c : &args.c_rows, at.staging + row * 128,
+                         at.outer_first, at.row + first + row);
             store_commit();
         }
         uint32_t row = (n & ~7u) + at.thread() / 8, piece = at.thread() & 7,
                  column = at.outer_first + piece * 8;
         if (row < n && column < args.outer)
             store_16_bytes(args.c_data, (at.row + first + row) * args.outer + column,
-                           load_shared(staged(buffer, row, piece)));
+                           load_shared(staged(at.staging, row, piece)));
     }
 }
 
@@ -209,50 +223,65 @@ __device__ __forceinline__ void store_tokens_f32(const sm90_args &args, const ep
     }
 }
 
-/* f(g) u; the formulas of enum epd_activation. */
-template <enum epd_activation KIND> __device__ __forceinline__ float gated(float gate, float up)
+/* 1 / (1 + exp(-x)) of two numbers with one division: an epilogue's exponentials and divisions all go to one slow unit.
+ * Below -43, where the sigmoid is 2e-19, the product of the denominators would leave fp32. A NaN becomes -43 here: it
+ * comes back by the factor that is multiplied with the result, and does not reach the other number. */
+__device__ __forceinline__ row_pair sigmoids(float low, float high)
 {
-    if constexpr (KIND == EPD_SWIGLU)
-        return __fdividef(gate, 1.0f + __expf(-gate)) * up;
+    float a = 1.0f + exp2_fast(-1.4426950408889634f * fmaxf(low, -43.0f));
+    float b = 1.0f + exp2_fast(-1.4426950408889634f * fmaxf(high, -43.0f));
+    float inverse = reciprocal_fast(a * b);
+    return {b * inverse, a * inverse};
+}
+
+/* f(g) of two gates; the formulas of enum epd_activation. */
+template <enum epd_activation KIND> __device__ __forceinline__ row_pair gates(float low, float high)
+{
     if constexpr (KIND == EPD_RELU2) {
-        float positive = fmaxf(gate, 0.0f);
-        return positive * positive * up;
+        float l = low < 0.0f ? 0.0f : low, h = high < 0.0f ? 0.0f : high; /* keeps a NaN */
+        return {l * l, h * h};
     }
-    /* gelu by tanh: g / (1 + exp(-2 s)), s = sqrt(2 / pi) (g + 0.044715 g^3) */
-    float twice = 1.5957691216057308f * (gate + 0.044715f * gate * gate * gate);
-    return __fdividef(gate, 1.0f + __expf(-twice)) * up;
+    row_pair s;
+    if constexpr (KIND == EPD_SWIGLU)
+        s = sigmoids(low, high);
+    else /* gelu by tanh: g s(2 p), p = sqrt(2 / pi) (g + 0.044715 g^3) */
+        s = sigmoids(1.5957691216057308f * (low + 0.044715f * low * low * low),
+                     1.5957691216057308f * (high + 0.044715f * high * high * high));
+    return {low * s.low, high * s.high};
 }
 
 /* TN with an activation: outer rows come as 8 gate, 8 up, 8 gate, ..: this thread's `low` row is the gate of column f and
  * its `high` row the up of the same column. at.outer_first counts columns of F here, 32 to a warpgroup. First the
- * pre-activation, 64 tokens a round: a buffer holds 4 KiB of gate and 4 KiB of up. */
+ * pre-activation, 128 tokens a round: the buffer holds 8 KiB of gate and 8 KiB of up. */
 template <bool HALF>
-__device__ __forceinline__ void store_preact(const sm90_args &args, epilogue_place &at, float (&d)[128],
+__device__ __forceinline__ void store_preact(const sm90_args &args, const epilogue_place &at, float (&d)[128],
                                              row_pair bias)
 {
     finisher<false> out(bias);
     const uint32_t ffn = args.outer / 2;
 #pragma unroll
-    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 64) {
+    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 128) {
         if (first >= at.rows)
             break;
-        uint32_t buffer = round_begin(at);
+        uint32_t v[32];
 #pragma unroll
-        for (uint32_t pair = 0; pair < 4; pair++) {
-            uint32_t r = (first / 8 + pair * 2) * 4, row = pair * 16 + (at.lane >> 4) * 8 + (at.lane & 7);
-            store_matrix_transposed(
-                staged_64(buffer + (at.lane >> 3 & 1) * 4096, row, at.warp),
-                out.template pack_two<HALF>(d + r, 0), out.template pack_two<HALF>(d + r, 2),
-                out.template pack_two<HALF>(d + r + 4, 0), out.template pack_two<HALF>(d + r + 4, 2));
+        for (uint32_t i = 0; i < 32; i++)
+            v[i] = out.template pack_two<HALF>(d + first / 2 + i / 2 * 4, i % 2 * 2);
+        round_begin(at);
+#pragma unroll
+        for (uint32_t pair = 0; pair < 8; pair++) {
+            uint32_t row = pair * 16 + (at.lane >> 4) * 8 + (at.lane & 7), *four = v + pair * 4;
+            store_matrix_transposed(staged_64(at.staging + (at.lane >> 3 & 1) * 8192, row, at.warp), four[0],
+                                    four[1], four[2], four[3]);
         }
         round_written(at);
-        uint32_t n = min(at.rows - first, 64u), box = at.lane & 7, up = at.lane >> 3 & 1;
+        uint32_t n = min(at.rows - first, 128u), up = at.lane >> 4;
         if (at.warp == 0) {
-            if (n == 64 && at.lane < 2)
-                store_3d(&args.c, buffer + at.lane * 4096, at.outer_first, at.lane, at.row + first);
-            else if (n < 64 && at.lane < 16 && box < n / 8)
-                store_3d(&args.c_rows, buffer + up * 4096 + box * 512, at.outer_first, up,
-                         at.row + first + box * 8);
+            round_copies copies(n);
+            uint32_t i = at.lane & 15, row = copies.row(i);
+            if (i < copies.n_copies)
+                store_3d(i < copies.n_whole ? &args.c : &args.c_rows, at.staging + up * 8192 + row * 64,
+                         at.outer_first, up, at.row + first + row);
             store_commit();
         }
         uint32_t row = (n & ~7u) + at.thread() / 8, piece = at.thread() & 3,
@@ -260,63 +289,62 @@ __device__ __forceinline__ void store_preact(const sm90_args &args, epilogue_pla
         up = at.thread() >> 2 & 1;
         if (row < n && column < ffn)
             store_16_bytes(args.c_data, (at.row + first + row) * args.outer + up * ffn + column,
-                           load_shared(staged_64(buffer + up * 4096, row, piece)));
+                           load_shared(staged_64(at.staging + up * 8192, row, piece)));
     }
 }
 
-/* Then the activation, 128 tokens a round. */
+/* Then the activation, all tokens in one round. */
 template <bool HALF, bool WEIGHTED, enum epd_activation KIND>
-__device__ __forceinline__ void store_act(const sm90_args &args, epilogue_place &at, float (&d)[128],
+__device__ __forceinline__ void store_act(const sm90_args &args, const epilogue_place &at, float (&d)[128],
                                           row_pair bias)
 {
     const uint32_t ffn = args.outer / 2;
     finisher<WEIGHTED> weigh({0.0f, 0.0f});
+    uint32_t v[32];
 #pragma unroll
-    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 128) {
-        if (first >= at.rows)
+    for (uint32_t first = 0; first < 32; first += 16) {
+        if (first * 8 >= at.rows)
             break;
-        uint32_t buffer = round_begin(at);
 #pragma unroll
-        for (uint32_t four = 0; four < 4; four++) {
-            uint32_t v[4];
-#pragma unroll
-            for (uint32_t i = 0; i < 4; i++) {
-                uint32_t block = first / 8 + four * 4 + i, r = block * 4;
-                float act[2] = {gated<KIND>(d[r] + bias.low, d[r + 2] + bias.high),
-                                gated<KIND>(d[r + 1] + bias.low, d[r + 3] + bias.high)};
-                weigh.block(args, at, block);
-                v[i] = weigh.template pack_two<HALF>(act, 0);
-            }
-            store_matrix_transposed(staged_64(buffer, four * 32 + at.lane, at.warp), v[0], v[1], v[2], v[3]);
+        for (uint32_t block = first; block < first + 16; block++) {
+            const float *r = d + block * 4;
+            row_pair f = gates<KIND>(r[0] + bias.low, r[1] + bias.low);
+            float act[2] = {f.low * (r[2] + bias.high), f.high * (r[3] + bias.high)};
+            weigh.block(args, at, block);
+            v[block] = weigh.template pack_two<HALF>(act, 0);
         }
-        round_written(at);
-        uint32_t n = min(at.rows - first, 128u);
-        if (at.warp == 0) {
-            if (n == 128 && at.lane == 0)
-                store_2d(&args.act, buffer, at.outer_first, at.row + first);
-            else if (n < 128 && at.lane < n / 8)
-                store_2d(&args.act_rows, buffer + at.lane * 512, at.outer_first,
-                         at.row + first + at.lane * 8);
-            store_commit();
-        }
-        uint32_t row = (n & ~7u) + at.thread() / 4, piece = at.thread() & 3,
-                 column = at.outer_first + piece * 8;
-        if (row < n && column < ffn)
-            store_16_bytes(args.act_data, (at.row + first + row) * ffn + column,
-                           load_shared(staged_64(buffer, row, piece)));
     }
+    round_begin(at);
+#pragma unroll
+    for (uint32_t four = 0; four < 8; four++)
+        if (four * 32 < at.rows)
+            store_matrix_transposed(staged_64(at.staging, four * 32 + at.lane, at.warp), v[four * 4],
+                                    v[four * 4 + 1], v[four * 4 + 2], v[four * 4 + 3]);
+    round_written(at);
+    if (at.warp == 0) {
+        round_copies copies(at.rows);
+        uint32_t row = copies.row(at.lane);
+        if (at.lane < copies.n_copies)
+            store_2d(at.lane < copies.n_whole ? &args.act : &args.act_rows, at.staging + row * 64,
+                     at.outer_first, at.row + row);
+        store_commit();
+    }
+    uint32_t row = (at.rows & ~7u) + at.thread() / 4, piece = at.thread() & 3,
+             column = at.outer_first + piece * 8;
+    if (row < at.rows && column < ffn)
+        store_16_bytes(args.act_data, (at.row + row) * ffn + column,
+                       load_shared(staged_64(at.staging, row, piece)));
 }
 
-/* NT needs no other warp: each has buffers of 16 rows of 128 bytes and issues its own copies. */
-__device__ __forceinline__ uint32_t warp_round_begin(epilogue_place &at)
+/* NT needs no other warp: each has a buffer of two boxes of 16 rows of 128 bytes, and lanes 0 and 1 copy a box each. */
+__device__ __forceinline__ uint32_t warp_round_begin(const epilogue_place &at)
 {
-    if (at.lane == 0)
-        store_wait_read<1>();
+    store_wait_read<0>();
     __syncwarp();
-    uint32_t buffer = at.staging + (at.warp * 2 + at.round) * (ROUND_BYTES / 4);
-    at.round ^= 1;
-    return buffer;
+    return at.staging + at.warp * (STAGING_BYTES / 4);
 }
+
+constexpr uint32_t BOX_BYTES = STAGING_BYTES / 8;
 
 __device__ __forceinline__ void warp_round_written()
 {
@@ -324,11 +352,39 @@ __device__ __forceinline__ void warp_round_written()
     __syncwarp();
 }
 
-/* NT to 16 bits, overwriting: D and memory are both [outer, inner]; 64 columns a round, the copies clip at the matrix. */
+/* NT to 16 bits, overwriting: D and memory are both [outer, inner]; 128 columns a round, the copies clip at the matrix. */
 template <bool HALF>
-__device__ __forceinline__ void store_columns(const sm90_args &args, epilogue_place &at,
+__device__ __forceinline__ void store_columns(const sm90_args &args, const epilogue_place &at,
                                               const CUtensorMap *map, int group, uint32_t inner_first,
                                               float (&d)[128])
+{
+    uint32_t outer = at.outer_first + at.warp * 16;
+#pragma unroll
+    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 128) {
+        if (first >= args.tile_inner)
+            break;
+        uint32_t v[32];
+#pragma unroll
+        for (uint32_t i = 0; i < 32; i++)
+            v[i] = pack<HALF>(d[first / 2 + i * 2], d[first / 2 + i * 2 + 1]);
+        uint32_t buffer = warp_round_begin(at);
+#pragma unroll
+        for (uint32_t pair = 0; pair < 8; pair++) {
+            uint32_t row = at.lane & 15, piece = pair % 4 * 2 + (at.lane >> 4), *four = v + pair * 4;
+            store_matrix(staged(buffer + pair / 4 * BOX_BYTES, row, piece), four[0], four[1], four[2],
+                         four[3]);
+        }
+        warp_round_written();
+        if (at.lane < 2 && outer < args.outer && first + at.lane * 64 < args.tile_inner)
+            store_3d(map, buffer + at.lane * BOX_BYTES, inner_first + first + at.lane * 64, outer, group);
+        store_commit();
+    }
+}
+
+/* NT to fp32, overwriting or adding: 64 columns a round. */
+__device__ __forceinline__ void store_columns_f32(const sm90_args &args, const epilogue_place &at,
+                                                  const CUtensorMap *map, int group, uint32_t inner_first,
+                                                  float (&d)[128])
 {
     uint32_t outer = at.outer_first + at.warp * 16;
 #pragma unroll
@@ -337,47 +393,21 @@ __device__ __forceinline__ void store_columns(const sm90_args &args, epilogue_pl
             break;
         uint32_t buffer = warp_round_begin(at);
 #pragma unroll
-        for (uint32_t pair = 0; pair < 4; pair++) {
-            uint32_t r = (first / 8 + pair * 2) * 4, row = at.lane & 15, piece = pair * 2 + (at.lane >> 4);
-            store_matrix(staged(buffer, row, piece), pack<HALF>(d[r], d[r + 1]),
-                         pack<HALF>(d[r + 2], d[r + 3]), pack<HALF>(d[r + 4], d[r + 5]),
-                         pack<HALF>(d[r + 6], d[r + 7]));
-        }
-        warp_round_written();
-        if (at.lane == 0) {
-            if (outer < args.outer)
-                store_3d(map, buffer, inner_first + first, outer, group);
-            store_commit();
-        }
-    }
-}
-
-/* NT to fp32, overwriting or adding: 32 columns a round. */
-__device__ __forceinline__ void store_columns_f32(const sm90_args &args, epilogue_place &at,
-                                                  const CUtensorMap *map, int group, uint32_t inner_first,
-                                                  float (&d)[128])
-{
-    uint32_t outer = at.outer_first + at.warp * 16;
-#pragma unroll
-    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 32) {
-        if (first >= args.tile_inner)
-            break;
-        uint32_t buffer = warp_round_begin(at);
-#pragma unroll
-        for (uint32_t block = 0; block < 4; block++) {
-            uint32_t r = (first / 8 + block) * 4;
-            uint32_t to = staged(buffer, at.lane >> 2, block * 2 + (at.lane >> 1 & 1)) + (at.lane & 1) * 8;
+        for (uint32_t block = 0; block < 8; block++) {
+            uint32_t r = (first / 8 + block) * 4, piece = block % 4 * 2 + (at.lane >> 1 & 1);
+            uint32_t to = staged(buffer + block / 4 * BOX_BYTES, at.lane >> 2, piece) + (at.lane & 1) * 8;
             store_shared_pair(to, d[r], d[r + 1]);
             store_shared_pair(to + 8 * 128, d[r + 2], d[r + 3]);
         }
         warp_round_written();
-        if (at.lane == 0) {
-            if (outer < args.outer && args.accumulate)
-                add_3d(map, buffer, inner_first + first, outer, group);
-            else if (outer < args.outer)
-                store_3d(map, buffer, inner_first + first, outer, group);
-            store_commit();
+        if (at.lane < 2 && outer < args.outer) {
+            uint32_t from = buffer + at.lane * BOX_BYTES, column = inner_first + first + at.lane * 32;
+            if (args.accumulate)
+                add_3d(map, from, column, outer, group);
+            else
+                store_3d(map, from, column, outer, group);
         }
+        store_commit();
     }
 }
 

@@ -24,10 +24,10 @@ template <class Op> __device__ void schedule(const sm90_args &args, mailbox *box
     while (true) {
         tile next = tiles.find(number);
         if (lane < 2) {
-            barrier_wait_cluster(smem_address(&box->tile_empty[at.stage]), at.parity ^ 1);
-            store_cluster(peer_address(smem_address(&box->tiles[at.stage]), lane),
+            barrier_wait(smem_address(&box->tile_empty[at.stage]), at.parity ^ 1);
+            post_16_bytes(peer_address(smem_address(&box->tiles[at.stage]), lane),
+                          peer_address(smem_address(&box->tile_full[at.stage]), lane),
                           make_int4(next.group, next.row, next.rows, next.place));
-            barrier_release_peer(peer_address(smem_address(&box->tile_full[at.stage]), lane));
         }
         __syncwarp();
         if (next.group < 0)

@@ -60,7 +60,7 @@ struct ring {
 struct tile_reader {
     mailbox *box;
     uint32_t leader_empty; /* cluster address of tile_empty[0] in the first block */
-    ring at;
+    uint32_t n_read = 0;   /* one register for place and parity: there is none to spare */
 
     __device__ tile_reader(mailbox *box_) : box(box_)
     {
@@ -69,20 +69,20 @@ struct tile_reader {
 
     __device__ tile wait() const
     {
-        barrier_wait_cluster(smem_address(&box->tile_full[at.stage]), at.parity);
-        int4 posted = box->tiles[at.stage];
+        barrier_wait(smem_address(&box->tile_full[n_read % N_SLOTS]), n_read / N_SLOTS & 1);
+        int4 posted = box->tiles[n_read % N_SLOTS];
         return {posted.x, posted.y, posted.z, posted.w};
     }
 
     /* By one thread for each reader. */
     __device__ void release()
     {
-        barrier_arrive_peer(leader_empty + at.stage * 8);
+        barrier_arrive_peer(leader_empty + n_read % N_SLOTS * 8);
     }
 
     __device__ void advance()
     {
-        at.advance(N_SLOTS);
+        n_read++;
     }
 };
 

@@ -1,12 +1,13 @@
 /* Speed of the grouped GEMM engines: the standard cases, medians of CUDA event times with the L2 flushed before every
  * launch. Prints a JSON line per case; flops are 2 * rows * n * k, rows that exist only.
- * Usage: gemm_bench [engine [part of the case's name [repeats]]]
+ * Usage: gemm_bench [engine [op [part of the case's name [repeats [pause in ms before each launch]]]]]
  * GEMM_TILE, GEMM_BOX, GEMM_STAGES override the cost model of sm90 (the link wraps sm90_config_choose). */
 #include <algorithm>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <vector>
 
 extern "C" {
@@ -129,7 +130,7 @@ static const struct variant variants[] = {
 };
 
 static void run(const struct gemm_engine *engine, const struct bench_case *test,
-                const struct variant *variant, int repeats, void *flush, size_t flush_bytes)
+                const struct variant *variant, int repeats, int pause_ms, void *flush, size_t flush_bytes)
 {
     int64_t rows = (int64_t)test->groups * test->rows;
     size_t weights = (size_t)test->groups * test->n * test->k;
@@ -178,6 +179,7 @@ static void run(const struct gemm_engine *engine, const struct bench_case *test,
     CHECK(cudaEventCreate(&before));
     CHECK(cudaEventCreate(&after));
     for (int i = 0; i < repeats + 3; i++) {
+        usleep(pause_ms * 1000);
         CHECK(cudaMemsetAsync(flush, i, flush_bytes, 0));
         CHECK(cudaEventRecord(before, 0));
         if (engine->launch(plan, &launch, 0, &error) != EPD_OK) {
@@ -220,7 +222,7 @@ int main(int argc, char **argv)
 {
     const char *engine = argc > 1 ? argv[1] : "sm90", *ops = argc > 2 ? argv[2] : NULL;
     const char *only = argc > 3 ? argv[3] : NULL;
-    int repeats = argc > 4 ? atoi(argv[4]) : 20;
+    int repeats = argc > 4 ? atoi(argv[4]) : 20, pause_ms = argc > 5 ? atoi(argv[5]) : 0;
     size_t flush_bytes = 256u << 20;
     void *flush = device(flush_bytes);
     for (int i = 0; gemm_engines[i]; i++)
@@ -229,6 +231,6 @@ int main(int argc, char **argv)
                 for (const struct bench_case &test : cases)
                     if ((ops ? strcmp(ops, variant.name) == 0 || strcmp(ops, "all") == 0 : 1) &&
                         chosen(only, test.name))
-                        run(gemm_engines[i], &test, &variant, repeats, flush, flush_bytes);
+                        run(gemm_engines[i], &test, &variant, repeats, pause_ms, flush, flush_bytes);
     return 0;
 }
