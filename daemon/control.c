@@ -197,6 +197,7 @@ static json_t *group_document(const struct group *group)
     set(object, "reason", json_string(group->state == GROUP_BROKEN ? group->lost.text : ""));
     set(object, "epoch", number(group->epoch));
     set(object, "world_size", number(group->world_size));
+    set(object, "exchange", json_string(group->team && team_is_fused(group->team) ? "fused" : "staged"));
     set_agreement(object, group);
     set(object, "launches", number(group->n_launches));
     set(object, "failed", number(group->n_failed));

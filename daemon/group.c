@@ -282,8 +282,9 @@ static void open_complete(struct group *group)
     group->state = GROUP_OPEN;
     group->epoch = worker_next_epoch(worker);
     (void)log_limited(worker->log, LOG_INFO, "group_open", clock_ns(),
-                      "group %" PRIu64 " open name %s ranks %u epoch %" PRIu64, group->id, group->name,
-                      group->world_size, group->epoch);
+                      "group %" PRIu64 " open name %s ranks %u epoch %" PRIu64 " exchange %s", group->id,
+                      group->name, group->world_size, group->epoch,
+                      team_is_fused(group->team) ? "fused" : "staged");
     for (uint32_t rank = 0; rank < group->world_size; rank++)
         answer_join(group->members[rank]);
 }

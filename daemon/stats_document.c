@@ -146,6 +146,7 @@ static json_t *group_document(const struct group *group)
     const struct load *load = &group->load;
     set(object, "group_id", number(group->id));
     set(object, "name", json_string(group->name));
+    set(object, "exchange", json_string(group->team && team_is_fused(group->team) ? "fused" : "staged"));
     set(object, "launches", number(group->n_launches));
     set(object, "failed", number(group->n_failed));
     set(object, "imbalance_last", json_real(load->imbalance_last));

@@ -158,7 +158,7 @@ enum epd_status cuda_queue_join(struct backend_queue *queue, struct backend_queu
                               error);
 }
 
-/* One call: the wait, the word cleared, the ticket. No barriers: nothing was written that these come after. */
+/* One call: the wait, the word cleared, the ticket. */
 enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word, uint64_t *ticket,
                                  struct epd_error *error)
 {
@@ -172,11 +172,9 @@ enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word, 
     ops[0].waitValue.flags = CU_STREAM_WAIT_VALUE_EQ;
     ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
     ops[1].writeValue.address = word;
-    ops[1].writeValue.flags = CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER;
     ops[2].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
     ops[2].writeValue.address = queue->pinned_device;
     ops[2].writeValue.value64 = queue->n_tickets + 1;
-    ops[2].writeValue.flags = CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER;
     if (cuda_driver_check(driver, driver->cuStreamBatchMemOp(queue->stream, 3, ops, 0),
                           "wait for a ready flag", error))
         return error->status;

@@ -93,6 +93,14 @@ enum epd_status plan_check_request(const struct team *team, const struct plan_re
     if (!request->page || request->flag_idx >= EPD_PAGE_MAX_PLANS)
         return error_set(error, EPD_INVALID_ARGUMENT, "%s: flag %u, want 0..%d of a page", op_name(op),
                          request->flag_idx, EPD_PAGE_MAX_PLANS - 1);
+    const uint64_t row_bytes = team->problem.hidden * dtype_bytes(team->problem.dtype);
+    const uint32_t alignment = team->node->backend->tensor_alignment;
+    if (op_is_collective(op) && op != EPD_OP_BARRIER && row_bytes % alignment)
+        return error_set(
+            error, EPD_INVALID_SHAPE,
+            "%s: hidden %u of %s makes rows of %llu bytes, the %s backend wants a multiple of %u",
+            op_name(op), team->problem.hidden, dtype_name(team->problem.dtype), (unsigned long long)row_bytes,
+            backend_name(team->node->backend->kind), alignment);
     if (op >= EPD_OP_MOE_FORWARD && team->problem.ffn == 0)
         return error_set(error, EPD_INVALID_ARGUMENT, "%s: the group was joined with ffn 0", op_name(op));
     if (check_context(team, request, error))

@@ -105,10 +105,11 @@ void groups_view(const json_t *document, FILE *out)
         fprintf(out, ", up to %s tokens\n", quantity_count(text, field_number(group, "max_tokens")));
         if (*field_text(group, "reason", ""))
             fprintf(out, "  reason: %s\n", field_text(group, "reason", ""));
-        fprintf(out, "  capacity %s rows, overflow %s, epoch %s, deadline %s\n",
+        fprintf(out, "  capacity %s rows, overflow %s, epoch %s, deadline %s, exchange %s\n",
                 quantity_count(text, field_number(group, "capacity_rows")),
                 field_text(group, "overflow", "-"), field_print(group, "epoch", id, sizeof(id)),
-                quantity_duration(more, field_number(group, "deadline_ms") * 1e6));
+                quantity_duration(more, field_number(group, "deadline_ms") * 1e6),
+                field_text(group, "exchange", "-"));
         fprintf(out, "  launches %s, failed %s, in flight %s\n",
                 quantity_count(text, field_number(group, "launches")),
                 quantity_count(more, field_number(group, "failed")),
