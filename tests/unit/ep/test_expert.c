@@ -15,17 +15,18 @@ static const struct message_group_config config = {
     .ffn = 8,
     .max_tokens = 8,
     .alignment = 1,
-    .dtype = EPD_F32,
+    .dtype = EPD_BF16,
     .overflow = EPD_OVERFLOW_ERROR,
 };
 
 #define CLIENT_BYTES (512u << 20)
+#define MAX_GROUPS   64
 
 /* A gemm case with its tensors. */
 struct gemm {
     struct gemm_case c;
     int64_t rows;
-    int64_t m_splits[64], offsets[65];
+    int64_t m_splits[MAX_GROUPS], offsets[MAX_GROUPS + 1];
     struct slab splits, slab_offsets, a, b, out, bias;
 };
 
@@ -133,6 +134,22 @@ static void check(const char *what, const struct slab *got, size_t first, const 
     ck_assert_msg(values_match(got->dtype, data, want + first, n, tolerance, text), "%s: %s", what, text);
 }
 
+/* The rows of the groups are as wanted; between the groups and behind them nothing was written. */
+static void check_groups(const char *what, const struct slab *got, const struct reference_groups *groups,
+                         size_t width, const double *want, struct tolerance tolerance)
+{
+    size_t element = dtype_bytes(got->dtype), end = 0;
+    for (uint32_t g = 0; g < groups->n_groups; g++) {
+        size_t first = (size_t)groups->offsets[g] * width, n = (size_t)groups->m_splits[g] * width;
+        ck_assert_msg(values_poisoned((char *)got->data + end * element, (first - end) * element),
+                      "%s: written before group %u", what, g);
+        check(what, got, first, want, n, tolerance);
+        end = first + n;
+    }
+    ck_assert_msg(values_poisoned((char *)got->data + end * element, got->bytes - end * element),
+                  "%s: written behind the last group", what);
+}
+
 static void gemm_check(const struct gemm *gemm, const double *out, const double *bias)
 {
     const struct gemm_case *c = &gemm->c;
@@ -146,16 +163,10 @@ static void gemm_check(const struct gemm *gemm, const double *out, const double 
                   tolerance_sum(c->dtype_bias, (size_t)gemm->rows, 0.6));
         return;
     }
+    const struct reference_groups groups = {
+        .n_groups = c->n_groups, .m_splits = gemm->m_splits, .offsets = gemm->offsets};
     size_t width = c->layout == EPD_GEMM_TN ? c->n : c->k, n_terms = c->layout == EPD_GEMM_TN ? c->k : c->n;
-    size_t element = dtype_bytes(c->dtype_c), end = 0;
-    for (uint32_t g = 0; g < c->n_groups; g++) {
-        size_t first = (size_t)gemm->offsets[g] * width, n = (size_t)gemm->m_splits[g] * width;
-        /* Between the groups and behind them: untouched. */
-        ck_assert(values_poisoned((char *)gemm->out.data + end * element, (first - end) * element));
-        check(what, &gemm->out, first, out, n, tolerance_sum(c->dtype_c, n_terms, 0.6));
-        end = first + n;
-    }
-    ck_assert(values_poisoned((char *)gemm->out.data + end * element, gemm->out.bytes - end * element));
+    check_groups(what, &gemm->out, &groups, width, out, tolerance_sum(c->dtype_c, n_terms, 0.6));
 }
 
 static void run_gemm(struct crew *crew, const struct gemm_case *c, uint64_t seed)
@@ -187,18 +198,18 @@ static void run_gemm(struct crew *crew, const struct gemm_case *c, uint64_t seed
 START_TEST(grouped_gemms_match_the_reference)
 {
     struct gemm_case c;
+    struct harness harness;
+    harness_open(&harness, 1, 0);
     /* Every case of modest size; the kernels' own test runs the large ones. */
     for (size_t i = 0; gemm_case_at(i, &c); i++) {
-        struct harness harness;
         struct crew crew;
         if ((double)c.n_rows * c.n * c.k > 2e6 || c.n_groups > 40 || i % 3)
             continue;
-        harness_open(&harness, 1, 0);
         crew_init(&crew, &harness, &config, 1, CLIENT_BYTES);
         run_gemm(&crew, &c, i);
         crew_fini(&crew);
-        harness_close(&harness);
     }
+    harness_close(&harness);
 }
 END_TEST
 
@@ -245,97 +256,113 @@ START_TEST(bad_splits_are_named_and_clamped)
 }
 END_TEST
 
-/* One activation, forward and backward, on packed groups. */
+/* One activation, forward and backward. */
 struct activation {
-    struct slab splits, preact, act, row_weights, d_act, d_preact, weighted_act, d_row_weights;
+    struct activation_case c;
+    int64_t m_splits[MAX_GROUPS], offsets[MAX_GROUPS + 1];
+    struct slab splits, slab_offsets, preact, act, row_weights, d_act, d_preact, weighted_act, d_row_weights;
 };
 
-static struct crew_plan activation_plan(struct crew *crew, const struct activation *t, enum epd_op op,
-                                        enum epd_activation kind)
+static void activation_init(struct activation *t, struct client *client, const struct activation_case *c)
+{
+    uint64_t seed = 5;
+    *t = (struct activation){.c = *c};
+    /* More rows than the slabs need: the tail stays as it is. */
+    int64_t f = c->ffn, groups = c->n_groups;
+    int64_t rows = 4 + op_split_rows(c->split, c->n_groups, c->n_rows, c->alignment, t->m_splits, t->offsets);
+    t->splits = client_put(client, EPD_I64, 1, groups, 0, 0, t->m_splits);
+    t->slab_offsets = client_put(client, EPD_I64, 1, groups + 1, 0, 0, t->offsets);
+    t->preact = take_random(client, c->dtype, 2, rows, 2 * f, 0, &seed);
+    t->act = client_take(client, c->dtype, 2, rows, f, 0);
+    t->row_weights = take_random(client, EPD_F32, 1, rows, 0, 0, &seed);
+    t->d_act = take_random(client, c->dtype, 2, rows, f, 0, &seed);
+    t->d_preact = client_take(client, c->dtype, 2, rows, 2 * f, 0);
+    t->weighted_act = client_take(client, c->dtype, 2, rows, f, 0);
+    t->d_row_weights = client_take(client, EPD_F32, 1, rows, 0, 0);
+}
+
+static struct crew_plan activation_plan(struct crew *crew, const struct activation *t, enum epd_op op)
 {
     struct crew_plan plan;
     struct draft *draft = values_alloc(1, sizeof *draft);
     draft_init(draft, crew, 0, op);
-    draft->request.activation = kind;
+    draft->request.activation = t->c.kind;
     draft_bind(draft, crew, EPD_ROLE_M_SPLITS, &t->splits);
+    if (t->c.alignment)
+        draft_bind(draft, crew, EPD_ROLE_OFFSETS, &t->slab_offsets);
     draft_bind(draft, crew, EPD_ROLE_PREACT, &t->preact);
-    draft_bind(draft, crew, EPD_ROLE_RECV_WEIGHTS, &t->row_weights);
+    if (t->c.weighted)
+        draft_bind(draft, crew, EPD_ROLE_RECV_WEIGHTS, &t->row_weights);
     if (op == EPD_OP_ACTIVATION) {
         draft_bind(draft, crew, EPD_ROLE_ACT, &t->act);
     } else {
         draft_bind(draft, crew, EPD_ROLE_D_ACT, &t->d_act);
         draft_bind(draft, crew, EPD_ROLE_D_PREACT, &t->d_preact);
         draft_bind(draft, crew, EPD_ROLE_ACT, &t->weighted_act);
-        draft_bind(draft, crew, EPD_ROLE_D_RECV_WEIGHTS, &t->d_row_weights);
+        if (t->c.weighted)
+            draft_bind(draft, crew, EPD_ROLE_D_RECV_WEIGHTS, &t->d_row_weights);
     }
     crew_plan_create(&plan, crew, draft, 1);
     free(draft);
     return plan;
 }
 
-static void run_activation(struct crew *crew, enum epd_activation kind, enum epd_dtype dtype)
+static void activation_check(const struct activation *t)
 {
-    enum { F = 37, ROWS = 20, MAX_ROWS = 24 };
-    const int64_t m_splits[3] = {7, 0, 13}, offsets[4] = {0, 7, 7, 20};
-    const struct reference_groups groups = {.n_groups = 3, .m_splits = m_splits, .offsets = offsets};
-    struct client *client = &crew->clients[0];
-    uint64_t seed = 5;
-    uint32_t no_tokens = 0;
-    struct activation t = {
-        .splits = client_put(client, EPD_I64, 1, 3, 0, 0, m_splits),
-        .preact = take_random(client, dtype, 2, MAX_ROWS, 2 * F, 0, &seed),
-        .act = client_take(client, dtype, 2, MAX_ROWS, F, 0),
-        .row_weights = take_random(client, EPD_F32, 1, MAX_ROWS, 0, 0, &seed),
-        .d_act = take_random(client, dtype, 2, MAX_ROWS, F, 0, &seed),
-        .d_preact = client_take(client, dtype, 2, MAX_ROWS, 2 * F, 0),
-        .weighted_act = client_take(client, dtype, 2, MAX_ROWS, F, 0),
-        .d_row_weights = client_take(client, EPD_F32, 1, MAX_ROWS, 0, 0),
-    };
-    struct crew_plan forward = activation_plan(crew, &t, EPD_OP_ACTIVATION, kind);
-    struct crew_plan backward = activation_plan(crew, &t, EPD_OP_ACTIVATION_BWD, kind);
-    launch_expect(&forward, &no_tokens, EPD_OK);
-    launch_expect(&backward, &no_tokens, EPD_OK);
-
-    double *preact = decoded(&t.preact), *row_weights = decoded(&t.row_weights), *d_act = decoded(&t.d_act);
-    double *act = values_alloc_doubles(MAX_ROWS * F), *d_preact = values_alloc_doubles(MAX_ROWS * 2 * F);
-    double *weighted_act = values_alloc_doubles(MAX_ROWS * F),
-           *d_row_weights = values_alloc_doubles(MAX_ROWS);
-    const struct reference_activation_bwd bwd = {
-        .kind = kind,
-        .ffn = F,
-        .preact = preact,
-        .d_act = d_act,
-        .row_weights = row_weights,
-        .d_preact = d_preact,
-        .weighted_act = weighted_act,
-        .d_row_weights = d_row_weights,
-    };
-    reference_activation(&groups, kind, F, preact, row_weights, act);
+    const struct activation_case *c = &t->c;
+    const struct reference_groups groups = {
+        .n_groups = c->n_groups, .m_splits = t->m_splits, .offsets = t->offsets};
+    size_t rows = (size_t)t->preact.shape[0], f = c->ffn;
+    double *preact = decoded(&t->preact), *d_act = decoded(&t->d_act);
+    double *row_weights = c->weighted ? decoded(&t->row_weights) : NULL;
+    double *act = values_alloc_doubles(rows * f), *d_preact = values_alloc_doubles(rows * 2 * f);
+    double *weighted_act = values_alloc_doubles(rows * f), *d_row_weights = values_alloc_doubles(rows);
+    const struct reference_activation_bwd bwd = {.kind = c->kind,
+                                                 .ffn = c->ffn,
+                                                 .preact = preact,
+                                                 .d_act = d_act,
+                                                 .row_weights = row_weights,
+                                                 .d_preact = d_preact,
+                                                 .weighted_act = weighted_act,
+                                                 .d_row_weights = d_row_weights};
+    reference_activation(&groups, c->kind, c->ffn, preact, row_weights, act);
     reference_activation_bwd(&groups, &bwd);
-    check("act", &t.act, 0, act, ROWS * F, tolerance_of(dtype));
-    check("d_preact", &t.d_preact, 0, d_preact, ROWS * 2 * F, tolerance_of(dtype));
-    check("weighted_act", &t.weighted_act, 0, weighted_act, ROWS * F, tolerance_of(dtype));
-    check("d_row_weights", &t.d_row_weights, 0, d_row_weights, ROWS, tolerance_sum(EPD_F32, F, 0.5));
-    ck_assert(
-        values_poisoned((char *)t.act.data + ROWS * F * dtype_bytes(dtype), 4 * F * dtype_bytes(dtype)));
+    check_groups("act", &t->act, &groups, f, act, tolerance_of(c->dtype));
+    check_groups("d_preact", &t->d_preact, &groups, 2 * f, d_preact, tolerance_of(c->dtype));
+    check_groups("weighted_act", &t->weighted_act, &groups, f, weighted_act, tolerance_of(c->dtype));
+    if (c->weighted)
+        check_groups("d_row_weights", &t->d_row_weights, &groups, 1, d_row_weights,
+                     tolerance_sum(EPD_F32, f, 0.5));
     double *owned[] = {preact, row_weights, d_act, act, d_preact, weighted_act, d_row_weights};
     for (size_t i = 0; i < COUNT(owned); i++)
         free(owned[i]);
+}
+
+static void run_activation(struct crew *crew, const struct activation_case *c)
+{
+    uint32_t no_tokens = 0;
+    struct activation t;
+    activation_init(&t, &crew->clients[0], c);
+    struct crew_plan forward = activation_plan(crew, &t, EPD_OP_ACTIVATION);
+    struct crew_plan backward = activation_plan(crew, &t, EPD_OP_ACTIVATION_BWD);
+    launch_expect(&forward, &no_tokens, EPD_OK);
+    launch_expect(&backward, &no_tokens, EPD_OK);
+    activation_check(&t);
     crew_plan_destroy(&forward);
     crew_plan_destroy(&backward);
 }
 
 START_TEST(activations_match_the_reference)
 {
-    const enum epd_activation kinds[] = {EPD_SWIGLU, EPD_GEGLU, EPD_RELU2};
-    const enum epd_dtype dtypes[] = {EPD_F32, EPD_BF16, EPD_F16};
+    struct activation_case c;
     struct harness harness;
-    struct crew crew;
     harness_open(&harness, 1, 0);
-    crew_init(&crew, &harness, &config, 1, CLIENT_BYTES);
-    for (size_t i = 0; i < 9; i++)
-        run_activation(&crew, kinds[i / 3], dtypes[i % 3]);
-    crew_fini(&crew);
+    for (size_t i = 0; activation_case_at(i, &c); i++) {
+        struct crew crew;
+        crew_init(&crew, &harness, &config, 1, CLIENT_BYTES);
+        run_activation(&crew, &c);
+        crew_fini(&crew);
+    }
     harness_close(&harness);
 }
 END_TEST
