@@ -16,6 +16,7 @@ beside the package and where the system's loader looks.
 
 from .buffer import Buffer
 from .client import Client, ClientInfo, Device, connect
+from .device import DeviceArray, DeviceBuffer, MemoryRange
 from .dtype import from_bf16, to_bf16
 from .errors import (
     BadRouting,
@@ -76,6 +77,8 @@ __all__ = [
     "Cuda",
     "DType",
     "Device",
+    "DeviceArray",
+    "DeviceBuffer",
     "Disconnected",
     "Draining",
     "Error",
@@ -93,6 +96,7 @@ __all__ = [
     "InvalidDtype",
     "InvalidShape",
     "LibraryNotFound",
+    "MemoryRange",
     "Nccl",
     "NoMemory",
     "Op",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .device import DeviceArray, DeviceBuffer
 from .dtype import DTypeLike, dtype_of, numpy_dtype
 from .errors import Closed, InvalidArgument, InvalidShape, OutOfRange
 from .handle import Handle
@@ -71,7 +72,7 @@ def _retire(handle: Handle, group: Group) -> None:
 class Location:
     """Where an array lies, as the daemon knows the place."""
 
-    buffer: Buffer
+    buffer: Buffer | DeviceBuffer
     offset: int
     dtype: DType
     shape: tuple[int, ...]
@@ -82,8 +83,16 @@ def locate(array: Any, what: str) -> Location:
 
     Raises :class:`epd.InvalidArgument` if it is none, :class:`epd.InvalidShape` or :class:`epd.InvalidDtype`.
     """
+    if isinstance(array, Location):
+        return array
+    if isinstance(array, DeviceArray):
+        if not 1 <= len(array.shape) <= MAX_DIMS:
+            raise InvalidShape(f"{what}: {len(array.shape)} dimensions, want 1 to {MAX_DIMS}")
+        return Location(array.buffer, array.offset if array.nbytes else 0, array.dtype, array.shape)
     if not isinstance(array, np.ndarray):
-        raise InvalidArgument(f"{what}: {type(array).__name__}, want a numpy array made by Group.alloc or Buffer.array")
+        raise InvalidArgument(
+            f"{what}: {type(array).__name__}, want a numpy array or a DeviceArray: of Group.alloc, Buffer.array, register_array"
+        )
     if not array.flags.c_contiguous:
         raise InvalidArgument(f"{what}: strides {array.strides} of shape {array.shape}, want C-contiguous")
     if not 1 <= array.ndim <= MAX_DIMS:

@@ -11,12 +11,12 @@ import uuid
 import weakref
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
 from . import structs
 from .buffer import Buffer
+from .device import SIZE_OF, DeviceArray, DeviceBuffer, MemoryRange, described
+from .driver import ordinal_of
 from .dtype import DTypeLike, dtype_of, numpy_dtype
-from .errors import InvalidArgument, InvalidShape, Unsupported
+from .errors import InvalidArgument, InvalidShape
 from .handle import Handle
 from .library import check
 from .ops import ActivationLike, Ops
@@ -56,6 +56,7 @@ class Group(Ops):
         self._api = client._api
         self._handle = handle
         self.name = name
+        self._cuda_ordinal: int | None = None
         info = structs.sized(structs.epd_group_info)
         with handle as pointer:
             check(self._api, self._api.epd_group_info(pointer, c.byref(info)))
@@ -71,16 +72,16 @@ class Group(Ops):
         )
         weakref.finalize(self, _retire, handle, client).atexit = False
 
-    def alloc_buffer(self, n_bytes: int) -> Buffer:
+    def alloc_buffer(self, n_bytes: int) -> Buffer | DeviceBuffer:
         """Zeroed memory of the daemon on the group's device. Raises :class:`epd.Quota`, :class:`epd.NoMemory`."""
-        self._require_host("alloc_buffer")
         created = c.c_void_p()
         with self._handle as pointer:
             check(self._api, self._api.epd_buffer_alloc(pointer, n_bytes, c.byref(created)))
             return self._buffer(created)
 
-    def alloc(self, shape: int | tuple[int, ...], dtype: DTypeLike = DType.F32) -> npt.NDArray[Any]:
-        """A zeroed numpy array over a new buffer. bf16 is a ``uint16`` array of bits (:func:`epd.to_bf16`).
+    def alloc(self, shape: int | tuple[int, ...], dtype: DTypeLike = DType.F32) -> Any:
+        """A zeroed array over a new buffer: of numpy on the host backend, where bf16 is a ``uint16`` array of bits
+        (:func:`epd.to_bf16`), a :class:`epd.DeviceArray` on CUDA.
 
         The buffer lives as long as the array, views of it and plans with it. An array without elements is legal: a rank may
         have no tokens.
@@ -103,6 +104,34 @@ class Group(Ops):
         with self._handle as pointer:
             check(self._api, self._api.epd_buffer_register_memfd(pointer, fd, offset, size, c.byref(created)))
             return self._buffer(created)
+
+    def register_cuda(self, address: int, n_bytes: int, keep: Any = None) -> DeviceBuffer:
+        """Makes ``[address, address + n_bytes)`` of this process's memory on the group's GPU a buffer. No copy. CUDA backend.
+
+        keep: an object that the buffer holds a reference to, such as the owner of the memory, which must stay allocated as
+        long as the buffer. Raises :class:`epd.InvalidDevice` (names both UUIDs), :class:`epd.OutOfRange`,
+        :class:`epd.Unsupported` (host backend).
+        """
+        created = c.c_void_p()
+        with self._handle as pointer:
+            check(self._api, self._api.epd_buffer_register_cuda(pointer, address, n_bytes, c.byref(created)))
+            return self._device_buffer(created, keep)
+
+    def register_array(self, array: Any) -> DeviceArray:
+        """A device array of another library, with DLPack or ``__cuda_array_interface__``, for plans. Kept; no copy."""
+        address, dtype, shape = described(array, "register_array")
+        if 0 in shape:
+            raise InvalidShape(f"register_array: shape {shape} has no elements")
+        n_bytes = math.prod(shape) * SIZE_OF[dtype]
+        return self.register_cuda(address, n_bytes, array).array(shape, dtype)
+
+    def memory_range(self, address: int) -> MemoryRange:
+        """The allocation that a device address lies in. Raises :class:`epd.InvalidArgument` if it lies in none."""
+        found = structs.sized(structs.epd_memory_range)
+        with self._handle as pointer:
+            check(self._api, self._api.epd_memory_range(pointer, address, c.byref(found)))
+        device = uuid.UUID(bytes=bytes(found.device_uuid))
+        return MemoryRange(found.base, found.bytes, found.allocation_id, device, bool(found.is_vmm))
 
     def plan(
         self,
@@ -133,6 +162,18 @@ class Group(Ops):
         )
         return create(self, recipe)
 
+    @property
+    def client(self) -> Client:
+        """The client it was joined with."""
+        return self._client
+
+    @property
+    def cuda_ordinal(self) -> int:
+        """The number of the group's GPU in this process, as ``cudaSetDevice`` takes it. CUDA backend."""
+        if self._cuda_ordinal is None:
+            self._cuda_ordinal = ordinal_of(self.info.device_uuid)
+        return self._cuda_ordinal
+
     def leave(self) -> None:
         """Leaves: destroys this rank's plans and gives its buffers back. Harmless the second time."""
         self._handle.end()
@@ -145,24 +186,28 @@ class Group(Ops):
     ) -> None:
         self.leave()
 
-    def _require_host(self, what: str) -> None:
-        backend = self._client.info.backend
-        if backend != Backend.HOST:
-            raise Unsupported(f"{what}: the daemon's backend is {backend.name.lower()}, numpy arrays need host")
-
-    def _buffer(self, created: c.c_void_p) -> Buffer:
+    def _buffer(self, created: c.c_void_p) -> Buffer | DeviceBuffer:
         """The owner of a new native buffer, made inside a call of the group."""
+        if self._client.info.backend == Backend.CUDA:
+            return self._device_buffer(created)
+        handle = self._buffer_handle(created)
+        return Buffer(self, handle, self._api.epd_buffer_data(created), self._api.epd_buffer_bytes(created))
+
+    def _device_buffer(self, created: c.c_void_p, keep: Any = None) -> DeviceBuffer:
+        handle = self._buffer_handle(created)
+        return DeviceBuffer(self, handle, self._api.epd_buffer_data(created), self._api.epd_buffer_bytes(created), keep)
+
+    def _buffer_handle(self, created: c.c_void_p) -> Handle:
         api, pointer = self._api, created.value
         assert pointer is not None
         n_bytes = api.epd_buffer_bytes(pointer)
-        handle = Handle(
+        return Handle(
             self._handle.calls,
             pointer,
             f"buffer of {n_bytes} bytes of group {self.name}",
             lambda ended: check(api, api.epd_buffer_release(ended)),
             self._handle,
         )
-        return Buffer(self, handle, api.epd_buffer_data(pointer), n_bytes)
 
 
 def _file_size(fd: int) -> int:

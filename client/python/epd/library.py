@@ -34,6 +34,8 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "epd_group_info": (c.c_int, [_handle, c.POINTER(s.epd_group_info)]),
     "epd_buffer_alloc": (c.c_int, [_handle, c.c_uint64, _new]),
     "epd_buffer_register_memfd": (c.c_int, [_handle, c.c_int, c.c_uint64, c.c_uint64, _new]),
+    "epd_buffer_register_cuda": (c.c_int, [_handle, c.c_void_p, c.c_uint64, _new]),
+    "epd_memory_range": (c.c_int, [_handle, c.c_void_p, c.POINTER(s.epd_memory_range)]),
     "epd_buffer_data": (c.c_void_p, [_handle]),
     "epd_buffer_bytes": (c.c_uint64, [_handle]),
     "epd_buffer_release": (c.c_int, [_handle]),
@@ -42,6 +44,9 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "epd_plan_set_tokens": (c.c_int, [_handle, c.c_uint32]),
     "epd_plan_launch": (c.c_int, [_handle, c.c_void_p]),
     "epd_plan_wait": (c.c_int, [_handle, c.c_uint32]),
+    "epd_plan_check": (c.c_int, [_handle]),
+    "epd_plan_capture": (c.c_int, [_handle, c.c_void_p]),
+    "epd_plan_arm": (c.c_int, [_handle, c.c_uint32]),
     "epd_plan_failure": (c.c_int, [_handle, c.POINTER(s.epd_failure)]),
     "epd_plan_info": (c.c_int, [_handle, c.POINTER(s.epd_plan_info)]),
 }

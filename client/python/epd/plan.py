@@ -9,12 +9,13 @@ import time
 import types
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy.typing as npt
 
 from . import structs
 from .buffer import Location, locate
+from .device import DeviceArray
 from .errors import Closed, Error, InvalidArgument, Timeout, error_of
 from .handle import Handle
 from .library import check, text_of
@@ -25,7 +26,7 @@ from .words import Activation, GemmLayout, Op, Phase, Role, Saved
 if TYPE_CHECKING:
     from .group import Group
 
-Array = npt.NDArray[Any]
+Array = Union[npt.NDArray[Any], DeviceArray, Location]
 Tensor = Array | Sequence[Array]  # a sequence: one array per local expert
 
 # A wait is cut into turns of this length, so that an interrupt or the end of the plan is seen while a step takes long.
@@ -98,14 +99,40 @@ class Plan:
         with self._handle as pointer:
             check(self._api, self._api.epd_plan_set_tokens(pointer, n_tokens))
 
-    def launch(self) -> None:
+    def launch(self, stream: int | None = None) -> None:
         """Launches one step and returns. The arrays belong to the daemon until :meth:`wait` has returned.
 
-        Raises :class:`epd.Busy` if the last launch was not waited for, :class:`epd.Disconnected`, :class:`epd.Restarted` or
-        :class:`epd.Evicted`; then nothing is in flight. How the step went is told by :meth:`wait`.
+        stream, on the CUDA backend: a ``cudaStream_t`` as a number, None for the default stream. Its earlier work is seen by
+        the step, its later work waits for the step; launches may follow each other without a wait between them.
+
+        Raises :class:`epd.Busy` if the last launch was not waited for (host backend), :class:`epd.Disconnected`,
+        :class:`epd.Restarted` or :class:`epd.Evicted`; then nothing is in flight. How the step went is told by :meth:`wait`
+        and :meth:`check`.
         """
         with self._handle as pointer:
-            check(self._api, self._api.epd_plan_launch(pointer, None))
+            status = self._api.epd_plan_launch(pointer, stream)
+            if status != 0:
+                check(self._api, status)
+
+    def capture(self, stream: int) -> None:
+        """Records a launch into the CUDA graph that the stream is capturing; nothing runs and nothing is sent.
+
+        Each replay has to be announced by :meth:`arm`, before it or soon after, in the same order on every rank.
+        """
+        with self._handle as pointer:
+            check(self._api, self._api.epd_plan_capture(pointer, stream))
+
+    def arm(self, n_launches: int = 1) -> None:
+        """Announces replays of a captured launch. One datagram for all of them."""
+        with self._handle as pointer:
+            check(self._api, self._api.epd_plan_arm(pointer, n_launches))
+
+    def check(self) -> None:
+        """Raises the first failure of the launches that have ended and were not asked for yet; never waits."""
+        with self._handle as pointer:
+            status = self._api.epd_plan_check(pointer)
+            if status != 0:
+                raise self._failure(pointer, error_of(status, text_of(self._api.epd_error_text())))
 
     def wait(self, timeout: float | None = None) -> None:
         """Waits until the launch has ended; its results are in the arrays then. Other threads run meanwhile.

@@ -74,6 +74,17 @@ class epd_group_info(c.Structure):
     ]
 
 
+class epd_memory_range(c.Structure):
+    _fields_ = [
+        ("size", c.c_size_t),
+        ("base", c.c_void_p),
+        ("bytes", c.c_uint64),
+        ("allocation_id", c.c_uint64),
+        ("device_uuid", c.c_uint8 * 16),
+        ("is_vmm", c.c_int),
+    ]
+
+
 class epd_tensor(c.Structure):
     _fields_ = [
         ("role", c.c_int),

@@ -1,0 +1,212 @@
+"""This process's rank in an expert-parallel group, with what the layers of the group share."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+from collections.abc import Iterable
+
+import torch
+
+from .. import client as epd_client
+from ..driver import uuid_of
+from ..errors import InvalidDevice
+from ..group import Group as PlainGroup
+from ..group import GroupInfo
+from ..plan import Plan
+from ..words import Backend, Overflow
+from .memory import Memory, epd_dtype, memory_of
+from .stream import Launcher, capturing_graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a group was joined with."""
+
+    n_experts: int
+    top_k: int
+    hidden: int
+    ffn: int
+    max_tokens: int
+    dtype: torch.dtype
+
+
+class Staging:
+    """Tensors that plans are bound to and that steps copy into and out of, in the order of the stream.
+
+    A plan is bound to addresses, a tensor of PyTorch comes with another one each time, so tokens pass through here: about
+    one percent of a layer's time. tokens_in, tokens_out [T, H]; topk_idx [T, K] i64; topk_weights, d_weights [T, K] f32.
+    """
+
+    def __init__(self, memory: Memory, sizes: Sizes) -> None:
+        n, k = sizes.max_tokens, sizes.top_k
+        self.tokens_in = memory.empty((n, sizes.hidden), sizes.dtype)
+        self.tokens_out = memory.empty((n, sizes.hidden), sizes.dtype)
+        self.topk_idx = memory.empty((n, k), torch.int64)
+        self.topk_weights = memory.empty((n, k), torch.float32)
+        self.d_weights = memory.empty((n, k), torch.float32)
+        self._n = n
+        self._views = self._all = (self.tokens_in, self.tokens_out, self.topk_idx, self.topk_weights, self.d_weights)
+
+    def views(self, n_tokens: int) -> tuple[torch.Tensor, ...]:
+        """tokens_in, tokens_out, topk_idx, topk_weights and d_weights, of the first n_tokens tokens."""
+        if n_tokens != self._n:
+            self._views = tuple(tensor[:n_tokens] for tensor in self._all)
+            self._n = n_tokens
+        return self._views
+
+
+class Group:
+    """Made by :func:`epd.torch.join`. A context manager; leaves at the end of the block.
+
+    Layers of one group share its staging tensors and run one after the other. Launches follow the current stream; a stream
+    other than that of the group's last launch waits for that one first.
+    """
+
+    def __init__(self, plain: PlainGroup, sizes: Sizes, device: torch.device, owned: epd_client.Client | None) -> None:
+        self.plain = plain
+        self.sizes = sizes
+        self.device = device
+        self.memory = memory_of(plain, device)
+        self._owned = owned
+        self._launcher = Launcher(device)
+        self._staging: Staging | None = None
+        self._barrier: Plan | None = None
+        self._last_streams: dict[Group, torch.cuda.Stream] = {}
+
+    @property
+    def info(self) -> GroupInfo:
+        """What the daemon decided about the group."""
+        return self.plain.info
+
+    @property
+    def n_local_experts(self) -> int:
+        """L: experts of this rank."""
+        return self.plain.info.n_local_experts
+
+    @property
+    def staging(self) -> Staging:
+        """What the layers share; made at first use."""
+        if self._staging is None:
+            self._staging = Staging(self.memory, self.sizes)
+        return self._staging
+
+    def empty(self, shape: Iterable[int], dtype: torch.dtype | None = None) -> torch.Tensor:
+        """An uninitialised tensor on the group's device, on the host backend in memory of the daemon."""
+        return self.memory.empty(tuple(shape), self.sizes.dtype if dtype is None else dtype)
+
+    def launch(self, plan: Plan) -> None:
+        """One step of a plan, in the order of the current stream. Raises how an earlier step of it has failed."""
+        self._launcher(plan)
+
+    def follow(self) -> None:
+        """Lets the current stream wait for the group's last stream, where that is another one: staging is shared.
+
+        While a graph is captured the order of its own streams counts, and its replays come here.
+        """
+        if self.device.type != "cuda":
+            return
+        current, graph = torch.cuda.current_stream(self.device), capturing_graph()
+        streams = self._last_streams if graph is None else graph.last_streams
+        last = streams.get(self)
+        if last is not None and last != current:
+            current.wait_stream(last)
+        streams[self] = current
+
+    def activate(self) -> None:
+        """Makes the GPU's context current on this thread, which may be one of autograd's. Before plans are made."""
+        if self.device.type == "cuda" and capturing_graph() is None:
+            torch.cuda.mem_get_info(self.device)
+
+    def barrier(self) -> None:
+        """Every rank has arrived. Waits on the host."""
+        if self._barrier is None:
+            self._barrier = self.plain.barrier()
+        self._launcher(self._barrier)
+        self._barrier.wait()
+
+    def leave(self) -> None:
+        """Leaves; ends the client too if :func:`join` made it. Harmless the second time."""
+        self.plain.leave()
+        if self._owned is not None:
+            self._owned.close()
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self.leave()
+
+
+def join(
+    name: str,
+    world_size: int | None = None,
+    rank: int | None = None,
+    *,
+    n_experts: int,
+    top_k: int,
+    hidden: int,
+    ffn: int = 0,
+    max_tokens: int,
+    capacity_rows: int = 0,
+    alignment: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    overflow: str | Overflow = Overflow.ERROR,
+    deadline: float | None = None,
+    device: torch.device | str | int | None = None,
+    client: epd_client.Client | None = None,
+    socket: str | None = None,
+) -> Group:
+    """Joins a group as :meth:`epd.Client.join` does, for tensors of PyTorch. Collective.
+
+    device: the GPU of this rank, by default ``cuda:$LOCAL_RANK`` where that is set, else the current one; the CPU on the host
+    backend. client: a connection to share between groups; by default one of the group's own, to socket, ``$EPD_SOCKET`` or
+    the runtime directory. The other arguments and the errors are those of :meth:`epd.Client.join`.
+    """
+    own = epd_client.connect(socket) if client is None else None
+    used = client or own
+    assert used is not None
+    try:
+        chosen = _device(device, used)
+        uuid = None if chosen.type == "cpu" else uuid_of(chosen.index)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+            torch.cuda.current_stream(chosen).synchronize()  # makes the context that libepd uses
+        plain = used.join(
+            name,
+            world_size,
+            rank,
+            n_experts=n_experts,
+            top_k=top_k,
+            hidden=hidden,
+            ffn=ffn,
+            max_tokens=max_tokens,
+            capacity_rows=capacity_rows,
+            alignment=alignment,
+            dtype=epd_dtype(dtype, "join"),
+            overflow=overflow,
+            deadline=deadline,
+            device=uuid,
+        )
+    except BaseException:
+        if own is not None:
+            own.close()
+        raise
+    return Group(plain, Sizes(n_experts, top_k, hidden, ffn, max_tokens, dtype), chosen, own)
+
+
+def _device(given: torch.device | str | int | None, client: epd_client.Client) -> torch.device:
+    if client.info.backend != Backend.CUDA:
+        if given is not None and torch.device(given).type != "cpu":
+            raise InvalidDevice(f"device: {given}, the daemon's host backend has the CPU")
+        return torch.device("cpu")
+    if given is None:
+        local_rank = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda", torch.cuda.current_device() if local_rank is None else int(local_rank))
+    found = torch.device("cuda", given) if isinstance(given, int) else torch.device(given)
+    if found.type != "cuda":
+        raise InvalidDevice(f"device: {given}, the daemon's CUDA backend has GPUs")
+    return torch.device("cuda", torch.cuda.current_device()) if found.index is None else found

@@ -1,0 +1,314 @@
+"""One MoE layer: forward and backward through plans, and their place in autograd."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+
+from ..plan import Plan
+from ..words import Activation, Saved, word_of
+from . import check
+from .context import Context, Gradients, Lease, Pool, Recipe, Weights
+from .group import Group
+from .stream import capturing_graph, first_failure
+
+
+class Layer:
+    """Runs the experts of a group: ``out[t] = sum over k of w[t, k] expert(topk_idx[t, k])(x[t])``.
+
+    The part of :class:`epd.torch.MoE` that has no parameters, for those who keep their own::
+
+        layer = Layer(group)
+        out = layer(x, topk_idx, topk_weights, Weights((w1,), (w2,)))
+
+    activation: "swiglu", "geglu" or "relu2". saved: "context" keeps received tokens and pre-activations until backward,
+    "recompute" only the routing and the tokens. n_contexts: forward passes whose backward may be outstanding; more are made
+    when they are needed, but not while a graph is captured. delay_wgrad: backward leaves weight gradients to
+    :meth:`backward_dw`.
+
+    Every rank of the group calls its layers in the same order. Weight tensors must stay where they are: when their addresses
+    change, the plans are made again, which is collective.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        *,
+        activation: str | Activation = Activation.SWIGLU,
+        saved: str | Saved = Saved.CONTEXT,
+        n_contexts: int = 0,
+        delay_wgrad: bool = False,
+    ) -> None:
+        kind = word_of(Saved, saved, "saved")
+        if kind == Saved.NONE:
+            raise ValueError("saved: none, want context or recompute; under torch.no_grad nothing is saved")
+        self.group = group
+        self.delay_wgrad = delay_wgrad
+        self._recipe = Recipe(group, word_of(Activation, activation, "activation").name.lower(), kind)
+        self._n_contexts = n_contexts
+        self._weights: Weights | None = None
+        self._addresses: tuple[int, ...] = ()
+        self._pool = Pool(self._make_context)
+        self._inference: Plan | None = None
+        self._inference_tokens = -1
+        self._delayed: deque[tuple[Lease, Plan]] = deque()
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        topk_weights: torch.Tensor | None,
+        weights: Weights,
+        *,
+        out: torch.Tensor | None = None,
+        grad_input: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x [..., H] in the group's dtype; topk_idx [T, K] i32 or i64, -1 = not routed; topk_weights [T, K], None: ones.
+
+        out, grad_input: buffers [T, H] for the result and for the gradient of x, contiguous and without grad; the result is
+        then the buffer itself. Raises ValueError where they, or the inputs, are not what is wanted, and the subclasses of
+        :class:`epd.Error`; those of a step that failed are raised by a later call, as the stream is not waited for.
+        """
+        tokens = x.reshape(-1, x.shape[-1])
+        self._check(tokens, topk_idx, topk_weights, out, grad_input)
+        self.bind(weights)
+        parameters = weights.all()
+        needs_grad = torch.is_grad_enabled() and (
+            x.requires_grad
+            or (topk_weights is not None and topk_weights.requires_grad)
+            or any(parameter.requires_grad for parameter in parameters)
+        )
+        if not needs_grad:
+            result = self.infer(tokens, topk_idx, topk_weights, out)
+        else:
+            request = Request(self, weights, out, grad_input)
+            result = _Moe.apply(request, tokens, topk_idx, topk_weights, *parameters)
+        return result if x.dim() == 2 else result.reshape(x.shape)
+
+    def bind(self, weights: Weights) -> None:
+        """Makes the layer run with these weights; nothing where it does so already, else collective."""
+        addresses, self._weights = weights.addresses(), weights
+        if addresses != self._addresses:
+            self._pool, self._inference = Pool(self._make_context), None
+            self._addresses = addresses
+            self._pool.fill(self._n_contexts)
+
+    def infer(
+        self, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Forward that saves nothing."""
+        if self._inference is None:
+            assert self._weights is not None
+            self._inference = self._recipe.forward(self.group.staging, self._weights, Saved.NONE)
+            self._inference_tokens = -1
+        if x.shape[0] != self._inference_tokens:
+            self._inference.set_tokens(x.shape[0])
+            self._inference_tokens = x.shape[0]
+        return self._step_forward(self._inference, self.group.staging, x, topk_idx, topk_weights, out)
+
+    def forward(
+        self, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, out: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Lease]:
+        """Forward that keeps what its backward needs, and the lease of that."""
+        lease = self._pool.lease()
+        context = lease.context()
+        context.reserved |= self.group.device.type == "cuda" and capturing_graph() is not None
+        context.set_tokens(x.shape[0])
+        return self._step_forward(context.forward, context.inputs, x, topk_idx, topk_weights, out), lease
+
+    def backward(
+        self, lease: Lease, dout: torch.Tensor, weights: Weights, wants_dx: bool, grad_input: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor, Gradients | None]:
+        """dx, d_weights [T, K] f32 and fresh weight gradients, where these are not added to main_grad or delayed."""
+        context = lease.context()
+        n_tokens = dout.shape[0]
+        wanted = wanted_gradients(weights)
+        into = None if self.delay_wgrad else main_gradients(weights, wanted)
+        if not any(wanted):
+            into = Gradients()
+        plan = context.backward(into, wants_dx)
+        tokens_in, tokens_out, _, _, d_weights = self.group.staging.views(n_tokens)
+        self.group.follow()
+        tokens_in.copy_(dout)
+        self.group.launch(plan)
+        dx = None
+        if wants_dx:
+            dx = torch.empty_like(tokens_out) if grad_input is None else grad_input.detach()
+            dx.copy_(tokens_out)
+        d_weights = d_weights.clone()
+        if into is not None:
+            lease.end()
+            return dx, d_weights, None
+        if self.delay_wgrad:
+            self._delayed.append((lease, plan))
+            return dx, d_weights, None
+        return dx, d_weights, self._fresh_gradients(lease, plan, weights, wanted)
+
+    def backward_dw(self) -> None:
+        """The weight gradients of the oldest backward that has left them: into main_grad where weights have it, else grad."""
+        if not self._delayed:
+            raise RuntimeError("epd: backward_dw: no backward has left its weight gradients")
+        lease, plan = self._delayed.popleft()
+        weights = self._weights
+        assert weights is not None
+        wanted = wanted_gradients(weights)
+        into = main_gradients(weights, wanted)
+        if into is not None:
+            self.group.follow()
+            self.group.launch(lease.context().wgrad(plan, into))
+            lease.end()
+            return
+        grads = self._fresh_gradients(lease, plan, weights, wanted)
+        for parameter, gradient in zip(weights.all(), spread(grads, weights), strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def check(self, wait: bool = True) -> None:
+        """Raises the first failure of this layer's steps that was not raised yet; with wait, after all have ended."""
+        plans = self._pool.plans() + ([self._inference] if self._inference is not None else [])
+        failure = first_failure(plans, wait)
+        if failure is not None:
+            raise failure
+
+    @property
+    def n_contexts(self) -> int:
+        """Saved contexts that exist now."""
+        return len(self._pool)
+
+    def _make_context(self) -> Context:
+        assert self._weights is not None
+        return Context(self._recipe, self._weights)
+
+    def _step_forward(
+        self,
+        plan: Plan,
+        staging: Any,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        topk_weights: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        tokens_in, tokens_out, idx, probs, _ = staging.views(x.shape[0])
+        self.group.follow()
+        if x.data_ptr() != tokens_in.data_ptr():
+            tokens_in.copy_(x)
+        idx.copy_(topk_idx)
+        if topk_weights is None:
+            probs.fill_(1)
+        else:
+            probs.copy_(topk_weights)
+        self.group.launch(plan)
+        # An alias, for autograd makes its result a part of the graph, and the caller's buffer must not become one.
+        result = torch.empty_like(tokens_out) if out is None else out.detach()
+        return result.copy_(tokens_out)
+
+    def _fresh_gradients(self, lease: Lease, plan: Plan, weights: Weights, wanted: tuple[bool, ...]) -> Gradients:
+        def like(tensor: torch.Tensor) -> torch.Tensor:
+            return self.group.memory.empty(tuple(tensor.shape), tensor.dtype)
+
+        w1, w2, b1, b2 = wanted
+        into = Gradients(
+            dw1=tuple(like(t) for t in weights.w1) if w1 else (),
+            dw2=tuple(like(t) for t in weights.w2) if w2 else (),
+            db1=like(weights.b1) if b1 and weights.b1 is not None else None,
+            db2=like(weights.b2) if b2 and weights.b2 is not None else None,
+        )
+        self.group.follow()
+        self.group.launch(lease.context().wgrad(plan, into))
+        lease.end()
+        return into
+
+    def _check(
+        self,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        topk_weights: torch.Tensor | None,
+        out: torch.Tensor | None,
+        grad_input: torch.Tensor | None,
+    ) -> None:
+        sizes, device = self.group.sizes, self.group.device
+        check.tokens(x, "x", sizes.hidden, sizes.max_tokens, sizes.dtype, device)
+        check.routing(topk_idx, topk_weights, x.shape[0], sizes.top_k)
+        shape = (x.shape[0], sizes.hidden)
+        if out is not None:
+            check.buffer(out, "out", shape, sizes.dtype, device)
+        if grad_input is not None:
+            check.buffer(grad_input, "grad_input", shape, sizes.dtype, device)
+
+
+def wanted_gradients(weights: Weights) -> tuple[bool, bool, bool, bool]:
+    """Whether w1, w2, b1 and b2 are trained. The parts of one weight are trained together."""
+    return (
+        weights.w1[0].requires_grad,
+        weights.w2[0].requires_grad,
+        weights.b1 is not None and weights.b1.requires_grad,
+        weights.b2 is not None and weights.b2.requires_grad,
+    )
+
+
+def main_gradients(weights: Weights, wanted: tuple[bool, ...]) -> Gradients | None:
+    """The main_grad tensors of the weights that are trained, to be added to; None if they have none."""
+
+    def of(tensor: torch.Tensor | None, wanted_here: bool) -> torch.Tensor | None:
+        return getattr(tensor, "main_grad", None) if wanted_here else None
+
+    trained = [t for t, on in zip((weights.w1[0], weights.w2[0], weights.b1, weights.b2), wanted, strict=True) if on]
+    have = [hasattr(tensor, "main_grad") for tensor in trained]
+    if not any(have):
+        return None
+    if not all(have):
+        raise ValueError("main_grad: some of the layer's trained weights have it and some have not, want all or none")
+    return Gradients(
+        dw1=tuple(t.main_grad for t in weights.w1) if wanted[0] else (),
+        dw2=tuple(t.main_grad for t in weights.w2) if wanted[1] else (),
+        db1=of(weights.b1, wanted[2]),
+        db2=of(weights.b2, wanted[3]),
+        accumulate=True,
+    )
+
+
+def spread(grads: Gradients | None, weights: Weights) -> list[torch.Tensor | None]:
+    """Gradients in the order of ``weights.all()``."""
+    if grads is None:
+        return [None] * len(weights.all())
+    found: list[torch.Tensor | None] = list(grads.dw1 or [None] * len(weights.w1))
+    found += list(grads.dw2 or [None] * len(weights.w2))
+    found += [grads.db1] if weights.b1 is not None else []
+    return found + ([grads.db2] if weights.b2 is not None else [])
+
+
+class Request:
+    """What one call of a layer carries besides tensors that autograd knows."""
+
+    def __init__(
+        self, layer: Layer, weights: Weights, out: torch.Tensor | None = None, grad_input: torch.Tensor | None = None
+    ) -> None:
+        self.layer = layer
+        self.weights = weights
+        self.out = out
+        self.grad_input = grad_input
+
+
+class _Moe(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        request: Request,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        topk_weights: torch.Tensor | None,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        out, ctx.lease = request.layer.forward(x, topk_idx, topk_weights, request.out)
+        ctx.request = request
+        ctx.weights_dtype = None if topk_weights is None else topk_weights.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        request, needs = ctx.request, ctx.needs_input_grad
+        dx, d_weights, grads = request.layer.backward(ctx.lease, dout, request.weights, needs[1], request.grad_input)
+        weights_grad = d_weights.to(ctx.weights_dtype) if needs[3] else None
+        return (None, dx, None, weights_grad, *spread(grads, request.weights))

@@ -1,0 +1,147 @@
+"""Where a tensor's memory lies, as the daemon knows it. Internal.
+
+PyTorch sub-allocates: many tensors share one cudaMalloc allocation, and an address is used again and again. So the whole
+allocation is registered, once, and every tensor in it is a place in that buffer. The driver numbers allocations; a number that
+has changed means that the memory was given back and another allocation lies at the address, and the old registration is never
+used again. A registration ends with the last plan that is bound to it.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import group as epd_group
+from ..buffer import Buffer, Location
+from ..device import DeviceBuffer, MemoryRange
+from ..errors import InvalidArgument, InvalidDtype, OutOfRange, Unsupported
+from ..words import Backend, DType
+
+DTYPES: dict[torch.dtype, DType] = {
+    torch.float32: DType.F32,
+    torch.bfloat16: DType.BF16,
+    torch.float16: DType.F16,
+    torch.int32: DType.I32,
+    torch.int64: DType.I64,
+}
+
+
+def epd_dtype(dtype: torch.dtype, what: str) -> DType:
+    """The epd word for a torch dtype. Raises :class:`epd.InvalidDtype`."""
+    found = DTYPES.get(dtype)
+    if found is None:
+        raise InvalidDtype(f"{what}: {dtype}, want one of {', '.join(str(known) for known in DTYPES)}")
+    return found
+
+
+class Memory:
+    """The tensors of one group. ``empty`` makes tensors that plans take on either backend, ``locate`` finds any."""
+
+    device: torch.device
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor that plans can be bound to."""
+        raise NotImplementedError
+
+    def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
+        """The buffer that the tensor lies in, and the offset of its first byte."""
+        raise NotImplementedError
+
+    def locate(self, tensor: torch.Tensor, what: str) -> Location:
+        """The tensor as plans take it. Raises :class:`epd.InvalidArgument` or :class:`epd.InvalidDtype`."""
+        dtype = epd_dtype(tensor.dtype, what)
+        if not tensor.is_contiguous():
+            raise InvalidArgument(f"{what}: strides {tuple(tensor.stride())} of shape {tuple(tensor.shape)}, want contiguous")
+        if tensor.device != self.device:
+            raise InvalidArgument(f"{what}: on {tensor.device}, want {self.device}")
+        buffer, offset = self.place(tensor, what)
+        return Location(buffer, offset, dtype, tuple(tensor.shape))
+
+
+class HostMemory(Memory):
+    """Host backend: tensors over memory of the daemon, made by ``empty`` alone."""
+
+    def __init__(self, group: epd_group.Group) -> None:
+        self.device = torch.device("cpu")
+        self._group = group
+        self._buffers: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        n_bytes = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
+        buffer = self._group.alloc_buffer(max(n_bytes, 16))
+        assert isinstance(buffer, Buffer)
+        self._buffers[buffer.address] = buffer
+        return torch.from_numpy(np.asarray(buffer)[:n_bytes]).view(dtype).reshape(shape)
+
+    def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
+        address = tensor.data_ptr()
+        for base, buffer in list(self._buffers.items()):
+            if base <= address < base + buffer.nbytes:
+                return buffer, address - base
+        raise InvalidArgument(f"{what}: not in memory of the daemon; on the host backend make it by Group.empty")
+
+
+class CudaMemory(Memory):
+    """CUDA backend: any tensor on the group's GPU."""
+
+    def __init__(self, group: epd_group.Group, device: torch.device) -> None:
+        self.device = device
+        self._group = group
+        self._known: weakref.WeakValueDictionary[tuple[int, int], DeviceBuffer] = weakref.WeakValueDictionary()
+        self.on_new_allocation: Callable[[], None] = lambda: None
+        """Called before an allocation is registered that was not known: a time to let go of those that are gone."""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
+        address = tensor.data_ptr()
+        found = self._group.memory_range(address)
+        n_bytes = tensor.numel() * tensor.element_size()
+        if found.is_vmm:
+            return self._place_vmm(tensor, found, address, n_bytes, what)
+        buffer = self._known.get((found.base, found.allocation_id))
+        if buffer is None:
+            self.on_new_allocation()
+            buffer = self._group.register_cuda(found.base, found.nbytes)
+            self._known[found.base, found.allocation_id] = buffer
+        return buffer, address - found.base
+
+    def _place_vmm(
+        self, tensor: torch.Tensor, found: MemoryRange, address: int, n_bytes: int, what: str
+    ) -> tuple[DeviceBuffer, int]:
+        """A piece of an expandable segment, where the allocator made it shareable and the tensor lies in one piece."""
+        if address + n_bytes > found.base + found.nbytes:
+            raise OutOfRange(
+                f"{what}: spans several pieces of an expandable segment; unset expandable_segments in PYTORCH_CUDA_ALLOC_CONF"
+            )
+        try:
+            buffer = self._group.register_cuda(address, n_bytes, tensor)
+        except Exception as error:
+            raise Unsupported(
+                f"{what}: memory of an expandable segment cannot be shared ({error}); unset expandable_segments in "
+                "PYTORCH_CUDA_ALLOC_CONF"
+            ) from error
+        return buffer, 0
+
+    def is_current(self, key: tuple[int, int]) -> bool:
+        """Whether the allocation of (base, id) still exists."""
+        try:
+            return self._group.memory_range(key[0]).allocation_id == key[1]
+        except InvalidArgument:
+            return False
+
+    def gone(self) -> list[DeviceBuffer]:
+        """Registrations whose allocation was given back to the driver."""
+        return [buffer for key, buffer in list(self._known.items()) if not self.is_current(key)]
+
+
+def memory_of(group: epd_group.Group, device: torch.device) -> Memory:
+    """The memory of a group for tensors on the device."""
+    backend: Any = group.client.info.backend
+    return CudaMemory(group, device) if backend == Backend.CUDA else HostMemory(group)

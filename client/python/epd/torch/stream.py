@@ -1,0 +1,72 @@
+"""How a plan is launched from PyTorch: on the current stream, or into the graph that it is capturing. Internal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import Error
+from ..plan import Plan
+
+if TYPE_CHECKING:
+    from .graph import CUDAGraph
+
+
+class Launcher:
+    """Launches the plans of one group. Failures of steps are raised by a later call: streams are never waited for here."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+
+    def __call__(self, plan: Plan) -> None:
+        """One step, in the order of the current stream; on the host backend it has ended when this returns."""
+        if not self._is_cuda:
+            plan.launch()
+            plan.wait()
+            return
+        plan.check()
+        graph, stream = capturing_graph(), torch.cuda.current_stream(self._device).cuda_stream
+        if graph is None:
+            plan.launch(stream)
+        else:
+            plan.capture(stream)
+            graph.add(plan)
+
+
+# The graphs that are being captured: one at a time in a process, in torch.cuda.graph.
+_capturing: list[CUDAGraph] = []
+
+
+def begin_capture(graph: CUDAGraph) -> None:
+    _capturing.append(graph)
+
+
+def end_capture(graph: CUDAGraph) -> None:
+    _capturing.remove(graph)
+
+
+def capturing_graph() -> CUDAGraph | None:
+    """The graph that the current CUDA stream is capturing. Raises RuntimeError if that is none of epd's."""
+    if not torch.cuda.is_current_stream_capturing():
+        return None
+    if not _capturing:
+        raise RuntimeError(
+            "epd: the current stream is capturing a torch.cuda.CUDAGraph; capture into an epd.torch.CUDAGraph, whose replay "
+            "announces its launches to the daemon"
+        )
+    return _capturing[-1]
+
+
+def first_failure(plans: list[Plan], wait: bool) -> Error | None:
+    """What the first of the plans with a failed launch failed of; with wait, after all have ended."""
+    for plan in plans:
+        try:
+            if wait:
+                plan.wait()
+            else:
+                plan.check()
+        except Error as error:
+            return error
+    return None
