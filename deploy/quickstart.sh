@@ -1,6 +1,6 @@
 #!/bin/bash
 # From a fresh Debian machine to a training run through epd: installs what is missing, builds, starts a daemon on the
-# host backend, lets rank processes train a small MoE language model through it, trains the same model without it,
+# best backend that the machine has, lets rank processes train a small MoE language model through it, trains the same model without it,
 # compares, shows the daemon's statistics, and stops everything.
 set -euo pipefail
 
@@ -12,7 +12,7 @@ root=$(dirname "$here")
 text=/usr/share/common-licenses/GPL-3
 ranks=4
 steps=200
-backend=host # the example computes in fp32 and in host memory, which the CUDA backend does not take
+backend=auto # CUDA where it can run, and then the layer computes in bf16; else the host
 build=$root/build
 
 usage() {
@@ -22,7 +22,7 @@ usage: deploy/quickstart.sh [options]
   --text FILE     text to learn ($text)
   --ranks N       rank processes ($ranks)
   --steps N       training steps ($steps)
-  --backend NAME  of the daemon ($backend; the example itself needs host)
+  --backend NAME  of the daemon: auto, host or cuda ($backend: cuda where it can run)
   --build DIR     build folder ($build)
   --help          this text
 
@@ -94,6 +94,7 @@ for _ in $(seq 100); do
 done
 [ -s "$work/status" ] || die "epd does not answer at $EPD_CONTROL_SOCKET"
 head -n 1 "$work/status"
+grep -i 'backend' "$work/log" | tail -n 3 | cut -d' ' -f2-
 
 say "training on $text: first through epd, then the same without it"
 "$train" --ranks "$ranks" --experts $((2 * ranks)) --steps "$steps" --text "$text" --reference

@@ -2,33 +2,57 @@
 
 #include <stdio.h>
 
+#include "device.h"
+
 /* Prints what failed and why, in the words of the library or of the daemon. */
 static enum epd_status layer_check(const struct layer_epd *layer, const char *what, enum epd_status status)
 {
+    char who[24] = "";
+    if (layer->settings->rank >= 0)
+        snprintf(who, sizeof(who), "rank %d: ", layer->settings->rank);
     if (status != EPD_OK)
-        fprintf(stderr, "epd-train-moe: rank %d: %s: %s: %s\n", layer->settings->rank, what,
-                epd_status_name(status), epd_error_text());
+        fprintf(stderr, "epd-train-moe: %s%s: %s: %s\n", who, what, epd_status_name(status),
+                epd_error_text());
     return status;
 }
 
-static enum epd_status layer_connect(struct layer_epd *layer)
+static enum epd_dtype layer_dtype(const struct settings *settings, enum epd_backend_kind backend)
 {
-    char name[64];
-    snprintf(name, sizeof(name), "train-moe rank %d", layer->settings->rank);
+    if (settings->dtype != EPD_DTYPE_UNSPECIFIED)
+        return settings->dtype;
+    return backend == EPD_BACKEND_CUDA ? EPD_BF16 : EPD_F32;
+}
+
+static enum epd_status layer_connect(struct layer_epd *layer, struct epd_client_info *info)
+{
+    char name[64] = "train-moe launcher";
+    if (layer->settings->rank >= 0)
+        snprintf(name, sizeof(name), "train-moe rank %d", layer->settings->rank);
     const struct epd_open_options options = {
         .size = sizeof(options), .socket_path = layer->settings->socket_path, .client_name = name};
     enum epd_status status = layer_check(layer, "connecting", epd_open(&options, &layer->client));
     if (status != EPD_OK)
         return status;
-    struct epd_client_info info = {.size = sizeof(info)};
-    status = layer_check(layer, "asking for the backend", epd_client_info(layer->client, &info));
-    if (status == EPD_OK && info.backend != EPD_BACKEND_HOST) {
-        fprintf(stderr,
-                "epd-train-moe: the daemon runs the CUDA backend; this example computes on the host and "
-                "wants `epd --backend host`\n");
-        return EPD_UNSUPPORTED;
-    }
+    *info = (struct epd_client_info){.size = sizeof(*info)};
+    status = layer_check(layer, "asking for the backend", epd_client_info(layer->client, info));
+    layer->dtype = layer_dtype(layer->settings, info->backend);
+    layer->on_gpu = info->backend == EPD_BACKEND_CUDA;
     return status;
+}
+
+enum epd_status layer_epd_meet(struct settings *settings)
+{
+    struct layer_epd layer = {.settings = settings};
+    struct epd_client_info info;
+    enum epd_status status = layer_connect(&layer, &info);
+    epd_close(layer.client);
+    if (status != EPD_OK)
+        return status;
+    static const char *const names[] = {[EPD_F32] = "fp32", [EPD_BF16] = "bf16", [EPD_F16] = "fp16"};
+    settings->dtype = (int)layer.dtype;
+    printf("backend %s, %u devices, the first %s; the layer computes in %s\n", layer.on_gpu ? "cuda" : "host",
+           info.n_devices, info.devices[0].name, names[layer.dtype]);
+    return EPD_OK;
 }
 
 static enum epd_status layer_join(struct layer_epd *layer)
@@ -46,7 +70,7 @@ static enum epd_status layer_join(struct layer_epd *layer)
         .hidden = settings->hidden,
         .ffn = settings->ffn,
         .max_tokens = settings->n_tokens,
-        .dtype = EPD_F32,
+        .dtype = layer->dtype,
     };
     enum epd_status status =
         layer_check(layer, "joining the group", epd_group_join(layer->client, &options, &layer->group));
@@ -56,7 +80,8 @@ static enum epd_status layer_join(struct layer_epd *layer)
     status = layer_check(layer, "asking for the group", epd_group_info(layer->group, &info));
     layer->first_expert = info.first_expert;
     layer->n_local_experts = info.n_local_experts;
-    return status;
+    /* Ranks share GPUs where there are fewer of them: the group says which one is ours. */
+    return status == EPD_OK && layer->on_gpu ? device_select(info.device_uuid) : status;
 }
 
 /* Role, dtype and shape of every tensor; unused dimensions are 1. */
@@ -65,16 +90,17 @@ static struct epd_tensor layer_tensor(const struct layer_epd *layer, enum layer_
     const struct settings *settings = layer->settings;
     const int64_t n_tokens = settings->n_tokens, hidden = settings->hidden, ffn = settings->ffn;
     const int64_t top_k = settings->top_k, n_local = layer->n_local_experts;
+    const enum epd_dtype dtype = layer->dtype;
     const struct epd_tensor table[LAYER_N_TENSORS] = {
-        [LAYER_X] = {EPD_ROLE_X, NULL, 0, EPD_F32, 2, {n_tokens, hidden, 1}, 0, 0},
+        [LAYER_X] = {EPD_ROLE_X, NULL, 0, dtype, 2, {n_tokens, hidden, 1}, 0, 0},
         [LAYER_TOPK_IDX] = {EPD_ROLE_TOPK_IDX, NULL, 0, EPD_I32, 2, {n_tokens, top_k, 1}, 0, 0},
         [LAYER_TOPK_WEIGHTS] = {EPD_ROLE_TOPK_WEIGHTS, NULL, 0, EPD_F32, 2, {n_tokens, top_k, 1}, 0, 0},
-        [LAYER_OUT] = {EPD_ROLE_OUT, NULL, 0, EPD_F32, 2, {n_tokens, hidden, 1}, 0, 0},
-        [LAYER_DOUT] = {EPD_ROLE_DOUT, NULL, 0, EPD_F32, 2, {n_tokens, hidden, 1}, 0, 0},
-        [LAYER_DX] = {EPD_ROLE_DX, NULL, 0, EPD_F32, 2, {n_tokens, hidden, 1}, 0, 0},
+        [LAYER_OUT] = {EPD_ROLE_OUT, NULL, 0, dtype, 2, {n_tokens, hidden, 1}, 0, 0},
+        [LAYER_DOUT] = {EPD_ROLE_DOUT, NULL, 0, dtype, 2, {n_tokens, hidden, 1}, 0, 0},
+        [LAYER_DX] = {EPD_ROLE_DX, NULL, 0, dtype, 2, {n_tokens, hidden, 1}, 0, 0},
         [LAYER_D_WEIGHTS] = {EPD_ROLE_D_WEIGHTS, NULL, 0, EPD_F32, 2, {n_tokens, top_k, 1}, 0, 0},
-        [LAYER_W1] = {EPD_ROLE_W1, NULL, 0, EPD_F32, 3, {n_local, 2 * ffn, hidden}, 0, 0},
-        [LAYER_W2] = {EPD_ROLE_W2, NULL, 0, EPD_F32, 3, {n_local, hidden, ffn}, 0, 0},
+        [LAYER_W1] = {EPD_ROLE_W1, NULL, 0, dtype, 3, {n_local, 2 * ffn, hidden}, 0, 0},
+        [LAYER_W2] = {EPD_ROLE_W2, NULL, 0, dtype, 3, {n_local, hidden, ffn}, 0, 0},
         [LAYER_DW1] = {EPD_ROLE_DW1, NULL, 0, EPD_F32, 3, {n_local, 2 * ffn, hidden}, 0, 0},
         [LAYER_DW2] = {EPD_ROLE_DW2, NULL, 0, EPD_F32, 3, {n_local, hidden, ffn}, 0, 0},
     };
@@ -83,30 +109,33 @@ static struct epd_tensor layer_tensor(const struct layer_epd *layer, enum layer_
     return tensor;
 }
 
-/* One buffer per tensor, in the daemon's heap; both element types have 4 bytes. */
+/* One buffer per tensor, in the daemon's heap. */
 static enum epd_status layer_allocate(struct layer_epd *layer)
 {
     for (enum layer_tensor i = 0; i < LAYER_N_TENSORS; i++) {
         const struct epd_tensor tensor = layer_tensor(layer, i);
         const uint64_t n = (uint64_t)(tensor.shape[0] * tensor.shape[1] * tensor.shape[2]);
+        const uint64_t bytes = n * (tensor.dtype == EPD_BF16 || tensor.dtype == EPD_F16 ? 2 : 4);
         enum epd_status status =
-            layer_check(layer, "allocating", epd_buffer_alloc(layer->group, 4 * n, &layer->buffers[i]));
+            layer_check(layer, "allocating", epd_buffer_alloc(layer->group, bytes, &layer->buffers[i]));
+        if (status == EPD_OK)
+            status = staging_init(&layer->staging[i], layer->buffers[i], tensor.dtype, n, layer->on_gpu);
         if (status != EPD_OK)
             return status;
     }
     layer->tokens = (struct tokens){
-        .x = epd_buffer_data(layer->buffers[LAYER_X]),
-        .topk_idx = epd_buffer_data(layer->buffers[LAYER_TOPK_IDX]),
-        .topk_weights = epd_buffer_data(layer->buffers[LAYER_TOPK_WEIGHTS]),
-        .out = epd_buffer_data(layer->buffers[LAYER_OUT]),
-        .dout = epd_buffer_data(layer->buffers[LAYER_DOUT]),
-        .dx_experts = epd_buffer_data(layer->buffers[LAYER_DX]),
-        .d_weights = epd_buffer_data(layer->buffers[LAYER_D_WEIGHTS]),
+        .x = layer->staging[LAYER_X].values,
+        .topk_idx = layer->staging[LAYER_TOPK_IDX].values,
+        .topk_weights = layer->staging[LAYER_TOPK_WEIGHTS].values,
+        .out = layer->staging[LAYER_OUT].values,
+        .dout = layer->staging[LAYER_DOUT].values,
+        .dx_experts = layer->staging[LAYER_DX].values,
+        .d_weights = layer->staging[LAYER_D_WEIGHTS].values,
     };
-    layer->w1 = epd_buffer_data(layer->buffers[LAYER_W1]);
-    layer->w2 = epd_buffer_data(layer->buffers[LAYER_W2]);
-    layer->dw1 = epd_buffer_data(layer->buffers[LAYER_DW1]);
-    layer->dw2 = epd_buffer_data(layer->buffers[LAYER_DW2]);
+    layer->w1 = layer->staging[LAYER_W1].values;
+    layer->w2 = layer->staging[LAYER_W2].values;
+    layer->dw1 = layer->staging[LAYER_DW1].values;
+    layer->dw2 = layer->staging[LAYER_DW2].values;
     return EPD_OK;
 }
 
@@ -151,7 +180,8 @@ static enum epd_status layer_plan(struct layer_epd *layer)
 enum epd_status layer_epd_open(struct layer_epd *layer, const struct settings *settings)
 {
     *layer = (struct layer_epd){.settings = settings};
-    enum epd_status status = layer_connect(layer);
+    struct epd_client_info info;
+    enum epd_status status = layer_connect(layer, &info);
     if (status == EPD_OK)
         status = layer_join(layer);
     if (status == EPD_OK)
@@ -168,6 +198,8 @@ enum epd_status layer_epd_open(struct layer_epd *layer, const struct settings *s
 
 void layer_epd_close(struct layer_epd *layer)
 {
+    for (enum layer_tensor i = 0; i < LAYER_N_TENSORS; i++)
+        staging_fini(&layer->staging[i]);
     epd_close(layer->client); /* ends the plans, buffers and the group with it */
     *layer = (struct layer_epd){0};
 }
@@ -180,14 +212,40 @@ static enum epd_status layer_run(struct layer_epd *layer, struct epd_plan *plan,
     return layer_check(layer, what, status);
 }
 
+static enum epd_status layer_push(struct layer_epd *layer, enum layer_tensor first, enum layer_tensor last)
+{
+    enum epd_status status = EPD_OK;
+    for (enum layer_tensor i = first; status == EPD_OK && i <= last; i++)
+        status = staging_push(&layer->staging[i]);
+    return status;
+}
+
+static enum epd_status layer_pull(struct layer_epd *layer, enum layer_tensor first, enum layer_tensor last)
+{
+    enum epd_status status = EPD_OK;
+    for (enum layer_tensor i = first; status == EPD_OK && i <= last; i++)
+        status = staging_pull(&layer->staging[i]);
+    return status;
+}
+
 enum epd_status layer_epd_forward(struct layer_epd *layer)
 {
-    return layer_run(layer, layer->forward, "moe_forward");
+    enum epd_status status = layer_push(layer, LAYER_X, LAYER_TOPK_WEIGHTS);
+    if (status == EPD_OK)
+        status = layer_push(layer, LAYER_W1, LAYER_W2);
+    if (status == EPD_OK)
+        status = layer_run(layer, layer->forward, "moe_forward");
+    return status == EPD_OK ? layer_pull(layer, LAYER_OUT, LAYER_OUT) : status;
 }
 
 enum epd_status layer_epd_backward(struct layer_epd *layer)
 {
-    return layer_run(layer, layer->backward, "moe_backward");
+    enum epd_status status = layer_push(layer, LAYER_DOUT, LAYER_DOUT);
+    if (status == EPD_OK)
+        status = layer_run(layer, layer->backward, "moe_backward");
+    if (status == EPD_OK)
+        status = layer_pull(layer, LAYER_DX, LAYER_D_WEIGHTS);
+    return status == EPD_OK ? layer_pull(layer, LAYER_DW1, LAYER_DW2) : status;
 }
 
 int layer_epd_is_lost(enum epd_status status)

@@ -1,12 +1,14 @@
 /* The MoE layer through epd: this rank's membership in the group, its buffers and its two plans. Tokens,
  * weights and gradients live in buffers that this process and the daemon both map; nothing is copied to or
- * from the daemon. One owner, one thread.
+ * from the daemon. The rest of the model is fp32 on the host: where the layer computes in half precision or on a GPU,
+ * its tensors are converted on the way in and out (staging.h). One owner, one thread.
  *
  * This file is the part of the example to read when you want to use epd yourself. */
 #ifndef TRAIN_MOE_LAYER_EPD_H
 #define TRAIN_MOE_LAYER_EPD_H
 
 #include "experts.h"
+#include "staging.h"
 #include "tokens.h"
 
 enum layer_tensor {
@@ -28,14 +30,21 @@ struct layer_epd {
     const struct settings *settings; /* borrowed, outlives this */
     struct epd_client *client;       /* owned */
     struct epd_group *group;         /* owned */
+    enum epd_dtype
+        dtype; /* of tokens and weights in the layer; routing weights and weight gradients are fp32 */
+    int on_gpu;
     struct epd_buffer *buffers[LAYER_N_TENSORS];
+    struct staging staging[LAYER_N_TENSORS];
     struct epd_plan *forward, *backward;
-    struct tokens tokens; /* views of the buffers */
-    float *w1, *w2;       /* [n_local_experts, ...] views of the buffers */
+    struct tokens tokens; /* views of the staged values */
+    float *w1, *w2;       /* [n_local_experts, ...] */
     float *dw1, *dw2;     /* overwritten by every backward */
     uint32_t first_expert, n_local_experts;
 };
 
+/* What the ranks will find: connects for a moment, prints the daemon's backend, and fills settings->dtype where it was not given:
+ * fp32 on the host backend, bf16 on CUDA. Errors have been printed. */
+enum epd_status layer_epd_meet(struct settings *settings);
 /* Connects, joins the group of this run (collective), makes buffers and plans (collective), fills the
  * weights. Errors have been printed, with the daemon's own sentence. */
 enum epd_status layer_epd_open(struct layer_epd *layer, const struct settings *settings);

@@ -31,6 +31,13 @@ void losses_print_summary(const char *who, const double *losses, uint32_t n_step
            losses[n_steps - 1], log(VOCABULARY));
 }
 
+double losses_tolerance(const struct settings *settings)
+{
+    if (settings->tolerance > 0)
+        return settings->tolerance;
+    return settings->dtype == EPD_F32 ? 1e-4 : 5e-2;
+}
+
 int losses_agree(const double *losses, const double *reference, uint32_t n_steps, double tolerance)
 {
     double worst = 0;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "launcher.h"
+#include "layer_epd.h"
 #include "losses.h"
 #include "model.h"
 #include "rank.h"
@@ -42,13 +43,15 @@ static int finish(const struct settings *settings, struct exchange *exchange)
     if (!reference)
         return 0;
     losses_print_summary("reference", reference, settings->n_steps);
-    return losses_agree(losses, reference, settings->n_steps, settings->tolerance) ? 0 : EXIT_FAILED;
+    return losses_agree(losses, reference, settings->n_steps, losses_tolerance(settings)) ? 0 : EXIT_FAILED;
 }
 
-static int run_launcher(const struct settings *settings, int argc, char **argv)
+static int run_launcher(struct settings *settings, int argc, char **argv)
 {
     struct exchange exchange;
     int exchange_fd = -1;
+    if (layer_epd_meet(settings) != EPD_OK)
+        return EXIT_FAILED;
     if (exchange_create(&exchange, settings, model_n_params(settings), &exchange_fd) != EPD_OK)
         return EXIT_FAILED;
     printf("%u ranks, %u tokens each; context %u bytes, hidden %u, ffn %u, %u experts, top-%u; %zu shared "

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <epd.h>
+
 enum option_kind {
     OPTION_TEXT,
     OPTION_COUNT,
@@ -14,7 +16,8 @@ enum option_kind {
     OPTION_FLOAT,
     OPTION_DOUBLE,
     OPTION_SWITCH,
-    OPTION_FD
+    OPTION_FD,
+    OPTION_DTYPE
 };
 
 /* One row per option: where it goes and what is allowed. */
@@ -48,7 +51,9 @@ static const struct option_row option_rows[] = {
      "  train the same model in one process without epd as well and compare every step's loss"},
     {"reference-only", OPTION_SWITCH, FIELD(reference_only), 0, 0, "  only that; needs no daemon"},
     {"tolerance", OPTION_DOUBLE, FIELD(tolerance), 0, 0,
-     "X  relative difference of losses that passes (1e-4)"},
+     "X  relative difference of losses that passes (fp32: 1e-4, bf16 and fp16: 5e-2)"},
+    {"dtype", OPTION_DTYPE, FIELD(dtype), 0, 0,
+     "NAME  of the layer: f32 (host backend only), bf16 or f16 (host: f32, CUDA: bf16)"},
     {"help", OPTION_SWITCH, 0, 0, 0, "  this text"},
     {"rank", OPTION_FD, FIELD(rank), 0, 0, NULL},
     {"exchange-fd", OPTION_FD, FIELD(exchange_fd), 0, 0, NULL},
@@ -71,7 +76,6 @@ static void settings_defaults(struct settings *settings)
         .report_steps = 10,
         .seed = 1,
         .learning_rate = 0.003f,
-        .tolerance = 1e-4,
         .rank = -1,
         .exchange_fd = -1,
     };
@@ -105,6 +109,22 @@ static int parse_positive(const struct option_row *row, const char *text, double
     return 0;
 }
 
+static int parse_dtype(const char *text, int *dtype)
+{
+    static const struct {
+        const char *name;
+        enum epd_dtype dtype;
+    } names[] = {{"f32", EPD_F32}, {"bf16", EPD_BF16}, {"f16", EPD_F16}};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(text, names[i].name) != 0)
+            continue;
+        *dtype = names[i].dtype;
+        return 0;
+    }
+    fprintf(stderr, "epd-train-moe: --dtype %s: want f32, bf16 or f16\n", text);
+    return -1;
+}
+
 static int apply_option(struct settings *settings, const struct option_row *row, const char *text)
 {
     void *field = (char *)settings + row->offset;
@@ -117,6 +137,8 @@ static int apply_option(struct settings *settings, const struct option_row *row,
     case OPTION_SWITCH:
         *(int *)field = 1;
         return 0;
+    case OPTION_DTYPE:
+        return parse_dtype(text, field);
     case OPTION_FLOAT:
     case OPTION_DOUBLE:
         if (parse_positive(row, text, &real))

@@ -24,8 +24,10 @@ struct settings {
     uint32_t report_steps; /* a progress line every so many steps */
     uint64_t seed;
     float learning_rate;
-    double tolerance;   /* relative, between the losses of epd and of the reference */
-    int reference;      /* run the reference beside and compare */
+    double
+        tolerance; /* relative, between the losses of epd and of the reference; 0: the dtype's (losses.h) */
+    int dtype;     /* enum epd_dtype of the layer; 0: the backend's */
+    int reference; /* run the reference beside and compare */
     int reference_only; /* run the reference alone, no daemon */
     int rank;           /* >= 0 in a rank process */
     int exchange_fd;    /* of a rank process */

@@ -74,6 +74,12 @@ case_training() {
         --text "$text" --reference
     exits 0 "$epdctl" --json stats
     says "$work/out" '"copied_bytes": 0'
+    # In half precision the layer's tensors are converted on their way in and out.
+    for dtype in bf16 f16; do
+        exits 0 "$train" --ranks 2 --steps 30 --tokens 64 --hidden 32 --ffn 48 --dtype $dtype --text "$text" --reference
+        says "$work/out" "the layer computes in ${dtype/#f/fp}"
+        says "$work/out" "the runs agree"
+    done
     # A tolerance that nothing can meet turns into the exit code.
     exits 1 "$train" --ranks 2 --steps 8 --tokens 64 --hidden 32 --ffn 48 --text "$text" --reference --tolerance 1e-30
     stop_daemon
