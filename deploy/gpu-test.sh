@@ -1,69 +1,122 @@
 #!/bin/sh
-# Runs all GPU tests of a build folder, on a machine that may have nothing but the driver and CUDA:
+# Runs all GPU tests and the benchmarks of a build folder, on a machine that may have nothing but the driver and CUDA:
 #   gpu-test.sh BUILD_DIR [OUT_DIR]
-# A build made with EPD_BUNDLE=ON brings the other libraries in BUILD_DIR/bundle. Logs and one JSON line per test go
-# into OUT_DIR (default: BUILD_DIR/gpu-test). The table comes last; the exit code is 0 if nothing failed.
+# A build made with EPD_BUNDLE=ON brings the other libraries in BUILD_DIR/bundle. Into OUT_DIR (default: BUILD_DIR/gpu-test) go
+# logs, results.jsonl with a line per test, bench*.jsonl and peers.jsonl with a line per measurement. The tables come last; the
+# exit code is 0 if nothing failed.
+#
+# Environment: EPD_GPU_ONLY="NAME..." runs only these; EPD_SANITIZER=0 and EPD_BENCH=0 leave those out; EPD_BENCH_ITERS (10) and
+# EPD_BENCH_CASES (all five) say how much is measured.
 set -u
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     echo "usage: $0 BUILD_DIR [OUT_DIR]" >&2
     exit 2
 fi
+root=$(cd "$(dirname "$0")/.." && pwd) || exit 2
 build=$(cd "$1" && pwd) || exit 2
 out=${2:-$build/gpu-test}
 mkdir -p "$out" || exit 2
+out=$(cd "$out" && pwd)
 : > "$out/results.jsonl"
 if [ -d "$build/bundle" ]; then
     LD_LIBRARY_PATH=$build/bundle${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     export LD_LIBRARY_PATH
 fi
+LD_LIBRARY_PATH=$build/client${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 CUDA_MODULE_LOADING=EAGER
 NCCL_NVLS_ENABLE=0
-export CUDA_MODULE_LOADING NCCL_NVLS_ENABLE
+export LD_LIBRARY_PATH CUDA_MODULE_LOADING NCCL_NVLS_ENABLE
 table=
 n_failed=0
 
-# run NAME LIMIT_S COMMAND...
-run() {
-    name=$1 limit=$2
-    shift 2
-    if [ ! -x "$1" ]; then
-        return # not in this build
-    fi
-    begin=$(date +%s)
-    timeout -s KILL "$limit" "$@" > "$out/$name.log" 2>&1
-    code=$?
-    seconds=$(($(date +%s) - begin))
-    case $code in
+wanted() {
+    [ -z "${EPD_GPU_ONLY:-}" ] && return 0
+    case " $EPD_GPU_ONLY " in
+    *" $1 "*) return 0 ;;
+    esac
+    return 1
+}
+
+# finish NAME CODE SECONDS: a line of the table.
+finish() {
+    case $2 in
     0) word=ok ;;
     77) word=skipped ;;
     137) word=timeout n_failed=$((n_failed + 1)) ;;
     *) word=FAILED n_failed=$((n_failed + 1)) ;;
     esac
-    printf '{"test":"%s","result":"%s","code":%d,"seconds":%d}\n' "$name" "$word" "$code" "$seconds" >> "$out/results.jsonl"
-    table="$table$(printf '%-22s %-8s %4d s' "$name" "$word" "$seconds")
+    printf '{"test":"%s","result":"%s","code":%d,"seconds":%d}\n' "$1" "$word" "$2" "$3" >> "$out/results.jsonl"
+    table="$table$(printf '%-22s %-8s %4d s' "$1" "$word" "$3")
 "
     if [ "$word" = FAILED ] || [ "$word" = timeout ]; then
-        tail -n 15 "$out/$name.log" | cut -c1-300
+        tail -n 15 "$out/$1.log" | cut -c1-300
     fi
 }
 
+# run NAME LIMIT_S COMMAND...: everything it prints goes into NAME.log.
+run() {
+    name=$1 limit=$2
+    shift 2
+    if [ ! -x "$1" ] || ! wanted "$name"; then
+        return # not in this build, or not asked for
+    fi
+    begin=$(date +%s)
+    timeout -s KILL "$limit" "$@" > "$out/$name.log" 2>&1
+    finish "$name" $? $(($(date +%s) - begin))
+}
+
+# measure NAME LIMIT_S COMMAND...: its JSON lines go into NAME.jsonl, the rest into NAME.log.
+measure() {
+    name=$1 limit=$2
+    shift 2
+    if [ ! -x "$1" ] || ! wanted "$name"; then
+        return
+    fi
+    begin=$(date +%s)
+    timeout -s KILL "$limit" "$@" > "$out/$name.jsonl" 2> "$out/$name.log"
+    finish "$name" $? $(($(date +%s) - begin))
+}
+
+mps=
+mps_start() {
+    command -v nvidia-cuda-mps-control > /dev/null 2>&1 || return 1
+    mps=$(mktemp -d)
+    CUDA_MPS_PIPE_DIRECTORY=$mps CUDA_MPS_LOG_DIRECTORY=$mps
+    export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    nvidia-cuda-mps-control -d >> "$out/mps.log" 2>&1
+}
+mps_stop() {
+    [ -n "$mps" ] || return
+    echo quit | nvidia-cuda-mps-control >> "$out/mps.log" 2>&1
+    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    rm -rf "$mps"
+    mps=
+}
+
 tests=$build/tests/gpu
+epd=$build/daemon/epd
+bench=$build/client/bench/epd-bench
 run kernels_exchange 300 "$tests/exchange/exchange_test" test
 run kernels_gemm 300 "$tests/gemm/gemm_test" sm90
 run kernels_gemm_limits 300 "$tests/gemm/limits_test"
 run backend_exchange 300 "$tests/backend/test_gpu_exchange"
+run backend_fused 300 "$tests/backend/test_gpu_fused"
 run backend_moe 300 "$tests/backend/test_gpu_moe"
-run backend_process 120 "$tests/backend/test_gpu_process" "$build/daemon/epd"
+run backend_expert 300 "$tests/backend/test_gpu_expert"
+run backend_process 120 "$tests/backend/test_gpu_process" "$epd"
+run backend_local 120 "$tests/backend/test_gpu_local" "$epd"
+run backend_recover 120 "$tests/backend/test_gpu_recover" "$epd"
+run backend_reclaim 120 "$tests/backend/test_gpu_reclaim" "$epd" "$build/client/epdctl/epdctl"
+run training 180 "$root/deploy/gpu-train.sh" "$build" "$out"
 
 # The same clients with the daemon and all of them in one MPS server.
-if command -v nvidia-cuda-mps-control > /dev/null 2>&1; then
-    mps=$(mktemp -d)
-    CUDA_MPS_PIPE_DIRECTORY=$mps CUDA_MPS_LOG_DIRECTORY=$mps nvidia-cuda-mps-control -d > "$out/mps.log" 2>&1 &&
-        CUDA_MPS_PIPE_DIRECTORY=$mps run backend_process_mps 120 "$tests/backend/test_gpu_process" "$build/daemon/epd"
-    echo quit | CUDA_MPS_PIPE_DIRECTORY=$mps nvidia-cuda-mps-control >> "$out/mps.log" 2>&1
-    rm -rf "$mps"
+if mps_start; then
+    run backend_process_mps 120 "$tests/backend/test_gpu_process" "$epd"
+    run backend_local_mps 120 "$tests/backend/test_gpu_local" "$epd"
+    mps_stop
 fi
+
 if command -v compute-sanitizer > /dev/null 2>&1 && [ "${EPD_SANITIZER:-1}" = 1 ]; then
     sanitizer=$(command -v compute-sanitizer)
     [ -x "$tests/backend/test_gpu_exchange" ] &&
@@ -72,6 +125,22 @@ if command -v compute-sanitizer > /dev/null 2>&1 && [ "${EPD_SANITIZER:-1}" = 1 
         run memcheck_gemm 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/gemm/gemm_test" sm90 0 8
     [ -x "$tests/exchange/exchange_test" ] &&
         run racecheck_kernels 300 "$sanitizer" --error-exitcode 9 --tool racecheck "$tests/exchange/exchange_test" test few staged
+fi
+
+# Benchmarks: the hand-off without MPS, then everything with it, then whatever else can do the same work here.
+if [ "${EPD_BENCH:-1}" = 1 ] && [ -x "$bench" ]; then
+    iters=${EPD_BENCH_ITERS:-10}
+    cases=${EPD_BENCH_CASES:-dsv3,qwen235b,qwen30b,mixtral,decode128}
+    measure bench_without_mps 60 "$bench" --daemon "$epd" --backend cuda --op handoff --iters "$iters" --json
+    mps_start || echo "no MPS here: everything is measured without it"
+    measure bench 400 "$bench" --daemon "$epd" --backend cuda --suite node --case "$cases" --iters "$iters" --json
+    mps_stop
+    if python3 -c 'import torch' > /dev/null 2>&1 && [ -f "$root/tests/bench/peers/peers.py" ]; then
+        unset CUDA_MODULE_LOADING
+        measure peers 300 "$(command -v python3)" "$root/tests/bench/peers/peers.py" --case "$cases" --iters "$iters"
+        [ -s "$out/bench.jsonl" ] && [ -s "$out/peers.jsonl" ] &&
+            python3 "$root/tests/bench/peers/table.py" "$out/bench.jsonl" "$out/peers.jsonl" | tee "$out/table.txt"
+    fi
 fi
 
 printf '%s' "$table"

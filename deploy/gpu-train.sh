@@ -1,0 +1,32 @@
+#!/bin/sh
+# Trains the example through a daemon on this machine's GPUs and compares with the host reference; for gpu-test.sh:
+#   gpu-train.sh BUILD_DIR OUT_DIR
+# Three runs: as many ranks as GPUs, more ranks than GPUs, and fp16. Exit code 77 where there is no GPU.
+set -eu
+
+build=$1 out=$2
+text=$(dirname "$0")/../LICENSE
+work=$(mktemp -d)
+daemon=
+stop() {
+    [ -z "$daemon" ] || kill "$daemon" 2> /dev/null || true
+    rm -rf "$work"
+}
+trap stop EXIT
+
+n_gpus=$(nvidia-smi --list-gpus 2> /dev/null | grep -c '^GPU' || true)
+if [ "$n_gpus" -eq 0 ]; then
+    echo "SKIP: no GPU"
+    exit 77
+fi
+EPD_SOCKET=$work/epd.sock
+export EPD_SOCKET
+"$build/daemon/epd" --backend cuda --socket "$EPD_SOCKET" --control-socket "$work/control.sock" > "$out/training-daemon.log" 2>&1 &
+daemon=$!
+train=$build/client/examples/train_moe/epd-train-moe
+"$train" --text "$text" --ranks "$n_gpus" --experts $((2 * n_gpus)) --steps 200 --report 50 --reference --losses "$out/losses.txt"
+"$train" --text "$text" --ranks $((2 * n_gpus)) --experts $((2 * n_gpus)) --steps 50 --report 50 --reference
+"$train" --text "$text" --ranks "$n_gpus" --experts $((2 * n_gpus)) --dtype f16 --steps 50 --report 50 --reference
+kill "$daemon"
+wait "$daemon"
+daemon=
