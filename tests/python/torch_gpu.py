@@ -25,9 +25,9 @@ START_S = 60
 
 def cases(names: list[str]):
     """The cases with one of the names, or all."""
-    from torch_cases import cuda, moe
+    from torch_cases import cuda, grouped, moe
 
-    known = moe.CASES + cuda.CASES
+    known = moe.CASES + grouped.CASES + cuda.CASES
     return [case for case in known if not names or any(name in case.__name__ for name in names)]
 
 

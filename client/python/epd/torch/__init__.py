@@ -9,9 +9,25 @@ peer was killed, raises its :class:`epd.Error` from a later call, or from ``moe.
 """
 
 from .context import Weights
+from .dispatcher import Dispatched, Dispatcher
 from .graph import CUDAGraph
 from .group import Group, Sizes, join
+from .grouped import GroupedLinear, GroupedMLP, activate
 from .layer import Layer
 from .moe import MoE, moe
 
-__all__ = ["CUDAGraph", "Group", "Layer", "MoE", "Sizes", "Weights", "join", "moe"]
+__all__ = [
+    "CUDAGraph",
+    "Dispatched",
+    "Dispatcher",
+    "Group",
+    "GroupedLinear",
+    "GroupedMLP",
+    "Layer",
+    "MoE",
+    "Sizes",
+    "Weights",
+    "activate",
+    "join",
+    "moe",
+]

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import types
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from ..plan import Plan
 from ..words import Backend, Overflow
 from .memory import Memory, epd_dtype, memory_of
 from .stream import Launcher, capturing_graph
+
+if TYPE_CHECKING:
+    from .local import LocalPlans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Group:
         self._launcher = Launcher(device)
         self._staging: Staging | None = None
         self._barrier: Plan | None = None
+        self._local: LocalPlans | None = None
         self._last_streams: dict[Group, torch.cuda.Stream] = {}
 
     @property
@@ -91,6 +96,19 @@ class Group:
         if self._staging is None:
             self._staging = Staging(self.memory, self.sizes)
         return self._staging
+
+    @property
+    def local(self) -> LocalPlans:
+        """Plans of local ops; made at first use."""
+        if self._local is None:
+            from .local import LocalPlans
+
+            self._local = LocalPlans(self)
+        return self._local
+
+    def is_capturing(self) -> bool:
+        """Whether the current stream is capturing a graph."""
+        return self.device.type == "cuda" and capturing_graph() is not None
 
     def empty(self, shape: Iterable[int], dtype: torch.dtype | None = None) -> torch.Tensor:
         """An uninitialised tensor on the group's device, on the host backend in memory of the daemon."""

@@ -12,7 +12,7 @@ from ..words import Activation, Saved, word_of
 from . import check
 from .context import Context, Gradients, Lease, Pool, Recipe, Weights
 from .group import Group
-from .stream import capturing_graph, first_failure
+from .stream import first_failure
 
 
 class Layer:
@@ -114,7 +114,7 @@ class Layer:
         """Forward that keeps what its backward needs, and the lease of that."""
         lease = self._pool.lease()
         context = lease.context()
-        context.reserved |= self.group.device.type == "cuda" and capturing_graph() is not None
+        context.reserved |= self.group.is_capturing()
         context.set_tokens(x.shape[0])
         return self._step_forward(context.forward, context.inputs, x, topk_idx, topk_weights, out), lease
 
