@@ -19,10 +19,14 @@ struct gemm_problem {
     int64_t max_rows;      /* rows of the buffers */
     int64_t expected_rows; /* rows in an average step, for the cost model; 0 = max_rows */
     int pointer_parts;     /* weights (NT: their gradients) come as L pointers */
-    /* Fused epilogues of TN; 0 = none. With an activation, n = 2F: args.act gets [M, F]; args.c gets [M, 2F] unless
-     * keep_preact is 0. */
+    /* Fused epilogues; 0 = none.
+     * TN with an activation, n = 2F: act gets [M, F]; c gets [M, 2F] unless keep_preact is 0.
+     * NN with an activation, k = F, is the product d_act = a b and the activation's backward in one (struct
+     * activation_bwd_args): reads preact [M, 2F]; c gets d_preact [M, 2F] (may be preact itself), act the weighted
+     * activation [M, F]; with d_row_weights, that gets <d_act[m], act[m]> of the rows of groups. d_act goes nowhere. */
     enum epd_activation activation;
     int keep_preact;
+    int d_row_weights;
     int row_weights; /* multiply row m of the result by args.row_weights[m] */
 };
 
@@ -31,6 +35,8 @@ struct gemm_launch {
     struct gemm_args args;
     void *act;                /* [M, F] with an activation */
     const float *row_weights; /* [M] */
+    const void *preact;       /* [M, 2F] NN with an activation */
+    float *d_row_weights;     /* [M] */
 };
 
 struct gemm_engine_plan; /* each engine has its own body */

@@ -32,10 +32,11 @@ struct sm90_counters {
 struct sm90_args {
     CUtensorMap a;
     CUtensorMap b;
-    CUtensorMap c;              /* where copies write c: 16-bit c; f32 c of NT; a round of a tile at a time */
-    CUtensorMap c_rows;         /* TN, NN: the same, eight token rows at a time */
-    CUtensorMap act, act_rows;  /* of the output of an activation, likewise */
-    const CUtensorMap *a_parts; /* [L] device, one map per group; NULL: `a` holds all groups */
+    CUtensorMap c;             /* where copies write c: 16-bit c; f32 c of NT; a round of a tile at a time */
+    CUtensorMap c_rows;        /* TN, NN: the same, eight token rows at a time */
+    CUtensorMap act, act_rows; /* of the output of an activation, likewise */
+    CUtensorMap preact;        /* NN with an activation: its input, 64 token rows of gates or ups at a time */
+    const CUtensorMap *a_parts;     /* [L] device, one map per group; NULL: `a` holds all groups */
     const CUtensorMap *c_parts_map; /* likewise for c of NT */
     const int64_t *m_splits;        /* [L] */
     const int64_t *offsets;         /* [L + 1] or NULL = packed */
@@ -56,6 +57,7 @@ struct sm90_args {
     void *dbias;
     void *act_data;
     const float *row_weights;
+    float *row_sums; /* NN with an activation: [ceil(outer / 64), max_rows] parts of d_row_weights, or NULL */
     struct sm90_counters *counters;
     struct kernel_error *error;
 };
@@ -71,11 +73,15 @@ size_t sm90_smem_bytes(uint32_t n_stages, uint32_t stage_bytes);
  * says how many clusters the current device runs at a time. gated: TN with an activation. */
 cudaError_t sm90_tn_prepare(enum epd_dtype dtype, int gated, size_t smem_bytes, uint32_t *n_clusters);
 cudaError_t sm90_nn_prepare(enum epd_dtype dtype, size_t smem_bytes, uint32_t *n_clusters);
+cudaError_t sm90_backward_prepare(enum epd_dtype dtype, size_t smem_bytes, uint32_t *n_clusters);
 cudaError_t sm90_nt_prepare(enum epd_dtype dtype, size_t smem_bytes, uint32_t *n_clusters);
 
 /* Enqueue; the arguments are copied. */
 cudaError_t sm90_tn_launch(const struct sm90_args *args, enum epd_dtype dtype, cudaStream_t stream);
 cudaError_t sm90_nn_launch(const struct sm90_args *args, enum epd_dtype dtype, cudaStream_t stream);
+/* NN with an activation. d_row_weights [max_rows], or NULL: not wanted. */
+cudaError_t sm90_backward_launch(const struct sm90_args *args, enum epd_dtype dtype, float *d_row_weights,
+                                 cudaStream_t stream);
 cudaError_t sm90_nt_launch(const struct sm90_args *args, enum epd_dtype dtype, cudaStream_t stream);
 
 cudaError_t sm90_parts_prepare(void);

@@ -11,6 +11,7 @@
 #define CYCLES_PER_TILE    1200.0
 #define SMEM_BYTES         232448u /* a block's most on sm_90 */
 #define SM90_BOX_ROWS_MOST 64u
+#define BACKWARD_BYTES     (3u * 64u * SM90_OUTER_ROWS * 2u)
 
 static uint32_t div_up(uint32_t a, uint32_t b)
 {
@@ -74,6 +75,9 @@ struct sm90_config sm90_config_choose(const struct gemm_problem *problem, uint32
             config.box_rows /= 2;
     }
     config.stage_bytes = SM90_STEP * 2 * (SM90_OUTER_ROWS + round_up(config.tile_inner, config.box_rows));
+    /* The activation's backward works in stages: 64 tokens of gates, ups and results of 128 columns. */
+    if (problem->activation && problem->shape.layout == EPD_GEMM_NN && config.stage_bytes < BACKWARD_BYTES)
+        config.stage_bytes = BACKWARD_BYTES;
     config.n_stages = SM90_MAX_STAGES;
     while (sm90_smem_bytes(config.n_stages, config.stage_bytes) > SMEM_BYTES)
         config.n_stages--;

@@ -24,6 +24,7 @@ constexpr uint32_t STAGING_BYTES = 16384; /* of one warpgroup */
 /* Who writes what of a tile. */
 struct epilogue_place {
     uint32_t staging;     /* shared address of the buffer */
+    uint32_t turn;        /* parity of the rounds so far (activation backward) */
     uint32_t barrier;     /* id of the warpgroup's barrier */
     uint32_t warp, lane;  /* in the warpgroup, in the warp */
     uint32_t outer_first; /* of this warpgroup */

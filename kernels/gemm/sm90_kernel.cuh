@@ -82,6 +82,22 @@ template <class Op> __device__ __forceinline__ uint32_t count_boxes(const sm90_a
     return (now.place >> 16) * args.tile_inner < args.inner ? args.tile_inner / 64 : 0;
 }
 
+/* Gates and ups of the tile behind its products, 64 tokens a stage; each block its own. */
+__device__ __forceinline__ void produce_preact(const sm90_args &args, const shared_layout &shared, ring &at,
+                                               const tile &now, uint32_t outer_tile)
+{
+    uint32_t full = smem_address(shared.box->full), empty = smem_address(shared.box->empty);
+    for (int first = 0; first < now.rows; first += 64) {
+        uint32_t barrier = full + at.stage * 8, to = shared.stages + at.stage * args.stage_bytes;
+        barrier_wait(empty + at.stage * 8, at.parity ^ 1);
+        barrier_expect(barrier, 4 * CHUNK_BYTES);
+        for (int part = 0; part < 4; part++)
+            load_3d(to + part * CHUNK_BYTES, &args.preact, barrier,
+                    outer_tile * SM90_OUTER_ROWS + part % 2 * 64, part / 2, now.row + first);
+        at.advance(args.n_stages);
+    }
+}
+
 template <class Op> __device__ void produce(const sm90_args &args, const shared_layout &shared)
 {
     tile_reader tiles(shared.box);
@@ -113,6 +129,8 @@ template <class Op> __device__ void produce(const sm90_args &args, const shared_
                 load_b<Op>(args, to + A_BYTES + i * box_bytes, barrier, now, i, step);
             at.advance(args.n_stages);
         }
+        if constexpr (Op::BACKWARD)
+            produce_preact(args, shared, at, now, outer_tile);
     }
 }
 

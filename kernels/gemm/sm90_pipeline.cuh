@@ -15,13 +15,14 @@ constexpr uint32_t N_SLOTS = 2;                /* posted tiles */
 constexpr uint32_t SLOT_READERS = 2 * (8 + 1); /* eight warps and the producer of both blocks */
 constexpr uint32_t STAGE_READERS = 2 * 8;      /* eight warps of both blocks */
 
-/* What differs between the layouts. */
-template <enum epd_gemm_layout LAYOUT, bool IS_F16, bool IS_GATED = false> struct operation {
+/* What differs between the layouts. WITH_GATE: TN then an activation, NN then the activation's backward. */
+template <enum epd_gemm_layout LAYOUT, bool IS_F16, bool WITH_GATE = false> struct operation {
     static constexpr bool TOKENS_INNER = LAYOUT != EPD_GEMM_NT;
     static constexpr bool A_OUTER_MAJOR = LAYOUT != EPD_GEMM_TN;
     static constexpr bool B_OUTER_MAJOR = LAYOUT == EPD_GEMM_NT;
     static constexpr bool F16 = IS_F16;
-    static constexpr bool GATED = IS_GATED;
+    static constexpr bool GATED = WITH_GATE && LAYOUT == EPD_GEMM_TN;
+    static constexpr bool BACKWARD = WITH_GATE && LAYOUT == EPD_GEMM_NN;
 };
 
 struct mailbox {

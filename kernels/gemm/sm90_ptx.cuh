@@ -218,6 +218,24 @@ __device__ __forceinline__ float reciprocal_fast(float x)
     return y;
 }
 
+/* The inverse of store_matrix_transposed: the same addresses give the same four registers. */
+__device__ __forceinline__ uint4 load_matrix_transposed(uint32_t address)
+{
+    uint4 value;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "r"(address)
+                 : "memory");
+    return value;
+}
+
+__device__ __forceinline__ float load_shared_float(uint32_t address)
+{
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ uint4 load_shared(uint32_t address)
 {
     uint4 value;

@@ -186,6 +186,26 @@ static struct step fused_step(const struct layer *l, int keep)
     return gemm_step(l, "fc1", problem, launch);
 }
 
+/* d_act and the activation's backward in one. */
+static struct step backward_step(const struct layer *l)
+{
+    struct gemm_problem problem = {};
+    struct gemm_launch launch = {};
+    problem.shape.layout = EPD_GEMM_NN;
+    problem.shape.n = l->sizes.hidden;
+    problem.shape.k = l->sizes.ffn;
+    problem.activation = EPD_SWIGLU;
+    problem.row_weights = problem.d_row_weights = 1;
+    launch.args.a = l->dout;
+    launch.args.b = l->w2;
+    launch.args.c = l->preact;
+    launch.preact = l->preact;
+    launch.act = l->weighted;
+    launch.row_weights = l->row_weights;
+    launch.d_row_weights = l->d_row_weights;
+    return gemm_step(l, "d_act", problem, launch);
+}
+
 static struct step activation_step(const struct layer *l)
 {
     struct step s = {};
@@ -230,6 +250,7 @@ static std::vector<struct pipeline> make_pipelines(const struct layer *l)
     all.push_back({"backward_separate",
                    {plain_step(l, "d_act", EPD_GEMM_NN, h, f, l->dout, l->w2, l->weighted),
                     activation_bwd_step(l), dx, dw2, dw1}});
+    all.push_back({"backward_fused", {backward_step(l), dx, dw2, dw1}});
     return all;
 }
 

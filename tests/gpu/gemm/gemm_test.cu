@@ -30,9 +30,14 @@ struct test_case {
     enum split_kind splits;
     uint32_t alignment; /* 1 = packed without offsets */
     int parts, accumulate, row_weights;
-    enum epd_activation activation;
-    int keep_preact;
+    enum epd_activation activation; /* NN: the product and the activation's backward */
+    int keep_preact;                /* NN: d_preact takes the place of preact */
 };
+
+static int is_backward(const struct test_case *test)
+{
+    return test->activation && test->layout == EPD_GEMM_NN;
+}
 
 struct layout_rows {
     std::vector<int64_t> rows, first;
@@ -88,8 +93,8 @@ static struct layout_rows lay_out(const struct test_case *test, uint32_t turn, i
 
 struct buffers {
     size_t n_a, n_b, n_c, n_act;
-    void *a, *b, *c, *c_again, *bias, *dbias, *act, *prefill;
-    float *row_weights;
+    void *a, *b, *c, *c_again, *bias, *dbias, *act, *prefill, *preact;
+    float *row_weights, *d_row_weights;
     const void **parts;
     void **c_parts;
     int64_t *splits, *offsets;
@@ -117,8 +122,8 @@ static struct buffers make_buffers(const struct test_case *test, int64_t max_row
     int nt = test->layout == EPD_GEMM_NT, tn = test->layout == EPD_GEMM_TN;
     out.n_a = (size_t)max_rows * (tn ? test->k : test->n);
     out.n_b = nt ? (size_t)max_rows * test->k : weights;
-    out.n_c = nt ? weights : (size_t)max_rows * (tn ? test->n : test->k);
-    out.n_act = test->activation ? (size_t)max_rows * test->n / 2 : 0;
+    out.n_c = nt ? weights : (size_t)max_rows * (tn ? test->n : is_backward(test) ? 2 * test->k : test->k);
+    out.n_act = test->activation ? (size_t)max_rows * (tn ? test->n / 2 : test->k) : 0;
     out.a = device(out.n_a * 2);
     out.b = device(out.n_b * 2);
     out.c = device(out.n_c * 4);
@@ -127,7 +132,9 @@ static struct buffers make_buffers(const struct test_case *test, int64_t max_row
     out.bias = device((size_t)test->groups * test->n * 4);
     out.dbias = device((size_t)test->groups * test->n * 4);
     out.act = device(out.n_act * 2);
+    out.preact = device(out.n_c * 2);
     out.row_weights = (float *)device(max_rows * 4);
+    out.d_row_weights = (float *)device(max_rows * 4);
     out.parts = (const void **)device(test->groups * sizeof(void *));
     out.c_parts = (void **)device(test->groups * sizeof(void *));
     out.splits = (int64_t *)device(test->groups * 8);
@@ -157,9 +164,9 @@ static struct buffers make_buffers(const struct test_case *test, int64_t max_row
 
 static void free_buffers(struct buffers *b)
 {
-    void *all[] = {b->a,         b->b,           b->c,     b->c_again, b->bias,   b->dbias,   b->act,
-                   b->prefill,   b->row_weights, b->parts, b->c_parts, b->splits, b->offsets, b->group_of_row,
-                   b->reference, b->error};
+    void *all[] = {b->a,       b->b,       b->c,       b->c_again,      b->bias,          b->dbias,
+                   b->act,     b->prefill, b->preact,  b->row_weights,  b->d_row_weights, b->parts,
+                   b->c_parts, b->splits,  b->offsets, b->group_of_row, b->reference,     b->error};
     for (void *memory : all)
         CHECK(cudaFree(memory));
 }
@@ -175,6 +182,10 @@ static void set_splits(const struct buffers *b, const struct layout_rows *rows, 
     float scale = 1.0f / sqrtf(test->rows_per_group);
     fill_random<<<1024, 256>>>(b->a, dtype, b->n_a, 1, 1.0f);
     poison_rows<<<1024, 256>>>((uint16_t *)b->a, columns, b->group_of_row, max_rows);
+    if (is_backward(test)) {
+        fill_random<<<1024, 256>>>(b->preact, dtype, b->n_c, 6, 2.0f);
+        poison_rows<<<1024, 256>>>((uint16_t *)b->preact, 2 * test->k, b->group_of_row, max_rows);
+    }
     if (test->layout == EPD_GEMM_NT) {
         fill_random<<<1024, 256>>>(b->b, dtype, b->n_b, 2, scale);
         poison_rows<<<1024, 256>>>((uint16_t *)b->b, test->k, b->group_of_row, max_rows);
@@ -187,9 +198,13 @@ static void reset_outputs(const struct test_case *test, const struct buffers *b)
     size_t bytes = b->n_c * out_bytes(test->dtype_c);
     if (test->accumulate)
         CHECK(cudaMemcpy(b->c, b->prefill, bytes, cudaMemcpyDeviceToDevice));
+    else if (is_backward(test) && test->keep_preact)
+        CHECK(cudaMemcpy(b->c, b->preact, bytes, cudaMemcpyDeviceToDevice));
     else
         CHECK(cudaMemset(b->c, 0xff, bytes));
     CHECK(cudaMemset(b->act, 0xff, b->n_act * 2));
+    CHECK(cudaMemset(b->d_row_weights, 0xff,
+                     (b->n_act ? b->n_act / (test->layout == EPD_GEMM_TN ? test->n / 2 : test->k) : 0) * 4));
     if (test->accumulate && test->dtype_bias)
         CHECK(cudaMemcpy(b->dbias, b->bias, (size_t)test->groups * test->n * out_bytes(test->dtype_bias),
                          cudaMemcpyDeviceToDevice));
@@ -266,10 +281,52 @@ static std::vector<double> fetch_reference(const struct buffers *b, size_t n)
     return out;
 }
 
+/* f and f'. */
+static void gate_of(enum epd_activation kind, double g, double *value, double *slope)
+{
+    const double h = 1e-6;
+    *value = activate(kind, g, 1.0);
+    *slope = (activate(kind, g + h, 1.0) - activate(kind, g - h, 1.0)) / (2.0 * h);
+}
+
+/* want: d_act [max_rows, F]. In place, rows of nobody keep the NaN of the pre-activation, all bits set as well. */
+static int check_backward(const struct test_case *test, const struct buffers *b,
+                          const std::vector<double> &d_act, int64_t max_rows)
+{
+    size_t ffn = test->k;
+    std::vector<uint8_t> preact = fetch(b->preact, b->n_c * 2);
+    std::vector<float> weights(max_rows, 1.0f);
+    if (test->row_weights)
+        CHECK(cudaMemcpy(weights.data(), b->row_weights, max_rows * 4, cudaMemcpyDeviceToHost));
+    std::vector<double> d_preact(b->n_c), act(b->n_act), sums(max_rows);
+    for (int64_t row = 0; row < max_rows; row++) {
+        double sum = 0.0;
+        for (size_t f = 0; f < ffn; f++) {
+            double gate = load_element(preact.data(), test->dtype, row * 2 * ffn + f), value, slope;
+            double up = load_element(preact.data(), test->dtype, row * 2 * ffn + ffn + f),
+                   d = d_act[row * ffn + f];
+            gate_of(test->activation, gate, &value, &slope);
+            d_preact[row * 2 * ffn + f] = weights[row] * d * up * slope;
+            d_preact[row * 2 * ffn + ffn + f] = weights[row] * d * value;
+            act[row * ffn + f] = isnan(d) ? d : weights[row] * value * up;
+            sum += d * value * up;
+        }
+        sums[row] = sum;
+    }
+    struct difference d = compare(fetch(b->c, b->n_c * 2), test->dtype, d_preact);
+    int failed = report("d_preact", &d);
+    d = compare(fetch(b->act, b->n_act * 2), test->dtype, act);
+    failed |= report("weighted act", &d);
+    d = compare(fetch(b->d_row_weights, max_rows * 4), EPD_F32, sums);
+    return failed | report("d_row_weights", &d);
+}
+
 static int check_rows(const struct test_case *test, const struct buffers *b, struct reference_args args)
 {
     args.row_weights = test->row_weights && !test->activation ? b->row_weights : NULL;
     reference_rows<<<4096, 256>>>(args, b->reference);
+    if (is_backward(test))
+        return check_backward(test, b, fetch_reference(b, b->n_act), args.max_rows);
     std::vector<double> want = fetch_reference(b, b->n_c);
     std::vector<uint8_t> got = fetch(b->c, b->n_c * out_bytes(test->dtype_c));
     if (test->activation && !test->keep_preact) {
@@ -354,6 +411,8 @@ static struct gemm_launch make_launch(const struct test_case *test, const struct
     launch.args.error = b->error;
     launch.act = b->act;
     launch.row_weights = b->row_weights;
+    launch.preact = is_backward(test) && test->keep_preact ? b->c : b->preact;
+    launch.d_row_weights = b->d_row_weights;
     return launch;
 }
 
@@ -372,13 +431,16 @@ static int check_repeat(const struct test_case *test, const struct buffers *b,
                         const struct gemm_launch *launch, cudaStream_t stream)
 {
     size_t bytes = b->n_c * out_bytes(test->dtype_c);
+    size_t sums_bytes = is_backward(test) ? b->n_act / test->k * 4 : 0;
     std::vector<uint8_t> first = fetch(b->c, bytes), first_act = fetch(b->act, b->n_act * 2);
+    std::vector<uint8_t> first_sums = fetch(b->d_row_weights, sums_bytes);
     for (int i = 0; i < 3; i++) {
         reset_outputs(test, b);
         if (run_once(engine, plan, launch, stream))
             return 1;
         CHECK(cudaStreamSynchronize(stream));
-        if (first != fetch(b->c, bytes) || first_act != fetch(b->act, b->n_act * 2))
+        if (first != fetch(b->c, bytes) || first_act != fetch(b->act, b->n_act * 2) ||
+            first_sums != fetch(b->d_row_weights, sums_bytes))
             return puts("    a second run gave other bits"), 1;
     }
     return 0;
@@ -398,6 +460,7 @@ static int run_case(const struct gemm_engine *engine, const struct test_case *te
     problem.activation = test->activation;
     problem.keep_preact = test->keep_preact;
     problem.row_weights = test->row_weights;
+    problem.d_row_weights = is_backward(test);
     struct epd_error error = {};
     if (!engine->supports(&problem, 0, &error))
         return printf("    unsupported: %s\n", error.text), -1;
@@ -492,6 +555,19 @@ static void add_fused(std::vector<struct test_case> *cases)
                                   328, 464, RANDOM, keep ? 16u : 1u, keep, 0, kind == EPD_GEGLU || keep, kind,
                                   keep});
     }
+    /* {groups, rows, F, H}: tiles of one to four rounds, F not a multiple of 64, one group of everything, ragged ends */
+    static const uint32_t shapes[][4] = {
+        {7, 150, 328, 464}, {3, 700, 136, 72}, {40, 20, 64, 264}, {2, 1000, 2080, 200}};
+    for (auto &shape : shapes)
+        for (enum epd_dtype dtype : {EPD_BF16, EPD_F16})
+            for (int in_place = 0; in_place < 2; in_place++)
+                cases->push_back({EPD_GEMM_NN, dtype, dtype, EPD_DTYPE_UNSPECIFIED, shape[0], shape[1],
+                                  shape[2], shape[3], in_place ? PRIMES : RANDOM, in_place ? 16u : 1u,
+                                  in_place, 0, in_place, EPD_SWIGLU, in_place});
+    for (enum epd_activation kind : {EPD_GEGLU, EPD_RELU2})
+        for (enum split_kind splits : {RANDOM, HOT, ALL_ZERO, LAST_ZERO})
+            cases->push_back({EPD_GEMM_NN, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, 7, 190, 328, 464,
+                              splits, 1, 0, 0, 1, kind, splits == HOT});
     cases->push_back({EPD_GEMM_NT, EPD_BF16, EPD_F32, EPD_F32, 6, 100, 264, 392, ALL_ZERO, 1, 0, 1});
     cases->push_back({EPD_GEMM_NT, EPD_BF16, EPD_F32, EPD_F32, 6, 100, 264, 392, ALL_ZERO, 1, 0, 0});
 }
