@@ -66,6 +66,14 @@ struct config {
     /* [cuda] */
     char gemm_engine[CONFIG_TEXT_BYTES];
     uint64_t comm_blocks;
+    /* [fabric] */
+    uint64_t nodes;
+    char node_rank[CONFIG_TEXT_BYTES];
+    char rendezvous[CONFIG_TEXT_BYTES];
+    char secret_file[CONFIG_TEXT_BYTES];
+    uint64_t node_dead_ms;
+    char network[CONFIG_TEXT_BYTES];
+    char network_devices[CONFIG_TEXT_BYTES];
     /* Not in the table. */
     char file[CONFIG_TEXT_BYTES]; /* "" if none was read */
 };

@@ -3,6 +3,7 @@
 #include <stddef.h>
 
 #include "daemon/config.h"
+#include "proto/limits.h"
 #include "proto/page.h"
 
 #define AT(field) offsetof(struct config, field)
@@ -89,6 +90,22 @@ static const struct config_key keys[] = {
      "grouped GEMM engine (empty: the best)"},
     {"cuda", "comm_blocks", CONFIG_COUNT, AT(comm_blocks), "0", 0, 1024, NULL, 0,
      "thread blocks for communication (0: the kernels' default)"},
+
+    {"fabric", "nodes", CONFIG_COUNT, AT(nodes), "0", 0, EPD_MAX_NODES, NULL, 0,
+     "nodes whose daemons are joined (0: what NNODES or SLURM_NNODES says if there is a secret_file, else "
+     "1)"},
+    {"fabric", "node_rank", CONFIG_TEXT, AT(node_rank), "", 0, 0, NULL, 0,
+     "number of this node, from 0 (empty: GROUP_RANK, NODE_RANK or SLURM_NODEID)"},
+    {"fabric", "rendezvous", CONFIG_TEXT, AT(rendezvous), "", 0, 0, NULL, 0,
+     "host:port at which node 0 listens (empty: MASTER_ADDR or the first Slurm host, port 7741)"},
+    {"fabric", "secret_file", CONFIG_TEXT, AT(secret_file), "", 0, 0, NULL, 0,
+     "file of 16 bytes or more, the same on all nodes and readable by nobody else"},
+    {"fabric", "node_dead", CONFIG_DURATION, AT(node_dead_ms), "10s", 100, DAY_MS, NULL, 1,
+     "a node that is not heard of for this long is lost; groups that span it end"},
+    {"fabric", "network", CONFIG_TEXT, AT(network), "tcp", 0, 0, NULL, 0,
+     "UCX transports that the host backend uses between nodes (empty: UCX chooses)"},
+    {"fabric", "network_devices", CONFIG_TEXT, AT(network_devices), "", 0, 0, NULL, 0,
+     "network devices that it may use (empty: all)"},
 };
 
 #define N_KEYS (sizeof(keys) / sizeof(keys[0]))

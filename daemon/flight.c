@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "daemon/clock.h"
+#include "daemon/group_span.h"
 #include "daemon/rank_plan.h"
 #include "daemon/step_record.h"
 
@@ -82,5 +83,10 @@ void flight_land(void *arg, const struct step_result *result)
     flight_release(worker, flight);
     if (failed)
         check_device_lost(worker, result);
+    if (failed && group->span && rails_broken(group->span->rails)) {
+        struct epd_error error;
+        (void)error_set(&error, EPD_PEER_LOST, "group %s: the way between its nodes is broken", group->name);
+        group_break(group, -1, &error);
+    }
     group_release(group);
 }

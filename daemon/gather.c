@@ -5,6 +5,7 @@
 
 #include "daemon/clock.h"
 #include "daemon/flight.h"
+#include "daemon/group_span.h"
 #include "daemon/joint_plan.h"
 #include "daemon/rank_plan.h"
 #include "daemon/session.h"
@@ -79,8 +80,9 @@ static int run_local(struct member *member, struct launch *launch)
     return 1;
 }
 
-/* The step is over for the ranks that took part: their front launches are done with. */
-static void close_gather(struct group *group, uint64_t now_ns)
+/* The step is over for the ranks that took part: their launches are done with, or (announced) wait at the front of
+ * their queues until the other nodes have come to the step. */
+static void close_gather(struct group *group, uint64_t now_ns, int announced)
 {
     for (uint32_t rank = 0; rank < group->world_size; rank++) {
         struct member *member = group->members[rank];
@@ -88,15 +90,29 @@ static void close_gather(struct group *group, uint64_t now_ns)
             continue;
         member->announced = 0;
         member->ordinal++;
-        member_pop(member);
+        if (announced)
+            member->ahead++;
+        else
+            member_pop(member);
     }
     group->ordinal++;
     group->gather = (struct gather){.ended_ns = now_ns};
 }
 
+/* The step is complete here or has failed here: the other nodes are told, and it ends when they have spoken. */
+static void announce_step(struct group *group, const struct epd_error *error, int32_t rank)
+{
+    if (error) {
+        group->missed = *error;
+        group->missed_rank = rank;
+    }
+    group_span_announce(group, error, rank);
+    close_gather(group, clock_ns(), 1);
+}
+
 /* The step ends without running, for all ranks: those that are there now, those that come later when they
  * come. */
-static void fail_step(struct group *group, const struct epd_error *error, int32_t rank)
+static void end_step(struct group *group, const struct epd_error *error, int32_t rank)
 {
     struct worker *worker = group->worker;
     const uint64_t now_ns = clock_ns();
@@ -108,13 +124,21 @@ static void fail_step(struct group *group, const struct epd_error *error, int32_
     for (uint32_t i = 0; i < group->world_size; i++)
         if (group->members[i] && group->members[i]->announced)
             member_fail_first(group->members[i], error, EPD_PHASE_GATHER, rank);
-    close_gather(group, now_ns);
+    close_gather(group, now_ns, 0);
+}
+
+static void fail_step(struct group *group, const struct epd_error *error, int32_t rank)
+{
+    if (group->span)
+        announce_step(group, error, rank);
+    else
+        end_step(group, error, rank);
 }
 
 static void count_straggler(struct group *group)
 {
     const struct gather *gather = &group->gather;
-    if (group->world_size == 1)
+    if (group_n_ranks(group) == 1)
         return;
     struct member *last = group->members[gather->last_rank];
     last->came_last++;
@@ -126,51 +150,110 @@ static void fill_flight(struct flight *flight, struct group *group, const struct
 {
     flight->group = group;
     flight->op = joint->op;
-    flight->n_plans = group->world_size;
+    flight->n_plans = group_n_ranks(group);
     flight->n_tokens = 0;
-    flight->gather_ns = group->gather.last_ns - group->gather.first_ns;
-    flight->entry = group->gather.entry;
-    for (uint32_t rank = 0; rank < group->world_size; rank++) {
-        const struct launch *launch = launch_queue_first(&group->members[rank]->queue);
-        n_tokens[rank] = launch->n_tokens;
-        seq[rank] = launch->seq;
+    const uint32_t base = group_first_rank(group);
+    for (uint32_t i = 0; i < flight->n_plans; i++) {
+        const struct launch *launch = launch_queue_first(&group->members[base + i]->queue);
+        n_tokens[i] = launch->n_tokens;
+        seq[i] = launch->seq;
         flight->n_tokens += launch->n_tokens;
-        flight->plans[rank] = launch->plan;
+        flight->plans[i] = launch->plan;
     }
+}
+
+/* The front launches of all ranks of this node become a flight. EPD_BUSY if the lanes have no room. */
+static enum epd_status depart(struct group *group, uint64_t gather_ns, uint64_t entry,
+                              struct epd_error *error)
+{
+    struct worker *worker = group->worker;
+    const struct joint_plan *joint =
+        launch_queue_first(&group->members[group_first_rank(group)]->queue)->plan->joint;
+    struct flight *flight = flight_acquire(worker);
+    enum epd_status status = flight ? EPD_OK : error_set(error, EPD_NO_MEMORY, "launch: no memory");
+    if (status == EPD_OK)
+        status = failpoint_hit(&worker->failpoints, "step_submit", error);
+    if (status == EPD_OK && joint->state != JOINT_PLAN_READY)
+        status = error_set(error, EPD_UNKNOWN_ID, "%s in group %s: rank %d has destroyed its plan %u",
+                           op_name(joint->op), group->name, (int)joint->ended_by, joint->key);
+    if (status == EPD_OK) {
+        uint32_t n_tokens[EPD_MAX_WORLD_SIZE];
+        uint64_t seq[EPD_MAX_WORLD_SIZE];
+        fill_flight(flight, group, joint, n_tokens, seq);
+        flight->gather_ns = gather_ns;
+        flight->entry = entry;
+        status = step_submit(joint->set, n_tokens, seq, flight_land, flight, error);
+    }
+    if (status == EPD_OK)
+        flight_depart(flight, clock_ns());
+    else if (flight)
+        flight_release(worker, flight);
+    return status;
 }
 
 /* Every rank's turn has come: hands the step to the lanes. 0 if they have no room. */
 static int submit(struct group *group)
 {
-    struct worker *worker = group->worker;
-    const struct joint_plan *joint = launch_queue_first(&group->members[0]->queue)->plan->joint;
+    const struct gather *gather = &group->gather;
     struct epd_error error = {0};
-    struct flight *flight = flight_acquire(worker);
-    enum epd_status status = flight ? EPD_OK : error_set(&error, EPD_NO_MEMORY, "launch: no memory");
-    if (status == EPD_OK)
-        status = failpoint_hit(&worker->failpoints, "step_submit", &error);
+    const enum epd_status status = depart(group, gather->last_ns - gather->first_ns, gather->entry, &error);
     if (status == EPD_OK) {
-        uint32_t n_tokens[EPD_MAX_WORLD_SIZE];
-        uint64_t seq[EPD_MAX_WORLD_SIZE];
-        fill_flight(flight, group, joint, n_tokens, seq);
-        status = step_submit(joint->set, n_tokens, seq, flight_land, flight, &error);
-    }
-    if (status == EPD_OK) {
-        const uint64_t now_ns = clock_ns();
-        flight_depart(flight, now_ns);
         count_straggler(group);
-        close_gather(group, now_ns);
+        close_gather(group, clock_ns(), 0);
         return 1;
     }
-    if (flight)
-        flight_release(worker, flight);
     group->gather.blocked = status == EPD_BUSY;
     if (status == EPD_BUSY) {
         block(group);
         return 0;
     }
-    fail_step(group, &error, -1);
+    end_step(group, &error, -1);
     return 1;
+}
+
+/* All ranks of this node have come to the step. */
+static int complete(struct group *group)
+{
+    if (!group->span)
+        return submit(group);
+    count_straggler(group);
+    announce_step(group, NULL, -1);
+    return 1;
+}
+
+int gather_resolve(struct group *group, const struct span_step *step, const struct epd_error *error,
+                   int32_t rank)
+{
+    struct epd_error failed = {0};
+    if (!error) {
+        const enum epd_status status = depart(group, step->gather_ns, step->entry, &failed);
+        if (status == EPD_BUSY)
+            return 0;
+        if (status != EPD_OK) {
+            group_break(group, -1, &failed);
+            return 1;
+        }
+    } else {
+        group->n_launches++;
+        group->n_failed++;
+        step_record_failed(group->worker, step->entry, error, EPD_PHASE_GATHER, rank, clock_ns());
+    }
+    for (uint32_t i = 0; i < group->world_size; i++) {
+        struct member *member = group->members[i];
+        if (!member || !(step->ranks >> i & 1))
+            continue;
+        if (error)
+            member_fail_first(member, error, EPD_PHASE_GATHER, rank);
+        member->ahead--;
+        member_pop(member);
+    }
+    return 1;
+}
+
+void gather_fail_unasked(struct group *group, const struct epd_error *error, int32_t rank)
+{
+    end_step(group, error, rank);
+    gather_pump_all(group);
 }
 
 /* ---- gathering ---- */
@@ -187,7 +270,7 @@ static enum epd_status compare(const struct member *member, const struct launch 
     if (joint->state != JOINT_PLAN_READY)
         return error_set(error, EPD_UNKNOWN_ID, "%s in group %s: rank %d has destroyed its plan %u",
                          op_name(joint->op), group->name, (int)joint->ended_by, joint->key);
-    const struct launch *first = launch_queue_first(&group->members[group->gather.first_rank]->queue);
+    const struct launch *first = member_next(group->members[group->gather.first_rank]);
     if (first->plan->joint == joint)
         return EPD_OK;
     return error_set(error, EPD_SEQ_MISMATCH,
@@ -218,7 +301,7 @@ static int announce(struct member *member, struct launch *launch)
         gather->first_rank = member->rank;
         gather->first_ns = at_ns;
         gather->entry = step_record_begin(group, launch, group->ordinal + 1, at_ns);
-        if (group->world_size > 1)
+        if (group_n_ranks(group) > 1)
             group_arm(group, at_ns + clock_ms_to_ns(warn_ms(group)));
     }
     member->announced = 1;
@@ -232,7 +315,7 @@ static int announce(struct member *member, struct launch *launch)
         fail_step(group, &error, (int32_t)member->rank);
         return 1;
     }
-    return gather->n_arrived == group->world_size ? submit(group) : 0;
+    return gather->n_arrived == group_n_ranks(group) ? complete(group) : 0;
 }
 
 static void fail_alone(struct member *member, const struct epd_error *error, int32_t rank)
@@ -248,15 +331,20 @@ static int advance(struct member *member)
 {
     struct group *group = member->group;
     int ended = 0;
-    while (member->queue.count && !member->announced) {
-        struct launch *launch = launch_queue_first(&member->queue);
+    struct launch *launch;
+    while (!member->announced && (launch = member_next(member))) {
+        const int in_front = member->ahead == 0;
         if (!op_is_collective(launch->plan->op)) {
-            if (!run_local(member, launch))
+            if (!in_front || !run_local(member, launch)) /* it runs behind what was asked for before it */
                 break;
         } else if (group->state == GROUP_BROKEN) {
             fail_alone(member, &group->lost, group->lost_rank);
         } else if (member->ordinal < group->ordinal) {
+            if (!in_front)
+                break;
             fail_alone(member, &group->missed, group->missed_rank);
+        } else if (group_span_full(group)) {
+            break;
         } else {
             ended |= announce(member, launch);
         }
@@ -272,6 +360,12 @@ static void advance_all(struct group *group)
             if (group->members[rank])
                 again |= advance(group->members[rank]);
     }
+}
+
+void gather_pump_all(struct group *group)
+{
+    if (group->state == GROUP_OPEN)
+        advance_all(group);
 }
 
 void gather_pump(struct member *member)
@@ -307,7 +401,7 @@ void gather_break(struct group *group)
                            group->lost_rank, clock_ns());
     for (uint32_t rank = 0; rank < group->world_size; rank++)
         if (group->members[rank])
-            group->members[rank]->announced = 0;
+            group->members[rank]->announced = group->members[rank]->ahead = 0;
     group->gather = (struct gather){0};
     advance_all(group);
 }
@@ -319,7 +413,8 @@ static void name_missing(const struct group *group, char *text, size_t bytes, in
     size_t length = 0;
     text[0] = 0;
     *first = -1;
-    for (uint32_t rank = 0; rank < group->world_size && length < bytes; rank++) {
+    const uint32_t end = group_first_rank(group) + group_n_ranks(group);
+    for (uint32_t rank = group_first_rank(group); rank < end && length < bytes; rank++) {
         if (group->gather.arrived >> rank & 1)
             continue;
         length += (size_t)snprintf(text + length, bytes - length, " %u", rank);
@@ -329,8 +424,7 @@ static void name_missing(const struct group *group, char *text, size_t bytes, in
 
 static const char *op_of_gather(const struct group *group)
 {
-    const struct member *first = group->members[group->gather.first_rank];
-    return op_name(launch_queue_at((struct launch_queue *)&first->queue, 0)->plan->op);
+    return op_name(member_next(group->members[group->gather.first_rank])->plan->op);
 }
 
 static void warn(struct group *group, uint64_t now_ns)
@@ -372,7 +466,7 @@ static uint64_t check_step(struct group *group, uint64_t now_ns)
 {
     for (;;) {
         const struct gather *gather = &group->gather;
-        if (!gather->n_arrived || gather->n_arrived == group->world_size)
+        if (!gather->n_arrived || gather->n_arrived == group_n_ranks(group))
             return CLOCK_NEVER;
         const uint64_t warn_ns = gather->first_ns + clock_ms_to_ns(warn_ms(group));
         const uint64_t end_ns = gather->first_ns + clock_ms_to_ns(deadline_ms(group));

@@ -12,6 +12,8 @@
 #include "daemon/group.h"
 #include "daemon/member.h"
 
+struct span_step;
+
 /* Something has arrived at the front of this rank's queue, or may be there. */
 void gather_pump(struct member *member);
 /* Looks at the deadlines of the step that is being gathered and at missing ranks; returns when to look again,
@@ -19,6 +21,14 @@ void gather_pump(struct member *member);
 uint64_t gather_check(struct group *group, uint64_t now_ns);
 /* Every queued collective launch ends with the group's `lost`. */
 void gather_break(struct group *group);
+/* Of a group that spans nodes (group_span.h), the oldest announced step: hands it over to the lanes, or ends it with the
+ * error. 0 if the lanes have no room. A step that cannot be handed over breaks the group. */
+int gather_resolve(struct group *group, const struct span_step *step, const struct epd_error *error,
+                   int32_t rank);
+/* The step that is being gathered, or would be next, has failed on other nodes. */
+void gather_fail_unasked(struct group *group, const struct epd_error *error, int32_t rank);
+/* Every rank's queue may go on. */
+void gather_pump_all(struct group *group);
 /* Lanes have room again: hands over what they refused. */
 void gather_retry(struct worker *worker);
 

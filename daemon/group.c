@@ -8,6 +8,8 @@
 
 #include "daemon/clock.h"
 #include "daemon/gather.h"
+#include "daemon/group_fields.h"
+#include "daemon/group_span.h"
 #include "daemon/joint_plan.h"
 #include "daemon/member.h"
 #include "daemon/session.h"
@@ -32,6 +34,7 @@ static void on_timer_closed(uv_handle_t *handle)
     joint_plan_free_all(group);
     if (group->team)
         team_destroy(group->team);
+    group_span_destroy(group);
     list_remove(&group->in_worker);
     registry_remove(&group->worker->registry, REGISTRY_GROUP, group->id);
     load_fini(&group->load);
@@ -65,9 +68,12 @@ static enum epd_status create(struct session *session, const struct message_grou
     memcpy(group->name, join->name, sizeof(group->name));
     list_init(&group->joint_plans);
     list_init(&group->in_blocked);
-    enum epd_status status = load_init(&group->load, join->config.n_experts, error);
+    enum epd_status status = group_span_create(group, error);
     if (status != EPD_OK)
         goto free_group;
+    status = load_init(&group->load, join->config.n_experts, error);
+    if (status != EPD_OK)
+        goto free_span;
     status = registry_add(&worker->registry, REGISTRY_GROUP, 0, group, &group->id, error);
     if (status != EPD_OK)
         goto free_load;
@@ -79,6 +85,8 @@ static enum epd_status create(struct session *session, const struct message_grou
 
 free_load:
     load_fini(&group->load);
+free_span:
+    group_span_destroy(group);
 free_group:
     free(group);
     return status;
@@ -91,15 +99,24 @@ static uint64_t check_join(struct group *group, uint64_t now_ns)
     if (group->state != GROUP_JOINING)
         return CLOCK_NEVER;
     const uint64_t limit_ms = group->worker->config.join_ms;
-    const uint64_t end_ns = group->created_ns + clock_ms_to_ns(limit_ms);
+    uint64_t end_ns = group->created_ns + clock_ms_to_ns(limit_ms);
+    if (group->n_members == group_n_ranks(group)) /* node 0 speaks first: it knows which nodes are missing */
+        end_ns += clock_ms_to_ns(GROUP_JOIN_GRACE_MS);
     if (now_ns < end_ns)
         return end_ns;
+    struct epd_error error;
+    if (group->n_members == group_n_ranks(group)) {
+        (void)error_set(&error, EPD_TIMEOUT, "group %s: not joined within %" PRIu64 " ms by all other nodes",
+                        group->name, limit_ms);
+        group_fail_join(group, &error);
+        return CLOCK_NEVER;
+    }
     char missing[128] = "";
     size_t length = 0;
-    for (uint32_t rank = 0; rank < group->world_size && length < sizeof(missing); rank++)
+    const uint32_t first = group_first_rank(group), end = first + group_n_ranks(group);
+    for (uint32_t rank = first; rank < end && length < sizeof(missing); rank++)
         if (!group->members[rank])
             length += (size_t)snprintf(missing + length, sizeof(missing) - length, " %u", rank);
-    struct epd_error error;
     (void)error_set(&error, EPD_TIMEOUT, "group %s: not joined within %" PRIu64 " ms by rank%s", group->name,
                     limit_ms, missing);
     group_fail_join(group, &error);
@@ -147,43 +164,25 @@ void group_arm(struct group *group, uint64_t at_ns)
 
 /* ---- join ---- */
 
-/* The fields that all ranks must agree on, for comparing and naming them. */
-static const char *const field_names[] = {"n_experts",     "top_k",     "hidden", "ffn",      "max_tokens",
-                                          "capacity_rows", "alignment", "dtype",  "overflow", "deadline_ms"};
-
-#define N_FIELDS (sizeof(field_names) / sizeof(field_names[0]))
-
-static void field_values(const struct message_group_config *config, int64_t values[N_FIELDS])
-{
-    const int64_t all[N_FIELDS] = {
-        config->n_experts,     config->top_k,     config->hidden, config->ffn,      config->max_tokens,
-        config->capacity_rows, config->alignment, config->dtype,  config->overflow, config->deadline_ms};
-    memcpy(values, all, sizeof(all));
-}
-
-static enum epd_status mismatch(const struct group *group, const struct message_group_join *join,
-                                const char *field, int64_t given, int64_t want, struct epd_error *error)
-{
-    if (strcmp(field, "dtype") == 0)
-        return error_set(error, EPD_GROUP_MISMATCH, "group %s dtype: rank %u says %s, rank %u says %s",
-                         group->name, join->rank, dtype_name((enum epd_dtype)given), group->first_joiner,
-                         dtype_name((enum epd_dtype)want));
-    return error_set(error, EPD_GROUP_MISMATCH,
-                     "group %s %s: rank %u says %" PRId64 ", rank %u says %" PRId64, group->name, field,
-                     join->rank, given, group->first_joiner, want);
-}
-
 static enum epd_status compare(const struct group *group, const struct message_group_join *join,
                                struct epd_error *error)
 {
     if (join->world_size != group->world_size)
-        return mismatch(group, join, "world_size", join->world_size, group->world_size, error);
-    int64_t given[N_FIELDS], want[N_FIELDS];
-    field_values(&join->config, given);
-    field_values(&group->config, want);
-    for (size_t i = 0; i < N_FIELDS; i++)
-        if (given[i] != want[i])
-            return mismatch(group, join, field_names[i], given[i], want[i], error);
+        return error_set(error, EPD_GROUP_MISMATCH, "group %s world_size: rank %u says %u, rank %u says %u",
+                         group->name, join->rank, join->world_size, group->first_joiner, group->world_size);
+    int64_t given[GROUP_N_FIELDS], want[GROUP_N_FIELDS];
+    group_field_values(&join->config, given);
+    group_field_values(&group->config, want);
+    for (size_t i = 0; i < GROUP_N_FIELDS; i++) {
+        char given_text[24], want_text[24];
+        if (given[i] == want[i])
+            continue;
+        group_field_format(i, given[i], given_text, sizeof(given_text));
+        group_field_format(i, want[i], want_text, sizeof(want_text));
+        return error_set(error, EPD_GROUP_MISMATCH, "group %s %s: rank %u says %s, rank %u says %s",
+                         group->name, group_field_name(i), join->rank, given_text, group->first_joiner,
+                         want_text);
+    }
     return EPD_OK;
 }
 
@@ -265,16 +264,18 @@ static void answer_join(struct member *member)
     session_send(member->session, &reply, -1);
 }
 
-static void open_complete(struct group *group)
+void group_open(struct group *group, const struct team_span *span)
 {
     struct worker *worker = group->worker;
     uint32_t devices[EPD_MAX_WORLD_SIZE];
-    for (uint32_t rank = 0; rank < group->world_size; rank++)
-        devices[rank] = group->members[rank]->device_idx;
+    const uint32_t first = group_first_rank(group), n_ranks = group_n_ranks(group);
+    for (uint32_t i = 0; i < n_ranks; i++)
+        devices[i] = group->members[first + i]->device_idx;
     struct epd_error error = {0};
     enum epd_status status = failpoint_hit(&worker->failpoints, "group_open", &error);
     if (status == EPD_OK)
-        status = team_create(worker->node, &group->config, group->world_size, devices, &group->team, &error);
+        status = team_create_spanning(worker->node, &group->config, group->world_size, devices, span,
+                                      &group->team, &error);
     if (status != EPD_OK) {
         group_fail_join(group, &error);
         return;
@@ -285,8 +286,18 @@ static void open_complete(struct group *group)
                       "group %" PRIu64 " open name %s ranks %u epoch %" PRIu64 " exchange %s", group->id,
                       group->name, group->world_size, group->epoch,
                       team_is_fused(group->team) ? "fused" : "staged");
-    for (uint32_t rank = 0; rank < group->world_size; rank++)
-        answer_join(group->members[rank]);
+    for (uint32_t i = 0; i < n_ranks; i++)
+        answer_join(group->members[first + i]);
+}
+
+/* All ranks of this node are there. */
+static void begin(struct group *group)
+{
+    const struct team_span alone = {.n_nodes = 1};
+    if (group->span)
+        group_span_begin(group);
+    else
+        group_open(group, &alone);
 }
 
 static enum epd_status bind_device(const struct worker *worker, const struct message_group_join *join,
@@ -294,7 +305,8 @@ static enum epd_status bind_device(const struct worker *worker, const struct mes
 {
     if (join->has_device)
         return node_find_device(worker->node, join->device_uuid, device_idx, error);
-    *device_idx = join->rank % node_n_devices(worker->node);
+    const uint32_t n_nodes = join->config.n_nodes ? join->config.n_nodes : 1;
+    *device_idx = join->rank % (join->world_size / n_nodes) % node_n_devices(worker->node);
     return EPD_OK;
 }
 
@@ -332,6 +344,8 @@ enum epd_status group_join(struct session *session, uint64_t request_id,
         return error_set(error, EPD_DRAINING, "group %.64s: the daemon is draining, no new groups",
                          join->name);
     enum epd_status status = check_request(join, error);
+    if (status == EPD_OK)
+        status = group_span_check(worker, join, error);
     if (status != EPD_OK)
         return status;
     uint32_t device_idx = 0;
@@ -345,8 +359,8 @@ enum epd_status group_join(struct session *session, uint64_t request_id,
     struct member *member = NULL;
     group_hold(group);
     status = member_create(group, session, join->rank, device_idx, request_id, &member, error);
-    if (status == EPD_OK && group->n_members == group->world_size)
-        open_complete(group);
+    if (status == EPD_OK && group->n_members == group_n_ranks(group))
+        begin(group);
     else if (status == EPD_OK)
         group_arm(group, group->created_ns + clock_ms_to_ns(worker->config.join_ms));
     if (group->state == GROUP_JOINING && !group->n_members)
@@ -361,6 +375,7 @@ void group_fail_join(struct group *group, const struct epd_error *error)
     group_hold(group);
     group->state = GROUP_BROKEN;
     group->lost = shown;
+    group_span_end(group, -1, &shown);
     for (uint32_t rank = 0; rank < group->world_size; rank++) {
         struct member *member = group->members[rank];
         if (!member)
@@ -402,6 +417,7 @@ void group_break(struct group *group, int32_t rank, const struct epd_error *erro
     (void)log_limited(worker->log, LOG_INFO, "group_broken", clock_ns(),
                       "group %" PRIu64 " broken name %s steps %" PRIu64 " reason %s", group->id, group->name,
                       group->n_launches, error->text);
+    group_span_end(group, rank, error);
     joint_plan_fail_all(group, error);
     gather_break(group);
 }

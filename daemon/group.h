@@ -14,8 +14,10 @@
 #include "ep/team.h"
 #include "proto/message.h"
 
+struct group_span;
 struct member;
 struct session;
+struct team_span;
 
 /* Collective plans that not every rank has created yet. */
 #define GROUP_MAX_JOINT_PLANS 4096
@@ -24,6 +26,8 @@ struct session;
  * long. */
 #define GROUP_LATE_NS  (500ull * 1000000ull)
 #define GROUP_GRACE_NS (200ull * 1000000ull)
+/* A group that only waits for other nodes waits this much longer. */
+#define GROUP_JOIN_GRACE_MS 1000u
 
 enum group_state {
     GROUP_JOINING, /* waits for missing ranks until the join timer; joins are answered when it ends */
@@ -60,12 +64,13 @@ struct group {
     uint64_t epoch;
     uint64_t created_ns;
     struct team *team;                          /* owned; NULL while joining */
-    struct member *members[EPD_MAX_WORLD_SIZE]; /* by rank; NULL: not joined, or gone */
+    struct group_span *span;                    /* owned; NULL if all ranks are of this node */
+    struct member *members[EPD_MAX_WORLD_SIZE]; /* by rank; NULL: not joined, gone, or of another node */
 
     struct list joint_plans;
     uint32_t n_joint_plans;
     struct gather gather;
-    uint64_t ordinal;       /* collective steps handed over or failed so far */
+    uint64_t ordinal;       /* collective steps handed over, announced (group_span.h) or failed so far */
     uint64_t drain_ordinal; /* while draining: the last step that may still run */
 
     struct epd_error lost; /* BROKEN: what it gets; lost_rank is to blame, -1 if none */
@@ -91,6 +96,8 @@ EPD_MUST_CHECK enum epd_status group_find_member(struct session *session, uint64
 /* A rank has gone: everything pending and everything later ends with the error. Idempotent: the first loss
  * counts. */
 void group_break(struct group *group, int32_t rank, const struct epd_error *error);
+/* All ranks are there, on other nodes too (span: how): plans and launches. */
+void group_open(struct group *group, const struct team_span *span);
 /* All joins of a group that is not complete end with the error. */
 void group_fail_join(struct group *group, const struct epd_error *error);
 

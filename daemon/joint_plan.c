@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "daemon/clock.h"
+#include "daemon/group_span.h"
 #include "daemon/member.h"
 #include "daemon/rank_plan.h"
 #include "daemon/session.h"
@@ -21,13 +22,14 @@ static struct joint_plan *find(struct group *group, uint32_t key)
 
 static struct joint_plan *create(struct group *group, uint32_t key, enum epd_op op, uint32_t rank)
 {
-    struct joint_plan *joint = calloc(1, sizeof(*joint) + group->world_size * sizeof(joint->plans[0]));
+    struct joint_plan *joint = calloc(1, sizeof(*joint) + group_n_ranks(group) * sizeof(joint->plans[0]));
     if (!joint)
         return NULL;
     joint->group = group;
     joint->key = key;
     joint->op = op;
-    joint->world_size = group->world_size;
+    joint->n_ranks = group_n_ranks(group);
+    joint->base_rank = group_first_rank(group);
     joint->first_rank = rank;
     joint->first_ns = clock_ns();
     joint->ended_by = -1;
@@ -81,9 +83,42 @@ enum epd_status joint_plan_arrive(struct member *member, enum epd_op op, struct 
 static enum epd_status join_all(struct joint_plan *joint, struct epd_error *error)
 {
     struct plan *plans[EPD_MAX_WORLD_SIZE];
-    for (uint32_t rank = 0; rank < joint->world_size; rank++)
-        plans[rank] = joint->plans[rank]->plan;
-    return plan_join(plans, joint->world_size, &joint->set, error);
+    for (uint32_t i = 0; i < joint->n_ranks; i++)
+        plans[i] = joint->plans[i]->plan;
+    return plan_join(plans, joint->n_ranks, &joint->set, error);
+}
+
+static void make_ready(struct joint_plan *joint)
+{
+    joint->state = JOINT_PLAN_READY;
+    for (uint32_t i = 0; i < joint->n_ranks; i++)
+        rank_plan_ready(joint->plans[i]);
+}
+
+/* What the nodes compare: the shape, and which plan is the context. */
+static uint64_t agreement_hash(const struct rank_plan *plan)
+{
+    return plan_shape_hash(plan->plan) ^ plan->context_key * 0x9e3779b97f4a7c15u;
+}
+
+/* Every rank that waits, and every one that comes later, gets the error. */
+static void end_gathering(struct joint_plan *joint, int32_t rank, const struct epd_error *error)
+{
+    joint->state = JOINT_PLAN_FAILED;
+    joint->error = *error;
+    if (rank >= 0) /* the others have to know whose plan it was */
+        (void)error_set(&joint->error, error->status, "rank %d: %.200s", (int)rank, error->text);
+    if (joint->set)
+        plan_set_destroy(joint->set);
+    joint->set = NULL;
+    const uint32_t n_ranks = joint->n_ranks;
+    const struct epd_error shown = joint->error;
+    struct rank_plan *waiting[EPD_MAX_WORLD_SIZE]; /* the last refusal may free the joint plan */
+    for (uint32_t i = 0; i < n_ranks; i++)
+        waiting[i] = joint->plans[i];
+    for (uint32_t i = 0; i < n_ranks; i++)
+        if (waiting[i])
+            rank_plan_refuse(waiting[i], &shown);
 }
 
 void joint_plan_add(struct joint_plan *joint, struct rank_plan *plan)
@@ -92,40 +127,50 @@ void joint_plan_add(struct joint_plan *joint, struct rank_plan *plan)
         rank_plan_refuse(plan, &joint->error);
         return;
     }
-    joint->plans[plan->rank] = plan;
-    if (++joint->n_ready < joint->world_size)
+    joint->plans[plan->rank - joint->base_rank] = plan;
+    if (++joint->n_ready < joint->n_ranks)
         return;
     struct epd_error error = {0};
     if (join_all(joint, &error) != EPD_OK) {
         joint_plan_fail(joint, -1, &error);
         return;
     }
-    joint->state = JOINT_PLAN_READY;
-    for (uint32_t rank = 0; rank < joint->world_size; rank++)
-        rank_plan_ready(joint->plans[rank]);
+    if (!joint->group->span) {
+        make_ready(joint);
+        return;
+    }
+    joint->offered = 1;
+    group_span_offer(joint->group, joint, agreement_hash(plan));
+}
+
+void joint_plan_agreed(struct group *group, uint32_t key, const struct epd_error *error, int32_t rank)
+{
+    struct joint_plan *joint = find(group, key);
+    if (!joint && error->status != EPD_OK) /* whoever comes to it here gets the error too */
+        joint = create(group, key, EPD_OP_UNSPECIFIED, group_first_rank(group));
+    if (!joint || joint->state != JOINT_PLAN_GATHERING)
+        return;
+    if (error->status == EPD_OK && joint->offered)
+        make_ready(joint);
+    else if (error->status != EPD_OK)
+        end_gathering(joint, rank, error);
 }
 
 void joint_plan_fail(struct joint_plan *joint, int32_t rank, const struct epd_error *error)
 {
     if (joint->state != JOINT_PLAN_GATHERING)
         return;
-    joint->state = JOINT_PLAN_FAILED;
-    joint->error = *error;
-    if (rank >= 0) /* the others have to know whose plan it was */
-        (void)error_set(&joint->error, error->status, "rank %d: %.200s", (int)rank, error->text);
-    const uint32_t world_size = joint->world_size;
-    const struct epd_error shown = joint->error;
-    struct rank_plan *waiting[EPD_MAX_WORLD_SIZE]; /* the last refusal may free the joint plan */
-    for (uint32_t i = 0; i < world_size; i++)
-        waiting[i] = joint->plans[i];
-    for (uint32_t i = 0; i < world_size; i++)
-        if (waiting[i])
-            rank_plan_refuse(waiting[i], &shown);
+    struct epd_error named = *error;
+    if (rank >= 0)
+        (void)error_set(&named, error->status, "rank %d: %.200s", (int)rank, error->text);
+    if (joint->group->span && !joint->offered)
+        group_span_refuse(joint->group, joint, &named);
+    end_gathering(joint, rank, error);
 }
 
 void joint_plan_leave(struct joint_plan *joint, uint32_t rank)
 {
-    joint->plans[rank] = NULL;
+    joint->plans[rank - joint->base_rank] = NULL;
     joint->n_left++;
     if (joint->state == JOINT_PLAN_READY) {
         joint->state = JOINT_PLAN_ENDING;
@@ -133,7 +178,7 @@ void joint_plan_leave(struct joint_plan *joint, uint32_t rank)
         plan_set_destroy(joint->set);
         joint->set = NULL;
     }
-    if (joint->n_left == joint->world_size)
+    if (joint->n_left == joint->n_ranks)
         free_joint(joint);
 }
 
@@ -141,14 +186,15 @@ static void name_missing(const struct joint_plan *joint, char *text, size_t byte
 {
     size_t length = 0;
     text[0] = 0;
-    for (uint32_t rank = 0; rank < joint->world_size && length < bytes; rank++)
+    const uint32_t end = joint->base_rank + joint->n_ranks;
+    for (uint32_t rank = joint->base_rank; rank < end && length < bytes; rank++)
         if (!(joint->arrived >> rank & 1))
             length += (size_t)snprintf(text + length, bytes - length, " %u", rank);
 }
 
 uint64_t joint_plan_check(struct joint_plan *joint, uint64_t now_ns)
 {
-    if (joint->state != JOINT_PLAN_GATHERING || joint->n_arrived == joint->world_size)
+    if (joint->state != JOINT_PLAN_GATHERING || joint->n_arrived == joint->n_ranks)
         return CLOCK_NEVER; /* when all have asked, only ep is waited for */
     const uint64_t limit_ms = joint->group->worker->config.plan_ms;
     const uint64_t end_ns = joint->first_ns + clock_ms_to_ns(limit_ms);

@@ -24,14 +24,16 @@ struct joint_plan {
     uint32_t key; /* from 1 */
     enum joint_plan_state state;
     enum epd_op op;
-    uint32_t world_size, first_rank;
+    uint32_t n_ranks, base_rank; /* of this node: base_rank and the following */
+    uint32_t first_rank;
+    int offered; /* all ranks of this node are ready, and the other nodes have been told */
     uint32_t n_arrived, n_ready, n_left;
     uint64_t arrived; /* bit r: rank r has asked for it */
     uint64_t first_ns;
     int32_t ended_by;          /* ENDING: the rank that destroyed its plan */
     struct epd_error error;    /* FAILED */
     struct plan_set *set;      /* owned; READY only */
-    struct rank_plan *plans[]; /* [world_size], by rank; NULL: not there yet, or gone */
+    struct rank_plan *plans[]; /* [n_ranks], from base_rank; NULL: not there yet, or gone */
 };
 
 /* The member's next collective plan. EPD_PLAN_MISMATCH, or what another rank failed with, when it can no
@@ -43,6 +45,8 @@ EPD_MUST_CHECK enum epd_status joint_plan_arrive(struct member *member, enum epd
 void joint_plan_add(struct joint_plan *joint, struct rank_plan *plan);
 /* The rank's plan cannot be made: all ranks that wait, and all that come later, get the error. */
 void joint_plan_fail(struct joint_plan *joint, int32_t rank, const struct epd_error *error);
+/* What the fabric has decided about a plan of a group that spans nodes: ready, or the error. */
+void joint_plan_agreed(struct group *group, uint32_t key, const struct epd_error *error, int32_t rank);
 /* The rank's plan is being destroyed, or was never made. May free the joint plan. */
 void joint_plan_leave(struct joint_plan *joint, uint32_t rank);
 /* Fails it if it has gathered for longer than the timer; returns when to look again, CLOCK_NEVER if not. */

@@ -66,6 +66,7 @@ static void drop_buffers(struct member *member)
 
 static void fail_queued(struct member *member, const struct epd_error *error, int32_t rank)
 {
+    member->ahead = 0;
     while (member->queue.count) {
         member_fail_first(member, error, EPD_PHASE_NONE, rank);
         member_pop(member);
@@ -111,9 +112,21 @@ static enum launch_flaw check_launch(const struct member *member, const struct r
     return LAUNCH_SOUND;
 }
 
+struct launch *member_next(struct member *member)
+{
+    uint32_t skip = member->ahead;
+    for (uint32_t i = 0; i < member->queue.count; i++) {
+        struct launch *launch = launch_queue_at(&member->queue, i);
+        if (skip < launch->n_left)
+            return launch;
+        skip -= launch->n_left;
+    }
+    return NULL;
+}
+
 uint64_t member_asked(struct member *member)
 {
-    uint64_t ordinal = member->ordinal;
+    uint64_t ordinal = member->ordinal - member->ahead; /* those are in the queue still */
     for (uint32_t i = 0; i < member->queue.count; i++) {
         const struct launch *launch = launch_queue_at(&member->queue, i);
         if (op_is_collective(launch->plan->op))

@@ -15,7 +15,8 @@ struct member {
     uint64_t join_request_id; /* of the join that is not answered yet */
 
     struct launch_queue queue;
-    int announced;   /* its first launch takes part in the group's gather */
+    int announced;   /* its next launch takes part in the group's gather */
+    uint32_t ahead;  /* launches at the front that wait for other nodes: announced, not begun */
     int window_full; /* the session is paused for this queue */
     uint64_t last_seq;
     uint64_t ordinal; /* collective steps of this rank handed over or failed */
@@ -38,6 +39,8 @@ void member_destroy(struct member *member);
 
 /* A launch of one of this rank's plans has arrived. */
 void member_launch(struct member *member, struct rank_plan *plan, const struct message_launch *launch);
+/* The first launch that is not announced to other nodes yet; NULL if there is none. */
+struct launch *member_next(struct member *member);
 /* The last collective step that this rank has asked for so far. */
 uint64_t member_asked(struct member *member);
 /* The first launch ends without running. */

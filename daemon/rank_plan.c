@@ -226,6 +226,7 @@ static enum epd_status find_context(struct rank_plan *plan, uint64_t context_id,
         return error_set(error, EPD_BUSY, "%s context: plan %llu is not ready", op_name(plan->op),
                          (unsigned long long)context_id);
     *context = other->plan;
+    plan->context_key = other->joint ? other->joint->key : 0;
     return EPD_OK;
 }
 

@@ -32,6 +32,7 @@ struct rank_plan {
     struct plan *plan;        /* owned; NULL while CREATING */
     struct plan_set *set;     /* owned: of a local op; NULL otherwise */
     struct joint_plan *joint; /* of a collective op; NULL otherwise */
+    uint32_t context_key;     /* of the joint plan that is its context; 0 if none */
     struct buffer **buffers;  /* owned array of borrowed buffers, one per binding */
     uint32_t n_buffers;
     uint32_t max_tokens; /* T of its tensors; 0 if it has none */

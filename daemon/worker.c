@@ -16,6 +16,7 @@
 #include "daemon/flight.h"
 #include "daemon/gather.h"
 #include "daemon/group.h"
+#include "daemon/group_span.h"
 #include "daemon/session.h"
 
 /* ---- epoch, dump ---- */
@@ -47,6 +48,8 @@ void worker_stop(struct worker *worker, enum close_reason reason, enum worker_ex
     listener_stop(&worker->control_listener);
     list_each(node, after, &worker->sessions)
         session_close(list_owner(node, struct session, in_worker), reason, NULL);
+    session_end_closed(worker); /* the other nodes hear why their groups end before they hear that we do */
+    fabric_stop(worker->fabric);
     worker_watch(worker);
 }
 
@@ -145,6 +148,8 @@ static void on_jobs(uv_async_t *async)
     dump_poll(worker);
     if (!list_empty(&worker->blocked))
         gather_retry(worker);
+    if (worker->fabric)
+        group_span_retry(worker->fabric);
 }
 
 static void on_term(uv_signal_t *handle, int number)
@@ -304,7 +309,12 @@ static enum epd_status start(struct worker *worker, struct epd_error *error)
         return status;
     must(uv_loop_init(&worker->loop), "loop");
     init_handles(worker);
-    return open_node(worker, error);
+    status = fabric_create(worker, &worker->fabric, error); /* before any thread runs */
+    if (status == EPD_OK)
+        status = open_node(worker, error);
+    if (status == EPD_OK && worker->fabric)
+        status = fabric_start(worker->fabric, error);
+    return status;
 }
 
 /* ---- end ---- */
@@ -323,6 +333,7 @@ static void finish(struct worker *worker)
     uv_walk(&worker->loop, close_handle, NULL);
     (void)uv_run(&worker->loop, UV_RUN_DEFAULT);
     must(uv_loop_close(&worker->loop), "loop close");
+    fabric_destroy(worker->fabric);
     flight_fini(worker);
     registry_fini(&worker->registry);
     arena_fini(&worker->arena);
@@ -332,13 +343,24 @@ static void finish(struct worker *worker)
     free(worker);
 }
 
-static int serve(struct worker *worker)
+static void tell_ready(struct worker *worker)
 {
     struct epd_error error = {0};
-    listener_start(&worker->rank_listener, worker, SESSION_RANK, worker->start.rank_fd);
-    listener_start(&worker->control_listener, worker, SESSION_CONTROL, worker->start.control_fd);
     if (channel_send_ready(worker->start.channel_fd, &error) != EPD_OK)
         worker_fail(worker, &error);
+}
+
+void worker_fabric_complete(struct worker *worker)
+{
+    tell_ready(worker);
+}
+
+static int serve(struct worker *worker)
+{
+    listener_start(&worker->rank_listener, worker, SESSION_RANK, worker->start.rank_fd);
+    listener_start(&worker->control_listener, worker, SESSION_CONTROL, worker->start.control_fd);
+    if (!worker->fabric)
+        tell_ready(worker);
     log_write(worker->log, LOG_INFO, "worker ready backend %s devices %u generation %" PRIu64,
               backend_name(node_backend(worker->node)), node_n_devices(worker->node),
               worker->start.generation);

@@ -2,8 +2,8 @@
  * one struct that is passed down; it knows every other part, and only the loop thread touches it (a lane
  * thread only calls the notify function that ep was given, which is uv_async_send).
  *
- * Start: loop, log, failpoints, recorder, node (lanes), then listeners; only then the supervisor is told
- * "ready". Stop: listeners, sessions (each ends its groups, plans and buffers), the loop runs until they are
+ * Start: loop, log, failpoints, recorder, fabric, node (lanes), then listeners; only then, and only when all nodes of
+ * its fabric are there, the supervisor is told "ready". Stop: listeners, sessions (each ends its groups, plans and buffers), the loop runs until they are
  * gone, node, loop. */
 #ifndef EPD_DAEMON_WORKER_H
 #define EPD_DAEMON_WORKER_H
@@ -12,6 +12,7 @@
 
 #include "daemon/config.h"
 #include "daemon/dump.h"
+#include "daemon/fabric.h"
 #include "daemon/failpoint.h"
 #include "daemon/list.h"
 #include "daemon/listener.h"
@@ -70,7 +71,8 @@ struct worker {
     uint8_t boot_id[EPD_BOOT_ID_BYTES];
     uint64_t epoch;
 
-    struct node *node; /* owned */
+    struct node *node;     /* owned */
+    struct fabric *fabric; /* owned; NULL: a node by itself */
     uv_async_t notify;
     uv_signal_t sigterm, sigint;
     uv_poll_t channel;
@@ -112,6 +114,8 @@ void worker_stop(struct worker *worker, enum close_reason reason, enum worker_ex
 void worker_fail(struct worker *worker, const struct epd_error *error);
 /* Writes the flight recorder beside the control socket, at most once in WORKER_DUMP_INTERVAL_NS. */
 void worker_dump(struct worker *worker, const char *why);
+/* All nodes of the fabric are there for the first time: the worker is ready. */
+void worker_fabric_complete(struct worker *worker);
 /* A new epoch: a group's membership changed. */
 uint64_t worker_next_epoch(struct worker *worker);
 /* Something that the sweep looks at has begun (a session that has yet to say Hello, a reply crowded out). */

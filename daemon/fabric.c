@@ -1,0 +1,568 @@
+#include "daemon/fabric.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/clock.h"
+#include "daemon/fabric_coordinator.h"
+#include "daemon/group_span.h"
+#include "daemon/worker.h"
+#include "ep/transport.h"
+
+/* A message of node 0 to itself: handed over by the loop, so that nobody is called by what he calls. */
+struct letter {
+    struct list in_fabric;
+    int to_coordinator;
+    size_t bytes;
+    uint8_t data[];
+};
+
+static int is_coordinator(const struct fabric *fabric)
+{
+    return fabric->config.node == 0;
+}
+
+/* The state and the receiving part call each other: links are ended by what they bring. */
+static void on_message(void *arg, struct fabric_link *link, const void *data, size_t bytes);
+
+void fabric_name_missing(uint32_t n_nodes, uint64_t there, char *text, size_t bytes)
+{
+    size_t length = 0;
+    text[0] = 0;
+    for (uint32_t node = 0; node < n_nodes && length < bytes; node++)
+        if (!(there >> node & 1))
+            length += (size_t)snprintf(text + length, bytes - length, " %u", node);
+}
+
+int fabric_complete(const struct fabric *fabric)
+{
+    return fabric->complete;
+}
+
+/* ---- who is there ---- */
+
+static uint64_t present(const struct fabric *fabric)
+{
+    uint64_t there = 0;
+    for (uint32_t node = 0; node < fabric->config.n_nodes; node++)
+        there |= (uint64_t)(fabric->nodes[node].present != 0) << node;
+    return there;
+}
+
+static void note_complete(struct fabric *fabric, int complete)
+{
+    struct worker *worker = fabric->worker;
+    char missing[96];
+    fabric_name_missing(fabric->config.n_nodes, present(fabric), missing, sizeof(missing));
+    if (complete && !fabric->complete)
+        log_write(worker->log, LOG_INFO, "fabric complete nodes %u node %u epoch %" PRIu64,
+                  fabric->config.n_nodes, fabric->config.node, fabric->epoch);
+    else if (!complete && fabric->complete)
+        log_write(worker->log, LOG_WARN, "fabric incomplete nodes %u missing%s", fabric->config.n_nodes,
+                  missing);
+    fabric->complete = complete;
+    if (!complete || fabric->was_complete)
+        return;
+    fabric->was_complete = 1;
+    worker_fabric_complete(worker);
+}
+
+/* Node 0: what it knows, to all. */
+static void tell_state(struct fabric *fabric)
+{
+    const uint64_t there = present(fabric);
+    const int complete = (uint32_t)__builtin_popcountll(there) == fabric->config.n_nodes;
+    struct fabric_message message;
+    if (complete && !fabric->complete)
+        fabric->epoch++;
+    fabric_message_init(&message, FABRIC_STATE);
+    message.epoch = fabric->epoch;
+    message.present = there;
+    if (!complete)
+        (void)error_set(&message.error, EPD_PEER_LOST, "not all nodes are there");
+    for (uint32_t node = 1; node < fabric->config.n_nodes; node++)
+        fabric_tell(fabric, node, &message);
+    note_complete(fabric, complete);
+}
+
+static void take_state(struct fabric *fabric, const struct fabric_message *message)
+{
+    const uint64_t now_ns = clock_ns();
+    for (uint32_t node = 0; node < fabric->config.n_nodes; node++) {
+        struct fabric_node *known = &fabric->nodes[node];
+        const int there = (int)(message->present >> node & 1);
+        if (node == 0 || node == fabric->config.node || known->present == there)
+            continue;
+        known->present = there;
+        known->since_ns = now_ns;
+        known->n_losses += !there;
+    }
+    fabric->epoch = message->epoch;
+    note_complete(fabric, message->error.status == EPD_OK);
+}
+
+/* ---- sending ---- */
+
+static void post_letter(struct fabric *fabric, int to_coordinator, const void *data, size_t bytes)
+{
+    struct letter *letter = malloc(sizeof(*letter) + bytes);
+    if (!letter) {
+        const struct epd_error error = {EPD_NO_MEMORY, "fabric: no memory for a message to itself"};
+        worker_fail(fabric->worker, &error);
+        return;
+    }
+    letter->to_coordinator = to_coordinator;
+    letter->bytes = bytes;
+    memcpy(letter->data, data, bytes);
+    list_init(&letter->in_fabric);
+    list_append(&fabric->to_self, &letter->in_fabric);
+    (void)uv_async_send(&fabric->wake);
+}
+
+static int encode(struct fabric *fabric, const struct fabric_message *message, size_t *bytes)
+{
+    struct epd_error error = {0};
+    if (fabric_encode(message, fabric->encoded, bytes, &error) == EPD_OK)
+        return 1;
+    worker_fail(fabric->worker, &error); /* our own message */
+    return 0;
+}
+
+enum epd_status fabric_ask(struct fabric *fabric, const struct fabric_message *message,
+                           struct epd_error *error)
+{
+    size_t bytes;
+    struct fabric_node *first = &fabric->nodes[0];
+    if (!is_coordinator(fabric) && (!first->link || !first->present))
+        return error_set(error, EPD_PEER_LOST, "node 0 is not there: %.180s",
+                         fabric->last_error[0] ? fabric->last_error : "not connected yet");
+    if (!encode(fabric, message, &bytes))
+        return error_set(error, EPD_INTERNAL, "fabric: a message that cannot be encoded");
+    if (is_coordinator(fabric))
+        post_letter(fabric, 1, fabric->encoded, bytes);
+    else
+        fabric_link_send(first->link, fabric->encoded, bytes);
+    return EPD_OK;
+}
+
+void fabric_tell(struct fabric *fabric, uint32_t node, const struct fabric_message *message)
+{
+    size_t bytes;
+    if (!encode(fabric, message, &bytes))
+        return;
+    if (node == fabric->config.node)
+        post_letter(fabric, 0, fabric->encoded, bytes);
+    else if (fabric->nodes[node].link && fabric->nodes[node].present)
+        fabric_link_send(fabric->nodes[node].link, fabric->encoded, bytes);
+}
+
+static void send_on(struct fabric *fabric, struct fabric_link *link, const struct fabric_message *message)
+{
+    size_t bytes;
+    if (encode(fabric, message, &bytes))
+        fabric_link_send(link, fabric->encoded, bytes);
+}
+
+/* ---- receiving ---- */
+
+static struct fabric_node *node_of(struct fabric *fabric, const struct fabric_link *link, uint32_t *number)
+{
+    for (uint32_t node = 0; node < fabric->config.n_nodes; node++)
+        if (fabric->nodes[node].link == link) {
+            *number = node;
+            return &fabric->nodes[node];
+        }
+    return NULL;
+}
+
+/* Both sides say it; it makes the other side present. */
+static enum epd_status take_hello(struct fabric *fabric, uint32_t number,
+                                  const struct fabric_message *message, struct epd_error *error)
+{
+    struct fabric_node *node = &fabric->nodes[number];
+    if (message->number != FABRIC_PROTOCOL)
+        return error_set(error, EPD_VERSION_MISMATCH, "it speaks fabric protocol %" PRIu64 ", here it is %u",
+                         message->number, FABRIC_PROTOCOL);
+    memcpy(node->version, message->name, sizeof(node->version));
+    if (node->present)
+        return EPD_OK;
+    node->present = 1;
+    node->since_ns = clock_ns();
+    node->last_error[0] = 0;
+    log_write(fabric->worker->log, LOG_INFO, "fabric node %u is there address %s version %s", number,
+              node->address, node->version);
+    if (is_coordinator(fabric))
+        tell_state(fabric);
+    else
+        group_span_rejoin(fabric);
+    return EPD_OK;
+}
+
+static enum epd_status handle(struct fabric *fabric, uint32_t number, struct fabric_message *message,
+                              struct epd_error *error)
+{
+    struct fabric_node *node = &fabric->nodes[number];
+    if (message->kind == FABRIC_HELLO)
+        return take_hello(fabric, number, message, error);
+    if (message->kind == FABRIC_PING) {
+        message->kind = FABRIC_PONG;
+        send_on(fabric, node->link, message);
+        return EPD_OK;
+    }
+    if (message->kind == FABRIC_PONG) {
+        node->rtt_ns = clock_ns() - message->time_ns;
+        return EPD_OK;
+    }
+    if (!node->present)
+        return error_set(error, EPD_PROTOCOL, "%s before hello", fabric_kind_name(message->kind));
+    if (is_coordinator(fabric))
+        return coordinator_receive(fabric->coordinator, number, message, error);
+    if (message->kind == FABRIC_STATE)
+        take_state(fabric, message);
+    else
+        group_span_receive(fabric, message);
+    return EPD_OK;
+}
+
+static void on_message(void *arg, struct fabric_link *link, const void *data, size_t bytes)
+{
+    struct fabric *fabric = arg;
+    struct fabric_message message;
+    struct epd_error error = {0};
+    uint32_t number = 0;
+    if (!node_of(fabric, link, &number))
+        return;
+    enum epd_status status = fabric_decode(data, bytes, &fabric->arena, &message, &error);
+    if (status == EPD_OK)
+        status = handle(fabric, number, &message, &error);
+    if (status != EPD_OK)
+        fabric_link_close(link, &error);
+}
+
+static void on_wake(uv_async_t *wake)
+{
+    struct fabric *fabric = wake->data;
+    while (!list_empty(&fabric->to_self)) {
+        struct letter *letter = list_owner(fabric->to_self.next, struct letter, in_fabric);
+        struct fabric_message message;
+        struct epd_error error = {0};
+        list_remove(&letter->in_fabric);
+        enum epd_status status = fabric_decode(letter->data, letter->bytes, &fabric->arena, &message, &error);
+        if (status == EPD_OK && letter->to_coordinator)
+            status = coordinator_receive(fabric->coordinator, 0, &message, &error);
+        else if (status == EPD_OK)
+            group_span_receive(fabric, &message);
+        free(letter);
+        if (status != EPD_OK)
+            worker_fail(fabric->worker, &error); /* our own message */
+    }
+}
+
+/* ---- links ---- */
+
+static int forget_stranger(struct fabric *fabric, const struct fabric_link *link)
+{
+    for (size_t i = 0; i < FABRIC_MAX_STRANGERS; i++)
+        if (fabric->strangers[i] == link) {
+            fabric->strangers[i] = NULL;
+            return 1;
+        }
+    return 0;
+}
+
+static int on_open(void *arg, struct fabric_link *link, uint32_t number, struct epd_error *error)
+{
+    struct fabric *fabric = arg;
+    struct fabric_node *node = &fabric->nodes[number];
+    struct fabric_message hello;
+    if (is_coordinator(fabric) && node->link) { /* it has come back before we noticed that it was gone */
+        const struct epd_error again = {EPD_PEER_LOST, "it has connected anew"};
+        fabric_link_close(node->link, &again);
+    }
+    if (!is_coordinator(fabric) && number != 0) {
+        (void)error_set(error, EPD_GROUP_MISMATCH, "the rendezvous is node %u, want node 0", number);
+        return 0;
+    }
+    (void)forget_stranger(fabric, link);
+    node->link = link;
+    node->pinged_ns = clock_ns();
+    (void)snprintf(node->address, sizeof(node->address), "%s", fabric_link_address(link));
+    fabric->retry_ms = FABRIC_RETRY_FIRST_MS;
+    fabric_message_init(&hello, FABRIC_HELLO);
+    hello.number = FABRIC_PROTOCOL;
+    (void)snprintf(hello.name, sizeof(hello.name), "%s", EPD_VERSION);
+    send_on(fabric, link, &hello);
+    return 1;
+}
+
+/* The node itself, or all that is behind it. */
+static void lose(struct fabric *fabric, uint32_t number, const struct epd_error *why)
+{
+    struct fabric_node *node = &fabric->nodes[number];
+    struct epd_error lost;
+    node->present = 0;
+    node->since_ns = clock_ns();
+    node->n_losses++;
+    (void)error_set(&lost, EPD_PEER_LOST, "node %u is lost: %.200s", number, why->text);
+    log_write(fabric->worker->log, LOG_WARN, "fabric node %u lost reason %s", number, why->text);
+    if (is_coordinator(fabric)) {
+        coordinator_lose(fabric->coordinator, number, &lost);
+        tell_state(fabric);
+        return;
+    }
+    for (uint32_t other = 1; other < fabric->config.n_nodes; other++)
+        if (other != fabric->config.node)
+            fabric->nodes[other].present = 0;
+    group_span_lose_all(fabric, &lost);
+    note_complete(fabric, 0);
+}
+
+static void on_end(void *arg, struct fabric_link *link, const struct epd_error *why)
+{
+    struct fabric *fabric = arg;
+    uint32_t number = 0;
+    struct fabric_node *node = node_of(fabric, link, &number);
+    (void)snprintf(fabric->last_error, sizeof(fabric->last_error), "%.60s: %.180s",
+                   fabric_link_address(link)[0] ? fabric_link_address(link) : fabric->config.host, why->text);
+    if (!node) {
+        const int accepted = forget_stranger(fabric, link);
+        if (!fabric->stopped)
+            (void)log_limited(fabric->worker->log, accepted ? LOG_WARN : LOG_INFO, "fabric_refused",
+                              clock_ns(), "fabric %s %.200s", accepted ? "refused" : "not connected",
+                              fabric->last_error);
+        return;
+    }
+    uint64_t sent, received;
+    fabric_link_bytes(link, &sent, &received);
+    node->sent_bytes += sent;
+    node->received_bytes += received;
+    node->link = NULL;
+    (void)snprintf(node->last_error, sizeof(node->last_error), "%s", why->text);
+    fabric->retry_at_ns = clock_ns() + clock_ms_to_ns(fabric->retry_ms);
+    if (node->present && !fabric->stopped)
+        lose(fabric, number, why);
+}
+
+static void on_connection(uv_stream_t *server, int status)
+{
+    struct fabric *fabric = server->data;
+    struct epd_error error = {0};
+    struct fabric_link *link = NULL;
+    size_t place = 0;
+    while (place < FABRIC_MAX_STRANGERS && fabric->strangers[place])
+        place++;
+    if (status < 0)
+        return;
+    if (fabric_link_accept(&fabric->owner, server, &link, &error) != EPD_OK) {
+        (void)log_limited(fabric->worker->log, LOG_WARN, "fabric_accept", clock_ns(), "%s", error.text);
+        return;
+    }
+    if (place == FABRIC_MAX_STRANGERS) {
+        (void)error_set(&error, EPD_QUOTA, "%d connections have yet to show the secret",
+                        FABRIC_MAX_STRANGERS);
+        fabric_link_close(link, &error);
+        return;
+    }
+    fabric->strangers[place] = link;
+}
+
+/* ---- connecting ---- */
+
+static int connecting(const struct fabric *fabric)
+{
+    return fabric->looking_up || fabric->strangers[0] || fabric->nodes[0].link;
+}
+
+static void retry_later(struct fabric *fabric, const char *why)
+{
+    (void)snprintf(fabric->last_error, sizeof(fabric->last_error), "%.100s: %.100s", fabric->config.host,
+                   why);
+    fabric->retry_ms =
+        fabric->retry_ms * 2 < FABRIC_RETRY_MAX_MS ? fabric->retry_ms * 2 : FABRIC_RETRY_MAX_MS;
+    fabric->retry_at_ns = clock_ns() + clock_ms_to_ns(fabric->retry_ms);
+}
+
+static void on_address(uv_getaddrinfo_t *lookup, int status, struct addrinfo *found)
+{
+    struct fabric *fabric = lookup->data;
+    struct epd_error error = {0};
+    fabric->looking_up = 0;
+    if (status < 0)
+        retry_later(fabric, uv_strerror(status));
+    else if (!fabric->stopped &&
+             fabric_link_connect(&fabric->owner, found->ai_addr, &fabric->strangers[0], &error) != EPD_OK)
+        retry_later(fabric, error.text);
+    uv_freeaddrinfo(found);
+}
+
+static void connect_again(struct fabric *fabric, uint64_t now_ns)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    if (connecting(fabric) || now_ns < fabric->retry_at_ns)
+        return;
+    retry_later(fabric, fabric->last_error[0] ? "trying" : "first try");
+    fabric->looking_up = 1;
+    const int failed = uv_getaddrinfo(&fabric->worker->loop, &fabric->lookup, on_address, fabric->config.host,
+                                      fabric->config.port, &hints);
+    if (failed) {
+        fabric->looking_up = 0;
+        retry_later(fabric, uv_strerror(failed));
+    }
+}
+
+/* ---- the beat ---- */
+
+static void check_link(struct fabric *fabric, struct fabric_node *node, uint64_t now_ns)
+{
+    const uint64_t dead_ns = clock_ms_to_ns(fabric->worker->config.node_dead_ms);
+    struct fabric_message ping;
+    struct epd_error why;
+    if (now_ns - fabric_link_heard_ns(node->link) > dead_ns) {
+        (void)error_set(&why, EPD_PEER_LOST, "nothing heard of it for %" PRIu64 " ms",
+                        fabric->worker->config.node_dead_ms);
+        fabric_link_close(node->link, &why);
+        return;
+    }
+    if (now_ns - node->pinged_ns < dead_ns / 4)
+        return;
+    node->pinged_ns = now_ns;
+    fabric_message_init(&ping, FABRIC_PING);
+    ping.time_ns = now_ns;
+    send_on(fabric, node->link, &ping);
+}
+
+static void on_beat(uv_timer_t *beat)
+{
+    struct fabric *fabric = beat->data;
+    const uint64_t now_ns = clock_ns();
+    for (uint32_t node = 0; node < fabric->config.n_nodes; node++)
+        if (fabric->nodes[node].link)
+            check_link(fabric, &fabric->nodes[node], now_ns);
+    if (is_coordinator(fabric))
+        coordinator_check(fabric->coordinator, now_ns);
+    else
+        connect_again(fabric, now_ns);
+}
+
+/* ---- life ---- */
+
+static enum epd_status load(struct fabric *fabric, struct epd_error *error)
+{
+    const struct config *config = &fabric->worker->config;
+    const struct transport_options options = {.ways = config->network, .devices = config->network_devices};
+    const struct transport *transport = transport_host(error);
+    if (!transport || !fabric_auth_available(error))
+        return error->status;
+    if (transport->load(&options, error) != EPD_OK)
+        return error->status;
+    return arena_init(&fabric->arena, FABRIC_MAX_ARENA_BYTES);
+}
+
+enum epd_status fabric_create(struct worker *worker, struct fabric **result, struct epd_error *error)
+{
+    struct fabric_config config;
+    *result = NULL;
+    if (fabric_config_resolve(&worker->config, &config, error) != EPD_OK)
+        return error->status;
+    if (config.n_nodes == 1)
+        return EPD_OK;
+    struct fabric *fabric = calloc(1, sizeof(*fabric));
+    if (!fabric)
+        return error_set(error, EPD_NO_MEMORY, "fabric: no memory");
+    fabric->worker = worker;
+    fabric->config = config;
+    fabric->retry_ms = FABRIC_RETRY_FIRST_MS / 2;
+    list_init(&fabric->to_self);
+    list_init(&fabric->gos);
+    if (load(fabric, error) != EPD_OK) {
+        free(fabric);
+        return error->status;
+    }
+    if (is_coordinator(fabric) && !(fabric->coordinator = coordinator_create(fabric))) {
+        free(fabric);
+        return error_set(error, EPD_NO_MEMORY, "fabric: no memory");
+    }
+    *result = fabric;
+    return EPD_OK;
+}
+
+static enum epd_status listen_at(struct fabric *fabric, struct epd_error *error)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    const char *host = fabric->config.host, *port = fabric->config.port;
+    uv_loop_t *loop = &fabric->worker->loop;
+    int failed = uv_getaddrinfo(loop, &fabric->lookup, NULL, host, port, &hints);
+    if (failed)
+        return error_set(error, EPD_INVALID_ARGUMENT, "fabric rendezvous %.150s:%s: %s", host, port,
+                         uv_strerror(failed));
+    struct addrinfo *found = fabric->lookup.addrinfo;
+    (void)uv_tcp_init(loop, &fabric->server);
+    fabric->server.data = fabric;
+    failed = uv_tcp_bind(&fabric->server, found->ai_addr, 0);
+    if (!failed)
+        failed = uv_listen((uv_stream_t *)&fabric->server, FABRIC_MAX_STRANGERS, on_connection);
+    uv_freeaddrinfo(found);
+    if (failed)
+        return error_set(error, EPD_SYSTEM, "fabric rendezvous %.150s:%s: %s", host, port,
+                         uv_strerror(failed));
+    return EPD_OK;
+}
+
+enum epd_status fabric_start(struct fabric *fabric, struct epd_error *error)
+{
+    uv_loop_t *loop = &fabric->worker->loop;
+    struct fabric_node *self = &fabric->nodes[fabric->config.node];
+    fabric->owner = (struct fabric_link_owner){.loop = loop,
+                                               .key = fabric->config.key,
+                                               .node = fabric->config.node,
+                                               .n_nodes = fabric->config.n_nodes,
+                                               .arg = fabric,
+                                               .on_open = on_open,
+                                               .on_message = on_message,
+                                               .on_end = on_end};
+    self->present = 1;
+    self->since_ns = clock_ns();
+    (void)snprintf(self->version, sizeof(self->version), "%s", EPD_VERSION);
+    fabric->lookup.data = fabric;
+    (void)uv_timer_init(loop, &fabric->beat); /* cannot fail */
+    fabric->beat.data = fabric->wake.data = fabric;
+    if (uv_async_init(loop, &fabric->wake, on_wake) != 0)
+        return error_set(error, EPD_SYSTEM, "fabric: no fds for its wake-up");
+    if (is_coordinator(fabric) && listen_at(fabric, error) != EPD_OK)
+        return error->status;
+    (void)uv_timer_start(&fabric->beat, on_beat, is_coordinator(fabric) ? FABRIC_BEAT_MS : 1, FABRIC_BEAT_MS);
+    log_write(fabric->worker->log, LOG_INFO, "fabric node %u of %u rendezvous %s:%s", fabric->config.node,
+              fabric->config.n_nodes, fabric->config.host, fabric->config.port);
+    return EPD_OK;
+}
+
+void fabric_stop(struct fabric *fabric)
+{
+    const struct epd_error why = {EPD_DRAINING, "this daemon ends"};
+    if (!fabric || fabric->stopped)
+        return;
+    fabric->stopped = 1;
+    (void)uv_timer_stop(&fabric->beat);
+    for (size_t i = 0; i < FABRIC_MAX_STRANGERS; i++)
+        if (fabric->strangers[i])
+            fabric_link_close(fabric->strangers[i], &why);
+    for (uint32_t node = 0; node < fabric->config.n_nodes; node++)
+        if (fabric->nodes[node].link)
+            fabric_link_close(fabric->nodes[node].link, &why);
+}
+
+void fabric_destroy(struct fabric *fabric)
+{
+    if (!fabric)
+        return;
+    while (!list_empty(&fabric->to_self)) {
+        struct letter *letter = list_owner(fabric->to_self.next, struct letter, in_fabric);
+        list_remove(&letter->in_fabric);
+        free(letter);
+    }
+    coordinator_destroy(fabric->coordinator);
+    arena_fini(&fabric->arena);
+    free(fabric);
+}

@@ -1,0 +1,482 @@
+#include "daemon/group_span.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/clock.h"
+#include "daemon/fabric.h"
+#include "daemon/gather.h"
+#include "daemon/group_fields.h"
+#include "daemon/joint_plan.h"
+#include "daemon/member.h"
+#include "daemon/rank_plan.h"
+#include "daemon/session.h"
+
+/* A step that the fabric has decided and that waits for room on the lanes, or for those before it. */
+struct fabric_go {
+    struct list in_fabric;
+    struct group *group; /* held */
+    uint64_t number;
+    struct epd_error error;
+    int32_t rank;
+};
+
+static const char *const state_names[] = {"gathering", "opening", "joined", "connecting", "open", "ended"};
+
+const char *group_span_state_name(enum group_span_state state)
+{
+    return state_names[state];
+}
+
+uint32_t group_first_rank(const struct group *group)
+{
+    return group->span ? group->span->first_rank : 0;
+}
+
+uint32_t group_n_ranks(const struct group *group)
+{
+    return group->span ? group->span->n_ranks : group->world_size;
+}
+
+static struct fabric *fabric_of(const struct group *group)
+{
+    return group->worker->fabric;
+}
+
+/* ---- joining ---- */
+
+enum epd_status group_span_check(const struct worker *worker, const struct message_group_join *join,
+                                 struct epd_error *error)
+{
+    const struct fabric *fabric = worker->fabric;
+    const uint32_t n_nodes = join->config.n_nodes;
+    if (n_nodes <= 1)
+        return EPD_OK;
+    if (!fabric)
+        return error_set(error, EPD_UNSUPPORTED, "group %s n_nodes: %u, this daemon is in no fabric",
+                         join->name, n_nodes);
+    if (n_nodes != fabric->config.n_nodes)
+        return error_set(error, EPD_INVALID_ARGUMENT,
+                         "group %s n_nodes: %u, want 1 or %u (all of the fabric)", join->name, n_nodes,
+                         fabric->config.n_nodes);
+    if (join->world_size % n_nodes)
+        return error_set(
+            error, EPD_INVALID_ARGUMENT,
+            "group %s world_size: %u, want a multiple of n_nodes %u: each node has as many ranks", join->name,
+            join->world_size, n_nodes);
+    const uint32_t n_ranks = join->world_size / n_nodes, first = n_ranks * fabric->config.node;
+    if (join->rank < first || join->rank - first >= n_ranks)
+        return error_set(error, EPD_INVALID_ARGUMENT, "group %s rank: %u, want %u..%u on node %u of %u",
+                         join->name, join->rank, first, first + n_ranks - 1, fabric->config.node, n_nodes);
+    return rails_available(worker->node, error) ? EPD_OK : error->status;
+}
+
+enum epd_status group_span_create(struct group *group, struct epd_error *error)
+{
+    if (group->config.n_nodes <= 1)
+        return EPD_OK;
+    struct group_span *span = calloc(1, sizeof(*span));
+    if (!span)
+        return error_set(error, EPD_NO_MEMORY, "group: no memory");
+    span->n_nodes = group->config.n_nodes;
+    span->node = fabric_of(group)->config.node;
+    span->n_ranks = group->world_size / span->n_nodes;
+    span->first_rank = span->n_ranks * span->node;
+    group->span = span;
+    return EPD_OK;
+}
+
+void group_span_destroy(struct group *group)
+{
+    if (!group->span)
+        return;
+    if (group->span->rails)
+        rails_close(group->span->rails);
+    free(group->span);
+    group->span = NULL;
+}
+
+/* Tells the coordinator; what cannot be told needs not: then the way to it is gone, and it knows. */
+static void tell(struct group *group, const struct fabric_message *message)
+{
+    struct epd_error ignored;
+    (void)!fabric_ask(fabric_of(group), message, &ignored);
+}
+
+static void join_message(const struct group *group, struct fabric_message *message)
+{
+    fabric_message_init(message, FABRIC_JOIN);
+    message->group = group->id;
+    memcpy(message->name, group->name, sizeof(message->name));
+    message->uid = group->uid;
+    message->world_size = group->world_size;
+}
+
+static void join_nodes(struct group *group)
+{
+    struct group_span *span = group->span;
+    struct fabric_message message;
+    struct fabric_address addresses[EPD_MAX_WORLD_SIZE];
+    join_message(group, &message);
+    message.n_config = GROUP_N_FIELDS;
+    group_field_values(&group->config, message.config);
+    for (uint32_t i = 0; i < span->n_ranks; i++) {
+        const struct transport_address *address = rails_address(span->rails, i);
+        addresses[i].bytes = address->bytes;
+        memcpy(addresses[i].data, address->data, address->bytes);
+    }
+    message.n_addresses = span->n_ranks;
+    message.addresses = addresses;
+    span->state = SPAN_JOINED;
+    group_arm(group, clock_ns()); /* from now on the coordinator's deadline counts */
+    tell(group, &message);        /* or later: group_span_rejoin */
+}
+
+/* Rails have been opened or connected, or the group has ended meanwhile. */
+static int rails_done(struct group *group, const struct epd_error *error)
+{
+    struct group_span *span = group->span;
+    span->job = 0;
+    if (group->state != GROUP_JOINING)
+        return 0;
+    if (error->status == EPD_OK)
+        return 1;
+    group_fail_join(group, error);
+    return 0;
+}
+
+static void on_rails_open(void *arg, const struct epd_error *error)
+{
+    struct group *group = arg;
+    if (rails_done(group, error))
+        join_nodes(group);
+    group_release(group);
+}
+
+void group_span_begin(struct group *group)
+{
+    struct group_span *span = group->span;
+    uint32_t devices[EPD_MAX_WORLD_SIZE];
+    struct epd_error error = {0};
+    for (uint32_t i = 0; i < span->n_ranks; i++)
+        devices[i] = group->members[span->first_rank + i]->device_idx;
+    span->state = SPAN_OPENING;
+    if (rails_open(group->worker->node, span->n_ranks, devices, on_rails_open, group, &span->rails, &error) !=
+        EPD_OK) {
+        group_fail_join(group, &error);
+        return;
+    }
+    span->job = 1;
+    group_hold(group);
+}
+
+static void on_rails_connected(void *arg, const struct epd_error *error)
+{
+    struct group *group = arg;
+    if (rails_done(group, error)) {
+        const struct team_span team = {
+            .n_nodes = group->span->n_nodes, .node = group->span->node, .rails = group->span->rails};
+        group->span->state = SPAN_OPEN;
+        group_open(group, &team);
+    }
+    group_release(group);
+}
+
+/* All nodes have joined, or the join has come to nothing. */
+static void take_open(struct group *group, const struct fabric_message *message)
+{
+    struct group_span *span = group->span;
+    static struct transport_address addresses[EPD_MAX_WORLD_SIZE]; /* loop thread */
+    struct epd_error error = message->error;
+    if (span->state != SPAN_JOINED)
+        return;
+    if (error.status == EPD_OK && message->n_addresses != group->world_size)
+        (void)error_set(&error, EPD_PROTOCOL, "group %s: %u addresses, want %u", group->name,
+                        message->n_addresses, group->world_size);
+    if (error.status != EPD_OK) {
+        span->state = SPAN_ENDED;
+        group_fail_join(group, &error);
+        return;
+    }
+    span->id = message->group;
+    for (uint32_t i = 0; i < group->world_size; i++) {
+        addresses[i].bytes = message->addresses[i].bytes;
+        memcpy(addresses[i].data, message->addresses[i].data, message->addresses[i].bytes);
+    }
+    const struct config *config = &group->worker->config;
+    span->state = SPAN_CONNECTING;
+    if (rails_connect(span->rails, span->n_nodes, span->node, addresses, 2 * clock_ms_to_ns(config->dead_ms),
+                      on_rails_connected, group, &error) != EPD_OK) {
+        group_fail_join(group, &error);
+        return;
+    }
+    span->job = 1;
+    group_hold(group);
+}
+
+/* ---- ends ---- */
+
+void group_span_end(struct group *group, int32_t rank, const struct epd_error *error)
+{
+    struct group_span *span = group->span;
+    struct fabric_message message;
+    if (!span || span->state == SPAN_ENDED)
+        return;
+    if (span->state == SPAN_JOINED) {
+        join_message(group, &message);
+        message.error = *error;
+        tell(group, &message);
+    } else if (span->id) {
+        fabric_message_init(&message, FABRIC_BREAK);
+        message.group = span->id;
+        message.number = span->n_gone;
+        message.node = span->node;
+        message.rank = rank;
+        message.error = *error;
+        tell(group, &message);
+    }
+    span->state = SPAN_ENDED;
+}
+
+/* Another node's part of the group has ended, or that node has. Steps that it has begun it also ends; what we have begun
+ * beyond them would wait for it for ever. */
+static void take_break(struct group *group, const struct fabric_message *message)
+{
+    struct group_span *span = group->span;
+    struct epd_error error = message->error;
+    if (error.status == EPD_OK)
+        (void)error_set(&error, EPD_PEER_LOST, "node %u has ended group %s", message->node, group->name);
+    span->state = SPAN_ENDED;
+    if (span->rails && span->n_gone > message->number)
+        rails_abort(span->rails, &error);
+    if (group->state == GROUP_JOINING)
+        group_fail_join(group, &error);
+    else
+        group_break(group, message->rank, &error);
+}
+
+/* ---- plans ---- */
+
+void group_span_offer(struct group *group, const struct joint_plan *joint, uint64_t hash)
+{
+    struct fabric_message message;
+    fabric_message_init(&message, FABRIC_PLAN);
+    message.group = group->span->id;
+    message.number = joint->key;
+    message.op = joint->op;
+    message.hash = hash;
+    tell(group, &message);
+}
+
+void group_span_refuse(struct group *group, const struct joint_plan *joint, const struct epd_error *error)
+{
+    struct fabric_message message;
+    if (group->span->state != SPAN_OPEN)
+        return;
+    fabric_message_init(&message, FABRIC_PLAN);
+    message.group = group->span->id;
+    message.number = joint->key;
+    message.op = joint->op;
+    message.error = *error;
+    tell(group, &message);
+}
+
+/* ---- steps ---- */
+
+static struct span_step *step_at(struct group_span *span, uint64_t number)
+{
+    return &span->steps[number % SPAN_MAX_AHEAD];
+}
+
+int group_span_full(const struct group *group)
+{
+    return group->span && group->ordinal - group->span->n_gone >= SPAN_MAX_AHEAD;
+}
+
+void group_span_announce(struct group *group, const struct epd_error *error, int32_t rank)
+{
+    struct group_span *span = group->span;
+    const struct gather *gather = &group->gather;
+    const struct rank_plan *plan = member_next(group->members[gather->first_rank])->plan;
+    struct span_step *step = step_at(span, group->ordinal + 1);
+    struct fabric_message message;
+    assert(!group_span_full(group));
+    *step = (struct span_step){.ranks = gather->arrived,
+                               .rank = rank,
+                               .announced_ns = clock_ns(),
+                               .gather_ns = gather->last_ns - gather->first_ns,
+                               .entry = gather->entry};
+    fabric_message_init(&message, FABRIC_STEP);
+    message.group = span->id;
+    message.number = group->ordinal + 1;
+    message.op = plan->op;
+    message.hash = plan->joint->key;
+    if (error) {
+        step->error = message.error = *error;
+        message.rank = rank;
+    }
+    tell(group, &message);
+}
+
+static void count_agreement(struct group *group, const struct span_step *step)
+{
+    struct fabric_agreements *agreements = &fabric_of(group)->agreements;
+    const uint64_t took_ns = clock_ns() - step->announced_ns;
+    agreements->n++;
+    agreements->sum_ns += took_ns;
+    agreements->max_ns = took_ns > agreements->max_ns ? took_ns : agreements->max_ns;
+    agreements->n_ahead += group->n_flights > 0;
+}
+
+/* Begins or ends the oldest announced step. 0 if the lanes have no room. */
+static int resolve(struct fabric_go *go)
+{
+    struct group *group = go->group;
+    struct group_span *span = group->span;
+    struct epd_error error = go->error;
+    if (group->state != GROUP_OPEN)
+        return 1;
+    if (go->number != span->n_gone + 1) {
+        (void)error_set(&error, EPD_PROTOCOL, "group %s: step %" PRIu64 " goes, want %" PRIu64, group->name,
+                        go->number, span->n_gone + 1);
+        group_break(group, -1, &error);
+        return 1;
+    }
+    if (go->number > group->ordinal) { /* it failed before this node had it */
+        span->n_gone++;
+        if (error.status == EPD_OK)
+            (void)error_set(&error, EPD_PROTOCOL, "group %s: step %" PRIu64 " goes unasked", group->name,
+                            go->number);
+        gather_fail_unasked(group, &error, go->rank);
+        return 1;
+    }
+    const struct span_step step = *step_at(span, go->number);
+    if (step.error.status)
+        error = step.error;
+    if (!gather_resolve(group, &step, error.status ? &error : NULL, step.error.status ? step.rank : go->rank))
+        return 0;
+    span->n_gone++;
+    count_agreement(group, &step);
+    gather_pump_all(group);
+    return 1;
+}
+
+void group_span_retry(struct fabric *fabric)
+{
+    while (!list_empty(&fabric->gos)) {
+        struct fabric_go *go = list_owner(fabric->gos.next, struct fabric_go, in_fabric);
+        if (!resolve(go))
+            return;
+        list_remove(&go->in_fabric);
+        group_release(go->group);
+        free(go);
+    }
+}
+
+static void take_go(struct fabric *fabric, struct group *group, const struct fabric_message *message)
+{
+    struct fabric_go *go = malloc(sizeof(*go));
+    struct epd_error error;
+    if (!go) {
+        (void)error_set(&error, EPD_NO_MEMORY, "group %s: no memory for a step", group->name);
+        group_break(group, -1, &error);
+        return;
+    }
+    *go = (struct fabric_go){
+        .group = group, .number = message->number, .error = message->error, .rank = message->rank};
+    group_hold(group);
+    list_init(&go->in_fabric);
+    list_append(&fabric->gos, &go->in_fabric);
+    group_span_retry(fabric);
+}
+
+/* ---- messages ---- */
+
+static struct group *find(const struct fabric *fabric, const struct fabric_message *message)
+{
+    list_each(node, after, &fabric->worker->groups)
+    {
+        struct group *group = list_owner(node, struct group, in_worker);
+        if (!group->span)
+            continue;
+        if (message->kind == FABRIC_OPEN ? group->id == message->number
+                                         : group->span->id && group->span->id == message->group)
+            return group;
+    }
+    return NULL;
+}
+
+/* Nobody waits for a group that this node has given up: the coordinator must not think that it is open here. */
+static void disown(struct fabric *fabric, const struct fabric_message *open)
+{
+    struct fabric_message message;
+    struct epd_error ignored;
+    if (!open->group)
+        return;
+    fabric_message_init(&message, FABRIC_BREAK);
+    message.group = open->group;
+    message.node = fabric->config.node;
+    (void)error_set(&message.error, EPD_PEER_LOST, "node %u has given the group up", fabric->config.node);
+    (void)!fabric_ask(fabric, &message, &ignored);
+}
+
+void group_span_receive(struct fabric *fabric, const struct fabric_message *message)
+{
+    struct group *group = find(fabric, message);
+    if (!group || group->state == GROUP_BROKEN) {
+        if (message->kind == FABRIC_OPEN)
+            disown(fabric, message);
+        return;
+    }
+    group_hold(group);
+    switch (message->kind) {
+    case FABRIC_OPEN:
+        take_open(group, message);
+        break;
+    case FABRIC_READY:
+        joint_plan_agreed(group, (uint32_t)message->number, &message->error, message->rank);
+        break;
+    case FABRIC_GO:
+        take_go(fabric, group, message);
+        break;
+    case FABRIC_BREAK:
+        take_break(group, message);
+        break;
+    default:
+        break; /* of a newer coordinator */
+    }
+    group_release(group);
+}
+
+void group_span_rejoin(struct fabric *fabric)
+{
+    list_each(node, after, &fabric->worker->groups)
+    {
+        struct group *group = list_owner(node, struct group, in_worker);
+        if (group->span && group->state == GROUP_JOINING && group->span->state == SPAN_JOINED)
+            join_nodes(group);
+    }
+}
+
+void group_span_lose_all(struct fabric *fabric, const struct epd_error *why)
+{
+    for (int again = 1; again;) { /* breaking one may free others */
+        again = 0;
+        list_each(node, after, &fabric->worker->groups)
+        {
+            struct group *group = list_owner(node, struct group, in_worker);
+            if (!group->span || !group->span->id || group->span->state == SPAN_ENDED)
+                continue;
+            struct fabric_message message;
+            fabric_message_init(&message, FABRIC_BREAK);
+            message.error = *why;
+            group_hold(group);
+            take_break(group, &message);
+            group_release(group);
+            again = 1;
+            break;
+        }
+    }
+}
