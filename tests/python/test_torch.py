@@ -8,10 +8,10 @@ from ranks import fresh_name, on_threads
 
 pytest.importorskip("torch", reason="no PyTorch")
 
-from torch_cases import grouped, moe  # noqa: E402
+from torch_cases import adapters, grouped, moe  # noqa: E402
 from torch_cases.rank import Rank  # noqa: E402
 
-CASES = moe.CASES + grouped.CASES
+CASES = moe.CASES + grouped.CASES + adapters.CASES
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

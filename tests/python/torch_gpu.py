@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,9 @@ START_S = 60
 
 def cases(names: list[str]):
     """The cases with one of the names, or all."""
-    from torch_cases import cuda, grouped, moe
+    from torch_cases import adapters, cuda, grouped, moe
 
-    known = moe.CASES + grouped.CASES + cuda.CASES
+    known = moe.CASES + grouped.CASES + adapters.CASES + cuda.CASES
     return [case for case in known if not names or any(name in case.__name__ for name in names)]
 
 
@@ -112,13 +113,16 @@ def table(args: argparse.Namespace, codes: list[int], daemon_code: object) -> in
     n_failed = 0
     for case, results in found.items():
         failures = [result["failure"] for result in results if result["failure"]]
-        good = len(results) == args.ranks and not failures
+        n_wanted = args.ranks - case.startswith("a_killed_rank")
+        good = len(results) == n_wanted and not failures
         n_failed += not good
         word = "ok" if good else f"FAILED ({len(results)} of {args.ranks} ranks came to it)"
         print(f"{case:60s} {max(result['seconds'] for result in results):6.2f} s  {word}")
         for failure in failures[: 1 if good else 2]:
             print(f"    {failure[:300]}")
     print(f"ranks ended with {codes}, the daemon with {daemon_code}; {len(found)} cases, {n_failed} failed")
+    if any(case.startswith("a_killed_rank") for case in found) and codes[1] == -signal.SIGKILL:
+        codes[1] = 0
     return int(n_failed > 0 or any(codes) or daemon_code != 0 or not found)
 
 

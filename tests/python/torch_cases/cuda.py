@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import time
 
 import epd
@@ -161,10 +162,71 @@ def device_arrays_go_in_and_out(rank: Rank) -> None:
         group.barrier()()
 
 
+def compiled_layers_equal_eager_ones(rank: Rank) -> None:
+    inputs = sized(150, rank, [48] * rank.world, bias=True)
+    want = oracle.run(inputs, rank.rank)
+    with rank.group(**SIZES) as group:
+        module = epd.torch.MoE(group, bias=True)
+        load(module, inputs, rank)
+
+        def layer(x: torch.Tensor, idx: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            return module(x * 2, idx, weights) / 1
+
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        for _ in range(2):
+            module.zero_grad(set_to_none=True)
+            x = (inputs.x[rank.rank] / 2).requires_grad_()
+            weights = inputs.weights[rank.rank].clone().requires_grad_()
+            out = compiled(x, inputs.idx[rank.rank], weights)
+            out.backward(inputs.dout[rank.rank])
+            compare({"out": out, "dx": x.grad / 2, "d_weights": weights.grad}, module, want, rank)
+            del out
+        assert module.layer.n_contexts == 1, module.layer.n_contexts
+        with torch.no_grad():
+            oracle.close("inference", compiled(x, inputs.idx[rank.rank], weights), want.out, rank.dtype)
+
+
+def a_killed_rank_is_named_and_the_others_go_on(rank: Rank) -> None:
+    """The last case: rank 1 ends in it."""
+    sizes = SIZES | {"n_experts": 12}
+    inputs = sized(160, rank, [32] * rank.world, n_experts=12)
+    group = epd.torch.join(
+        "killed", rank.world, rank.rank, dtype=rank.dtype, client=rank.client, device=rank.device, deadline=20, **sizes
+    )
+    module = epd.torch.MoE(group)
+    load(module, inputs, rank)
+    compare(step(module, inputs, rank), module, oracle.run(inputs, rank.rank), rank)
+    if rank.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin = time.monotonic()
+    try:
+        for _ in range(3):  # a step may be launched before the daemon sees the hang-up
+            step(module, inputs, rank)
+            module.check()
+    except epd.PeerLost as lost:
+        assert lost.rank == 1 and "rank 1" in str(lost), lost
+    else:
+        raise AssertionError("three steps went well without rank 1")
+    torch.cuda.synchronize()  # the stream goes on
+    assert time.monotonic() - begin < 10
+    group.leave()
+    survivors = [r for r in range(rank.world) if r != 1]
+    left = Rank(rank.client, survivors.index(rank.rank), len(survivors), "survivors")
+    if 12 % left.world:
+        return
+    fewer = sized(161, left, [32] * left.world, n_experts=12)
+    with left.group(**sizes) as group:
+        module = epd.torch.MoE(group)
+        load(module, fewer, left)
+        compare(step(module, fewer, left), module, oracle.run(fewer, left.rank), left)
+
+
 CASES = [
     other_streams_are_followed,
     a_graph_replays_with_other_counts,
     memory_given_back_is_registered_anew,
     memory_is_flat_over_many_steps,
     device_arrays_go_in_and_out,
+    compiled_layers_equal_eager_ones,
+    a_killed_rank_is_named_and_the_others_go_on,
 ]

@@ -12,6 +12,20 @@ from .context import Weights
 from .group import Group
 from .layer import Layer
 
+if hasattr(torch.library, "custom_op"):
+    from .compile import compiled, number_of
+
+
+def _is_compiling() -> bool:
+    return hasattr(torch, "compiler") and torch.compiler.is_compiling()
+
+
+def _compile_number(layer: Layer) -> int:
+    """0 where this PyTorch cannot make operators, and so cannot compile the layer."""
+    if not hasattr(torch.library, "custom_op"):
+        return 0
+    return number_of(layer)
+
 
 class MoE(nn.Module):
     """The experts of an MoE layer, spread over the ranks of a group; routing is the caller's.
@@ -40,6 +54,7 @@ class MoE(nn.Module):
         if ffn == 0:
             raise ValueError("group ffn: 0, want the width of the experts for an MoE layer")
         self.layer = Layer(group, activation=activation, saved=saved, n_contexts=n_contexts, delay_wgrad=delay_wgrad)
+        self._number = _compile_number(self.layer)
         self.w1 = nn.Parameter(group.empty((n_local, 2 * ffn, hidden)))
         self.w2 = nn.Parameter(group.empty((n_local, hidden, ffn)))
         self.b1 = nn.Parameter(group.empty((n_local, 2 * ffn))) if bias else None
@@ -69,7 +84,13 @@ class MoE(nn.Module):
         out: torch.Tensor | None = None,
         grad_input: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See :meth:`epd.torch.Layer.__call__`."""
+        """See :meth:`epd.torch.Layer.__call__`. In torch.compile it is an operator, without the two buffers."""
+        if _is_compiling():
+            if out is not None or grad_input is not None:
+                raise ValueError("out, grad_input: not inside torch.compile, want None")
+            parameters = [p for p in (self.w1, self.w2, self.b1, self.b2) if p is not None]
+            counts = [1, 1, int(self.b1 is not None), int(self.b2 is not None)]
+            return compiled(self._number, x, topk_idx, topk_weights, parameters, counts)
         return self.layer(x, topk_idx, topk_weights, self._weights(), out=out, grad_input=grad_input)
 
     def backward_dw(self) -> None:
