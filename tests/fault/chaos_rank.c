@@ -144,7 +144,7 @@ void chaos_rank_run(const struct chaos_role *role)
                                 .seed = role->seed};
     char name[32];
     snprintf(name, sizeof name, "chaos-%u", role->team);
-    const struct rank rank = {role->socket_path, name, CHAOS_RANKS, role->rank, NULL};
+    const struct rank rank = {role->socket_path, name, CHAOS_RANKS, role->rank, NULL, 1};
     while (!atomic_load(&role->chaos->stop))
         live_once(&actor, &rank);
     exit(0);

@@ -22,6 +22,7 @@ struct epd_group_options layer_group_options(const struct layer *layer)
         .alignment = op_case->alignment,
         .dtype = op_case->dtype,
         .overflow = op_case->overflow,
+        .n_nodes = layer->rank->n_nodes,
     };
 }
 

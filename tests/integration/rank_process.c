@@ -11,9 +11,20 @@
 void ranks_start(struct rank_team *team, const char *socket_path, const char *group_name, unsigned world_size,
                  rank_function function, const void *arg)
 {
+    ranks_start_on(team, &socket_path, 1, group_name, world_size, function, arg);
+}
+
+void ranks_start_on(struct rank_team *team, const char *const *socket_paths, unsigned n_nodes,
+                    const char *group_name, unsigned world_size, rank_function function, const void *arg)
+{
     team->world_size = world_size;
     for (unsigned r = 0; r < world_size; r++) {
-        struct rank rank = {socket_path, group_name, world_size, r, arg};
+        struct rank rank = {.socket_path = socket_paths[r / (world_size / n_nodes)],
+                            .group_name = group_name,
+                            .world_size = world_size,
+                            .rank = r,
+                            .n_nodes = n_nodes,
+                            .arg = arg};
         fflush(NULL);
         team->pids[r] = fork();
         if (team->pids[r] == 0) {

@@ -20,7 +20,8 @@ struct rank {
     const char *socket_path;
     const char *group_name;
     unsigned world_size, rank;
-    const void *arg; /* borrowed from the test */
+    const void *arg;  /* borrowed from the test */
+    unsigned n_nodes; /* that the group spans */
 };
 
 typedef void (*rank_function)(const struct rank *rank);
@@ -38,6 +39,9 @@ typedef void (*rank_function)(const struct rank *rank);
 /* Forks world_size processes. */
 void ranks_start(struct rank_team *team, const char *socket_path, const char *group_name, unsigned world_size,
                  rank_function function, const void *arg);
+/* The same, the ranks in order on the daemons at these sockets, as many on each. */
+void ranks_start_on(struct rank_team *team, const char *const *socket_paths, unsigned n_nodes,
+                    const char *group_name, unsigned world_size, rank_function function, const void *arg);
 /* Waits for all; returns how many did not exit with 0. Kills what is left after deadline_s seconds and counts
  * it. */
 unsigned ranks_wait(struct rank_team *team, unsigned deadline_s);

@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/integration/daemon_process.h"
+#include "tests/integration/fabric/fabric_process.h"
 #include "tests/integration/layer.h"
 #include "tests/reference/values.h"
 
-static struct daemon_process epd_daemon;
+static struct fabric_process fabric;
 
 /* Reference values of all ranks; only this rank's are compared. */
 struct expected {
@@ -190,19 +190,16 @@ static void run_all_cases(enum epd_saved saved, int delay_wgrad)
         if (op_cases[i].world_size > MAX_TEST_RANKS)
             continue;
         snprintf(name, sizeof(name), "layer-%zu-%d-%d", i, (int)saved, delay_wgrad);
-        unsigned n_failed =
-            ranks_run(epd_daemon.socket_path, name, op_cases[i].world_size, layer_rank, &test);
-        if (n_failed)
-            daemon_print_log(&epd_daemon);
+        unsigned n_failed = fabric_run(&fabric, name, op_cases[i].world_size, layer_rank, &test);
         ck_assert_msg(n_failed == 0, "case \"%s\": %u ranks failed", op_cases[i].name, n_failed);
     }
 }
 
 static void with_devices(unsigned n_devices, enum epd_saved saved, int delay_wgrad)
 {
-    daemon_start(&epd_daemon, n_devices, NULL);
+    fabric_start(&fabric, fabric_wanted(), n_devices, NULL);
     run_all_cases(saved, delay_wgrad);
-    daemon_stop(&epd_daemon);
+    fabric_stop(&fabric);
 }
 
 START_TEST(layers_with_saved_context_match_the_reference_on_four_devices)

@@ -6,11 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/integration/daemon_process.h"
+#include "tests/integration/fabric/fabric_process.h"
 #include "tests/integration/layer.h"
 #include "tests/reference/values.h"
 
-static struct daemon_process epd_daemon;
+static struct fabric_process fabric;
 
 static const struct op_case *case_named(const char *name)
 {
@@ -23,20 +23,18 @@ static const struct op_case *case_named(const char *name)
 
 static void start(void)
 {
-    daemon_start(&epd_daemon, 4, NULL);
+    fabric_start(&fabric, fabric_wanted(), 4, NULL);
 }
 
 static void stop(void)
 {
-    daemon_stop(&epd_daemon);
+    fabric_stop(&fabric);
 }
 
 static void run(const char *name, rank_function function)
 {
     const struct op_case *op_case = case_named(name);
-    unsigned n_failed = ranks_run(epd_daemon.socket_path, name, op_case->world_size, function, op_case);
-    if (n_failed)
-        daemon_print_log(&epd_daemon);
+    unsigned n_failed = fabric_run(&fabric, name, op_case->world_size, function, op_case);
     ck_assert_uint_eq(n_failed, 0);
 }
 

@@ -1,0 +1,427 @@
+/* What becomes of a fabric and its groups when nodes come late, are killed, cut off, or do not belong to it. */
+#include <arpa/inet.h>
+#include <check.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "tests/integration/fabric/fabric_process.h"
+#include "tests/integration/layer.h"
+#include "tests/reference/op_cases.h"
+#include "tests/reference/values.h"
+
+#define CASE "uniform f32"
+/* A node that is silent for this long is lost; and how long its loss may take to be told. */
+#define NODE_DEAD      "1s"
+#define TOLD_WITHIN_MS 4000
+
+static struct fabric_process fabric;
+static const char *const quick[] = {"--node-dead", NODE_DEAD, "--join", "3s", "--plan", "3s", NULL};
+
+static long now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static void sleep_ms(long ms)
+{
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
+    nanosleep(&t, NULL);
+}
+
+/* ---- a layer on all nodes ---- */
+
+enum { X, IDX, WEIGHTS, W1, B1, W2, B2, OUT, SPLITS, N_FORWARD };
+
+static struct epd_plan *forward_plan(struct layer *layer, struct layer_tensor *f)
+{
+    static const enum epd_role roles[] = {EPD_ROLE_X,  EPD_ROLE_TOPK_IDX, EPD_ROLE_TOPK_WEIGHTS,
+                                          EPD_ROLE_W1, EPD_ROLE_B1,       EPD_ROLE_W2,
+                                          EPD_ROLE_B2};
+    for (int i = X; i <= B2; i++)
+        f[i] = layer_input(layer, roles[i]);
+    f[OUT] = layer_output(layer, EPD_ROLE_OUT);
+    f[SPLITS] = layer_output(layer, EPD_ROLE_M_SPLITS);
+    const struct epd_plan_options options = {.op = EPD_OP_MOE_FORWARD};
+    return layer_plan(layer, options, f, N_FORWARD);
+}
+
+static struct epd_plan *barrier_plan(struct layer *layer)
+{
+    struct epd_plan *plan = NULL;
+    const struct epd_plan_options options = {.size = sizeof(options), .op = EPD_OP_BARRIER};
+    RANK_CHECK(epd_plan_create(layer->group, &options, &plan) == EPD_OK);
+    return plan;
+}
+
+/* Some steps, all well. */
+static void healthy_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[N_FORWARD];
+    layer_open(&layer, rank, rank->arg ? rank->arg : op_case_named(CASE));
+    struct epd_plan *plan = forward_plan(&layer, f);
+    for (int i = 0; i < 20; i++)
+        RANK_CHECK(layer_step(plan) == EPD_OK);
+    epd_plan_destroy(plan);
+    layer_close(&layer);
+}
+
+/* Steps until one fails; it must say whose fault it was, in time. */
+static void until_lost_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[N_FORWARD];
+    layer_open(&layer, rank, op_case_named(CASE));
+    struct epd_plan *plan = forward_plan(&layer, f);
+    enum epd_status status = EPD_OK;
+    long began_ms = 0;
+    while (status == EPD_OK) {
+        began_ms = now_ms();
+        status = layer_step(plan);
+    }
+    RANK_CHECK(now_ms() - began_ms < TOLD_WITHIN_MS);
+    RANK_CHECK(status == EPD_PEER_LOST);
+    RANK_CHECK(strstr(epd_error_text(), rank->arg) != NULL);
+    layer_close(&layer);
+}
+
+/* A group of one node beside it: must not notice. */
+static void bystander_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[N_FORWARD];
+    layer_open(&layer, rank, op_case_named(CASE));
+    struct epd_plan *plan = forward_plan(&layer, f);
+    for (int i = 0; i < 300; i++) { /* three seconds and more */
+        RANK_CHECK(layer_step(plan) == EPD_OK);
+        sleep_ms(10);
+    }
+    struct epd_plan *last = barrier_plan(&layer);
+    RANK_CHECK(layer_step(last) == EPD_OK); /* nobody leaves before the others have ended */
+    epd_plan_destroy(plan);
+    layer_close(&layer);
+}
+
+/* The ranks of the first node must end well, those of the others are ended. */
+static void end_ranks(struct rank_team *team, unsigned n_kept)
+{
+    unsigned n_failed = 0;
+    for (unsigned r = 0; r < n_kept; r++) {
+        int status = 0;
+        ck_assert_int_eq(waitpid(team->pids[r], &status, 0), team->pids[r]);
+        n_failed += !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+    }
+    for (unsigned r = n_kept; r < team->world_size; r++) {
+        kill(team->pids[r], SIGKILL);
+        waitpid(team->pids[r], NULL, 0);
+    }
+    if (n_failed)
+        fabric_print_logs(&fabric);
+    ck_assert_uint_eq(n_failed, 0);
+}
+
+static unsigned world_size(void)
+{
+    return op_case_named(CASE)->world_size;
+}
+
+START_TEST(a_killed_node_ends_its_groups_with_its_name_and_comes_back)
+{
+    struct rank_team spanning, beside;
+    fabric_start(&fabric, 2, 2, quick);
+    ranks_start(&beside, fabric.nodes[0].socket_path, "beside", world_size(), bystander_rank, NULL);
+    fabric_ranks_start(&fabric, &spanning, "spanning", world_size(), until_lost_rank, "node 1");
+    sleep_ms(1000);
+    fabric_kill_node(&fabric, 1);
+    end_ranks(&spanning, world_size() / 2);
+    ck_assert_uint_eq(ranks_wait(&beside, 30), 0);
+    fabric_start_node(&fabric, 1, NULL, quick);
+    for (long began = now_ms(); fabric_log_count(&fabric, 0, "fabric complete") < 2; sleep_ms(5))
+        ck_assert_msg(now_ms() - began < 10000, "the fabric does not form again");
+    ck_assert_uint_eq(fabric_run(&fabric, "again", world_size(), healthy_rank, NULL), 0);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+START_TEST(a_killed_coordinator_ends_the_groups_of_the_others)
+{
+    struct rank_team team;
+    fabric_start(&fabric, 2, 2, quick);
+    fabric_ranks_start(&fabric, &team, "spanning", world_size(), until_lost_rank, "node 0");
+    sleep_ms(700);
+    fabric_kill_node(&fabric, 0);
+    for (unsigned r = 0; r < world_size() / 2; r++) { /* those of node 1 are looked at */
+        const pid_t pid = team.pids[r];
+        team.pids[r] = team.pids[r + world_size() / 2];
+        team.pids[r + world_size() / 2] = pid;
+    }
+    end_ranks(&team, world_size() / 2);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+START_TEST(a_node_that_is_cut_off_is_named_within_the_dead_timer)
+{
+    if (!fabric_namespaces_available()) {
+        printf("skipped: no network namespaces can be made here\n");
+        return;
+    }
+    struct rank_team team;
+    fabric_start_in_namespaces(&fabric, 3, 1, quick);
+    ck_assert_uint_eq(fabric_run(&fabric, "whole", 3, healthy_rank, op_case_named("odd sizes")), 0);
+    fabric_stop(&fabric);
+    fabric_start_in_namespaces(&fabric, 2, 2, quick);
+    fabric_ranks_start(&fabric, &team, "spanning", world_size(), until_lost_rank, "node 1");
+    sleep_ms(1000);
+    fabric_cut(&fabric, 1, 1);
+    end_ranks(&team, world_size() / 2);
+    fabric_cut(&fabric, 1, 0);
+    fabric_wait_complete(&fabric, 2);
+    ck_assert_uint_eq(fabric_run(&fabric, "again", world_size(), healthy_rank, NULL), 0);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+/* ---- who belongs to it ---- */
+
+START_TEST(a_node_with_another_secret_is_kept_out)
+{
+    char secret[128];
+    fabric_prepare(&fabric, 2, 1, 0);
+    snprintf(secret, sizeof(secret), "%s/other", fabric.directory);
+    FILE *file = fopen(secret, "w");
+    fputs("another secret of this test", file);
+    fclose(file);
+    ck_assert_int_eq(chmod(secret, 0600), 0);
+    fabric_start_node(&fabric, 0, NULL, quick);
+    fabric_start_node(&fabric, 1, secret, quick);
+    for (long began = now_ms(); !fabric_log_count(&fabric, 1, "does not know the secret"); sleep_ms(5))
+        ck_assert_msg(now_ms() - began < 10000, "nobody says why");
+    sleep_ms(300);
+    for (unsigned node = 0; node < 2; node++)
+        ck_assert_uint_eq(fabric_log_count(&fabric, node, "fabric complete"), 0);
+    unlink(secret);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+static int dial(const struct fabric_process *at)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)atoi(strchr(at->rendezvous, ':') + 1))};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    return fd;
+}
+
+START_TEST(strangers_at_the_rendezvous_change_nothing)
+{
+    char bytes[4096];
+    uint64_t seed = 7;
+    fabric_start(&fabric, 2, 2, quick);
+    int silent[40];
+    for (size_t i = 0; i < sizeof(silent) / sizeof(*silent); i++)
+        silent[i] = dial(&fabric);
+    for (int i = 0; i < 50; i++) {
+        const int fd = dial(&fabric);
+        for (size_t j = 0; j < sizeof(bytes); j++)
+            bytes[j] = (char)values_random(&seed);
+        if (i % 2)
+            memcpy(bytes, "epdfab1", 8);
+        (void)!send(fd, bytes, i * 80 % sizeof(bytes) + 1, MSG_NOSIGNAL);
+        close(fd);
+    }
+    ck_assert_uint_eq(fabric_run(&fabric, "spanning", world_size(), healthy_rank, NULL), 0);
+    for (size_t i = 0; i < sizeof(silent) / sizeof(*silent); i++)
+        close(silent[i]);
+    ck_assert_uint_eq(fabric_log_count(&fabric, 0, "fabric incomplete"), 0);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+/* ---- joins ---- */
+
+START_TEST(a_late_node_is_waited_for)
+{
+    struct rank_team team;
+    fabric_prepare(&fabric, 2, 2, 0);
+    fabric_start_node(&fabric, 1, NULL, quick);
+    sleep_ms(500);
+    ck_assert_uint_eq(fabric_log_count(&fabric, 1, "fabric complete"), 0);
+    fabric_start_node(&fabric, 0, NULL, quick);
+    fabric_ranks_start(&fabric, &team, "spanning", world_size(), healthy_rank, NULL);
+    ck_assert_uint_eq(ranks_wait(&team, 60), 0);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+/* A rank of one node joins with another hidden size. */
+static void mismatch_rank(const struct rank *rank)
+{
+    const struct op_case *c = op_case_named(CASE);
+    struct layer layer = {.op_case = c, .rank = rank};
+    struct epd_open_options open_options = {.size = sizeof(open_options), .socket_path = rank->socket_path};
+    op_inputs_init(&layer.inputs, c);
+    RANK_CHECK(epd_open(&open_options, &layer.client) == EPD_OK);
+    struct epd_group_options options = layer_group_options(&layer);
+    if (rank->rank >= rank->world_size / 2)
+        options.hidden += 8;
+    RANK_CHECK(epd_group_join(layer.client, &options, &layer.group) == EPD_GROUP_MISMATCH);
+    RANK_CHECK(strstr(epd_error_text(), "hidden") != NULL);
+    RANK_CHECK(strstr(epd_error_text(), "node 0") != NULL && strstr(epd_error_text(), "node 1") != NULL);
+    layer_close(&layer);
+}
+
+/* The other node's ranks do not come; and a rank on the wrong node is told so. */
+static void alone_rank(const struct rank *rank)
+{
+    const struct op_case *c = op_case_named(CASE);
+    struct layer layer = {.op_case = c, .rank = rank};
+    struct epd_open_options open_options = {.size = sizeof(open_options), .socket_path = rank->socket_path};
+    op_inputs_init(&layer.inputs, c);
+    RANK_CHECK(epd_open(&open_options, &layer.client) == EPD_OK);
+    struct epd_group_options options = layer_group_options(&layer);
+    if (rank->rank >= rank->world_size / 2) {
+        options.rank -= rank->world_size / 2;
+        RANK_CHECK(epd_group_join(layer.client, &options, &layer.group) == EPD_INVALID_ARGUMENT);
+        RANK_CHECK(strstr(epd_error_text(), "on node 1") != NULL);
+    } else {
+        RANK_CHECK(epd_group_join(layer.client, &options, &layer.group) == EPD_TIMEOUT);
+        RANK_CHECK(strstr(epd_error_text(), "node 1") != NULL);
+    }
+    layer_close(&layer);
+}
+
+START_TEST(joins_that_do_not_meet_name_the_field_and_the_node)
+{
+    fabric_start(&fabric, 2, 2, quick);
+    ck_assert_uint_eq(fabric_run(&fabric, "mismatch", world_size(), mismatch_rank, NULL), 0);
+    ck_assert_uint_eq(fabric_run(&fabric, "alone", world_size(), alone_rank, NULL), 0);
+    /* Names are free again. */
+    ck_assert_uint_eq(fabric_run(&fabric, "mismatch", world_size(), healthy_rank, NULL), 0);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+/* ---- plans and steps ---- */
+
+/* The second node's ranks create another plan, then a like one, then launch in another order. */
+static void disagree_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[N_FORWARD];
+    const int second = rank->rank >= rank->world_size / 2;
+    layer_open(&layer, rank, op_case_named(CASE));
+    struct epd_plan *plan = forward_plan(&layer, f), *barrier = NULL, *none = NULL;
+    struct epd_plan_options options = {.size = sizeof(options), .op = EPD_OP_BARRIER};
+    RANK_CHECK(epd_plan_create(layer.group, &options, &barrier) == EPD_OK);
+    struct epd_tensor tensors[N_FORWARD];
+    uint32_t n = 0;
+    for (int i = X; i <= OUT; i++)
+        tensors[n++] = f[i].tensor;
+    options = (struct epd_plan_options){.size = sizeof(options),
+                                        .op = EPD_OP_MOE_FORWARD,
+                                        .activation = second ? EPD_GEGLU : EPD_SWIGLU,
+                                        .tensors = tensors,
+                                        .n_tensors = n};
+    RANK_CHECK(epd_plan_create(layer.group, &options, &none) == EPD_PLAN_MISMATCH);
+    RANK_CHECK(strstr(epd_error_text(), "node") != NULL);
+    RANK_CHECK(layer_step(plan) == EPD_OK);
+    RANK_CHECK(layer_step(second ? barrier : plan) == EPD_SEQ_MISMATCH);
+    RANK_CHECK(strstr(epd_error_text(), "node") != NULL);
+    RANK_CHECK(layer_step(barrier) == EPD_OK); /* the next step matches again */
+    RANK_CHECK(layer_step(plan) == EPD_OK);
+    layer_close(&layer);
+}
+
+/* A token of one node is routed badly: every rank of both nodes hears of it, and the next step is good. */
+static void bad_token_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[N_FORWARD];
+    layer_open(&layer, rank, op_case_named(CASE));
+    struct epd_plan *plan = forward_plan(&layer, f);
+    int64_t *topk = f[IDX].data, kept = topk[0];
+    RANK_CHECK(layer_step(plan) == EPD_OK);
+    if (rank->rank + 1 == rank->world_size)
+        topk[0] = 99;
+    RANK_CHECK(layer_step(plan) == EPD_BAD_ROUTING);
+    RANK_CHECK(strstr(epd_error_text(), "rank 3") != NULL && strstr(epd_error_text(), "99") != NULL);
+    topk[0] = kept;
+    RANK_CHECK(layer_step(plan) == EPD_OK);
+    layer_close(&layer);
+}
+
+START_TEST(disagreements_about_plans_and_steps_name_the_nodes)
+{
+    fabric_start(&fabric, 2, 2, quick);
+    ck_assert_uint_eq(fabric_run(&fabric, "disagree", world_size(), disagree_rank, NULL), 0);
+    ck_assert_uint_eq(fabric_run(&fabric, "bad token", world_size(), bad_token_rank, NULL), 0);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+/* Launches far ahead of their ends; several groups at once, which step in no particular order. */
+static void ahead_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[N_FORWARD];
+    layer_open(&layer, rank, op_case_named(CASE));
+    struct epd_plan *plans[40];
+    plans[0] = forward_plan(&layer, f);
+    for (int i = 1; i < 40; i++)
+        plans[i] = barrier_plan(&layer);
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < 40; i++)
+            RANK_CHECK(epd_plan_launch(plans[i], NULL) == EPD_OK);
+        for (int i = 0; i < 40; i++)
+            RANK_CHECK(epd_plan_wait(plans[i], 0) == EPD_OK);
+    }
+    layer_close(&layer);
+}
+
+START_TEST(many_groups_step_at_once_and_far_ahead)
+{
+    enum { N = 3 };
+    struct rank_team teams[N];
+    char names[N][16];
+    fabric_start(&fabric, 2, 2, NULL);
+    for (int i = 0; i < N; i++) {
+        snprintf(names[i], sizeof(names[i]), "group %d", i);
+        fabric_ranks_start(&fabric, &teams[i], names[i], world_size(), ahead_rank, NULL);
+    }
+    for (int i = 0; i < N; i++)
+        ck_assert_uint_eq(ranks_wait(&teams[i], 60), 0);
+    fabric_stop(&fabric);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("fabric");
+    TCase *tests = tcase_create("fabric");
+    tcase_set_timeout(tests, 120);
+    tcase_add_test(tests, a_killed_node_ends_its_groups_with_its_name_and_comes_back);
+    tcase_add_test(tests, a_killed_coordinator_ends_the_groups_of_the_others);
+    tcase_add_test(tests, a_node_that_is_cut_off_is_named_within_the_dead_timer);
+    tcase_add_test(tests, a_node_with_another_secret_is_kept_out);
+    tcase_add_test(tests, strangers_at_the_rendezvous_change_nothing);
+    tcase_add_test(tests, a_late_node_is_waited_for);
+    tcase_add_test(tests, joins_that_do_not_meet_name_the_field_and_the_node);
+    tcase_add_test(tests, disagreements_about_plans_and_steps_name_the_nodes);
+    tcase_add_test(tests, many_groups_step_at_once_and_far_ahead);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
