@@ -30,6 +30,10 @@ static enum epd_status find_engine(const char *name, const struct gemm_engine **
         }
         snprintf(known + used, sizeof known - used, " %s", gemm_engines[i]->name);
     }
+    for (int i = 0; gemm_engines_absent[i].name; i++)
+        if (strcmp(gemm_engines_absent[i].name, name) == 0)
+            return error_set(error, EPD_UNSUPPORTED, "gemm engine %s: %s", name,
+                             gemm_engines_absent[i].reason);
     return error_set(error, EPD_UNSUPPORTED, "gemm engine %s: the CUDA backend has%s", name, known);
 }
 

@@ -116,9 +116,13 @@ struct layer_gemm {
     enum epd_gemm_layout layout;
     uint32_t n, k;
     const void *a;
-    const void *b;         /* NT */
-    void *c;               /* TN, NN */
-    void *act;             /* of a GEMM that activates */
+    const void *b; /* NT */
+    void *c;       /* TN, NN */
+    /* Of a GEMM that activates: struct gemm_launch. */
+    void *act;
+    const void *preact;
+    const float *row_weights;
+    float *d_row_weights;
     enum epd_role weights; /* TN, NN: b; NT: c */
     enum epd_role bias;    /* UNSPECIFIED: none */
 };
@@ -151,7 +155,13 @@ static enum epd_status run_layer_gemm(const struct rank_run *run, const struct l
         .dbias = bias && is_wgrad ? plan_data(bias, gemm->bias) : NULL,
         .error = record_of(run),
     };
-    struct gemm_launch launch = {.args = args, .act = gemm->act};
+    struct gemm_launch launch = {
+        .args = args,
+        .act = gemm->act,
+        .preact = gemm->preact,
+        .row_weights = gemm->row_weights,
+        .d_row_weights = gemm->d_row_weights,
+    };
     return run->backend->gemm_launch(run->queue, run->plan->gemms[gemm->gemm], &launch, error);
 }
 
@@ -209,19 +219,33 @@ enum epd_status expert_fc2(const struct rank_run *run, struct epd_error *error)
     return run_layer_gemm(run, &gemm, error);
 }
 
-/* The gradient of the activation before its row was weighted. */
+static float *d_row_weights_of(const struct plan *plan)
+{
+    return plan_has(plan, EPD_ROLE_D_WEIGHTS) ? plan->work.row_scalars : NULL;
+}
+
+/* The gradient of the activation before its row was weighted; or what expert_activation_bwd makes of it. */
 enum epd_status expert_d_act(const struct rank_run *run, struct epd_error *error)
 {
-    const struct problem *problem = &run->plan->team->problem;
+    struct plan *plan = run->plan, *forward = plan->context;
+    const struct problem *problem = &plan->team->problem;
     struct layer_gemm gemm = {
         .gemm = PLAN_GEMM_D_ACT,
         .layout = EPD_GEMM_NN,
         .n = problem->hidden,
         .k = problem->ffn,
-        .a = run->plan->work.dout,
-        .c = run->plan->work.act,
+        .a = plan->work.dout,
+        .c = plan->work.act,
         .weights = EPD_ROLE_W2,
     };
+    if (plan->d_act_activates) {
+        gemm.c = plan->work.preact;
+        gemm.act = plan->work.act;
+        gemm.preact = plan->work.preact;
+        gemm.row_weights = forward->routing.recv_weights;
+        gemm.d_row_weights = d_row_weights_of(plan);
+        forward->context_kept = 0;
+    }
     return run_layer_gemm(run, &gemm, error);
 }
 
@@ -232,8 +256,10 @@ enum epd_status expert_activation_bwd(const struct rank_run *run, struct epd_err
     struct plan *plan = run->plan, *forward = plan->context;
     const struct problem *problem = &plan->team->problem;
     const struct plan *bias2 = plan_owner(plan, EPD_ROLE_B2);
-    int d_weights = plan_has(plan, EPD_ROLE_D_WEIGHTS);
-    int with_bias2 = d_weights && bias2 != NULL;
+    float *d_row_weights = d_row_weights_of(plan);
+    int with_bias2 = d_row_weights && bias2;
+    if (plan->d_act_activates)
+        return EPD_OK;
     struct activation_bwd_args args = {
         .groups = slabs_of(run),
         .kind = plan->activation,
@@ -244,7 +270,7 @@ enum epd_status expert_activation_bwd(const struct rank_run *run, struct epd_err
         .row_weights = forward->routing.recv_weights,
         .d_preact = plan->work.preact,
         .weighted_act = plan->work.act,
-        .d_row_weights = d_weights ? plan->work.row_scalars : NULL,
+        .d_row_weights = d_row_weights,
         .dy = with_bias2 ? plan->work.dout : NULL,
         .bias2 = with_bias2 ? plan_data(bias2, EPD_ROLE_B2) : NULL,
         .hidden = problem->hidden,

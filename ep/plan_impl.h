@@ -85,7 +85,8 @@ struct plan {
     struct saved_context kept;
     struct plan_work work;
     struct backend_gemm *gemms[PLAN_GEMM_COUNT];
-    int fc1_activates; /* PLAN_GEMM_FC1 writes act itself, and preact only where it is kept */
+    int fc1_activates;   /* PLAN_GEMM_FC1 writes act itself, and preact only where it is kept */
+    int d_act_activates; /* PLAN_GEMM_D_ACT makes what the activation's backward makes; d_act goes nowhere */
     uint64_t flops_per_row;
 
     /* Lane thread of the rank: what backward and wgrad may use. */

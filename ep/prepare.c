@@ -210,24 +210,44 @@ static enum epd_status add_layer_gemm(struct plan *plan, enum plan_gemm slot, st
     return add_gemm(plan, slot, &problem, error);
 }
 
-/* preact and act in one GEMM where an engine can; else expert_activation follows. */
-static enum epd_status add_fc1(struct plan *plan, struct gemm_shape shape, struct epd_error *error)
+/* With the plan's activation where an engine can; else plain, and a pass of its own follows. */
+static enum epd_status add_activating_gemm(struct plan *plan, enum plan_gemm slot,
+                                           const struct gemm_problem *plain, const struct gemm_problem *fused,
+                                           int *activates, struct epd_error *error)
 {
-    struct gemm_problem problem = layer_problem(plan, shape, EPD_ROLE_W1, EPD_ROLE_B1);
     struct epd_error refusal = {.status = EPD_OK};
-    if (plan->op != EPD_OP_MOE_FORWARD)
-        return add_gemm(plan, PLAN_GEMM_FC1, &problem, error);
-    problem.activation = plan->activation;
-    problem.keep_preact = plan->kept.preact != NULL;
-    plan->fc1_activates = add_gemm(plan, PLAN_GEMM_FC1, &problem, &refusal) == EPD_OK;
-    if (plan->fc1_activates)
+    *activates = add_gemm(plan, slot, fused, &refusal) == EPD_OK;
+    if (*activates)
         return EPD_OK;
     if (refusal.status != EPD_UNSUPPORTED) {
         *error = refusal;
         return error->status;
     }
-    problem.activation = EPD_ACTIVATION_UNSPECIFIED;
-    return add_gemm(plan, PLAN_GEMM_FC1, &problem, error);
+    return add_gemm(plan, slot, plain, error);
+}
+
+static enum epd_status add_fc1(struct plan *plan, struct gemm_shape shape, struct epd_error *error)
+{
+    const struct gemm_problem plain = layer_problem(plan, shape, EPD_ROLE_W1, EPD_ROLE_B1);
+    struct gemm_problem fused = plain;
+    if (plan->op != EPD_OP_MOE_FORWARD) /* a backward that recomputes: the pre-activation is all it wants */
+        return add_gemm(plan, PLAN_GEMM_FC1, &plain, error);
+    fused.activation = plan->activation;
+    fused.keep_preact = plan->kept.preact != NULL;
+    return add_activating_gemm(plan, PLAN_GEMM_FC1, &plain, &fused, &plan->fc1_activates, error);
+}
+
+static enum epd_status add_d_act(struct plan *plan, struct gemm_shape shape, struct epd_error *error)
+{
+    const struct gemm_problem plain = layer_problem(plan, shape, EPD_ROLE_W2, EPD_ROLE_UNSPECIFIED);
+    struct gemm_problem fused = plain;
+    int d_weights = plan_has(plan, EPD_ROLE_D_WEIGHTS);
+    if (d_weights && plan_owner(plan, EPD_ROLE_B2)) /* <dout, b2> belongs to it and needs all of dout's row */
+        return add_gemm(plan, PLAN_GEMM_D_ACT, &plain, error);
+    fused.activation = plan->activation;
+    fused.row_weights = 1;
+    fused.d_row_weights = d_weights;
+    return add_activating_gemm(plan, PLAN_GEMM_D_ACT, &plain, &fused, &plan->d_act_activates, error);
 }
 
 static enum epd_status make_wgrad_gemms(struct plan *plan, struct epd_error *error)
@@ -260,7 +280,7 @@ static enum epd_status make_moe_gemms(struct plan *plan, struct epd_error *error
         return error->status;
     if (plan->op == EPD_OP_MOE_FORWARD)
         return add_layer_gemm(plan, PLAN_GEMM_FC2, fc2, EPD_ROLE_W2, EPD_ROLE_B2, error);
-    if (add_layer_gemm(plan, PLAN_GEMM_D_ACT, d_act, EPD_ROLE_W2, EPD_ROLE_UNSPECIFIED, error))
+    if (add_d_act(plan, d_act, error))
         return error->status;
     if (plan_has(plan, EPD_ROLE_DX) &&
         add_layer_gemm(plan, PLAN_GEMM_DX, dx, EPD_ROLE_W1, EPD_ROLE_UNSPECIFIED, error))

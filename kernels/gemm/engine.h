@@ -58,4 +58,10 @@ struct gemm_engine {
 /* NULL-terminated, in the order of preference. */
 extern const struct gemm_engine *const gemm_engines[];
 
+/* Engines that this build lacks, and why. Ends with a NULL name. */
+struct gemm_engine_absent {
+    const char *name, *reason;
+};
+extern const struct gemm_engine_absent gemm_engines_absent[];
+
 #endif

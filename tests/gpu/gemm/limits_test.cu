@@ -5,6 +5,7 @@
 #include <string.h>
 
 extern "C" {
+#include "kernels/gemm/cublaslt_groups.h"
 #include "kernels/gemm/engine.h"
 }
 
@@ -181,6 +182,46 @@ static void unsupported_problems_name_the_reason(const struct gemm_engine *engin
     expect(!engine->supports(&problem, 0, &error), engine->name, "f32 inputs are refused");
 }
 
+/* What cublaslt_grouped reads, made from splits of which one is negative and one too long. */
+static void tables_of_grouped_layouts_hold_clamped_sizes(void)
+{
+    const int64_t splits[GROUPS] = {30, -1, 0, 1000}, rows[GROUPS] = {30, 0, 0, 70};
+    struct cublaslt_groups_args args = {};
+    uint16_t *x = (uint16_t *)device(ROWS * K * 2, 0), *dy = (uint16_t *)device(ROWS * N * 2, 0);
+    uint16_t *dw = (uint16_t *)device(GROUPS * N * K * 2, 0xff);
+    int64_t *device_splits = (int64_t *)device(sizeof(splits), 0);
+    CHECK(cudaMemcpy(device_splits, splits, sizeof(splits), cudaMemcpyHostToDevice));
+    args.gemm.shape = {EPD_GEMM_NT, EPD_BF16, EPD_BF16, EPD_DTYPE_UNSPECIFIED, N, K, 0};
+    args.gemm.groups = {GROUPS, device_splits, NULL, ROWS};
+    args.gemm.a = dy;
+    args.gemm.b = x;
+    args.gemm.c = dw;
+    args.gemm.error = (struct kernel_error *)device(sizeof(struct kernel_error), 0);
+    void *memory = device(cublaslt_tables_carve(&args.tables, GROUPS, NULL), 0xff);
+    (void)cublaslt_tables_carve(&args.tables, GROUPS, memory);
+    CHECK(cublaslt_groups_prepare());
+    CHECK(cublaslt_groups_launch(&args, 0));
+    int32_t cols[GROUPS], lead[GROUPS];
+    void *data[GROUPS];
+    struct kernel_error seen;
+    uint16_t head[GROUPS];
+    CHECK(cudaMemcpy(cols, args.tables.a.cols, sizeof(cols), cudaMemcpyDeviceToHost));
+    CHECK(cudaMemcpy(lead, args.tables.b.rows, sizeof(lead), cudaMemcpyDeviceToHost));
+    CHECK(cudaMemcpy(data, args.tables.b.data, sizeof(data), cudaMemcpyDeviceToHost));
+    CHECK(cudaMemcpy(&seen, args.gemm.error, sizeof(seen), cudaMemcpyDeviceToHost));
+    for (int i = 0; i < GROUPS; i++) {
+        CHECK(cudaMemcpy(&head[i], dw + (size_t)i * N * K, 2, cudaMemcpyDeviceToHost));
+        expect(cols[i] == rows[i] && lead[i] == N, "cublaslt_groups", "sizes are the clamped splits");
+        expect(head[i] == (rows[i] ? 0xffff : 0), "cublaslt_groups", "gradients of empty groups are zeros");
+    }
+    expect(data[3] == dy + 30 * N, "cublaslt_groups", "packed groups start behind each other");
+    expect(seen.status == EPD_BAD_SPLITS && seen.expert == 1 && seen.got == -1, "cublaslt_groups",
+           "the first bad split is recorded");
+    void *all[] = {x, dy, dw, device_splits, args.gemm.error, memory};
+    for (void *each : all)
+        CHECK(cudaFree(each));
+}
+
 int main(void)
 {
     int n_devices = 0;
@@ -202,6 +243,7 @@ int main(void)
         no_rows_need_no_pointers(gemm_engines[i]);
         unsupported_problems_name_the_reason(gemm_engines[i]);
     }
+    tables_of_grouped_layouts_hold_clamped_sizes();
     printf("limits: %d failed\n", n_failed);
     return n_failed != 0;
 }
