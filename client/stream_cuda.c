@@ -289,6 +289,7 @@ static enum epd_status cuda_describe(void *data, uint64_t bytes, struct message_
                          (unsigned long long)bytes, (unsigned long long)left);
     memcpy(request->device_uuid, range.device_uuid, sizeof request->device_uuid);
     request->offset = offset;
+    request->allocation_bytes = range.is_vmm ? range.bytes : 0;
     exchange_capture_mode(&mode);
     enum epd_status status = range.is_vmm ? describe_vmm(data, request, fd, error)
                                           : describe_ipc((CUdeviceptr)(uintptr_t)range.base, request, error);

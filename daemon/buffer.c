@@ -184,6 +184,7 @@ enum epd_status buffer_register(struct session *session, uint64_t request_id,
     }
     struct memory_request memory = {
         .kind = request->kind, .bytes = request->bytes, .offset = request->offset, .fd = fd};
+    memory.allocation_bytes = request->allocation_bytes;
     memcpy(memory.ipc_handle, request->ipc_handle, sizeof(memory.ipc_handle));
     return start(session, member, request_id, &memory, error);
 }

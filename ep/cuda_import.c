@@ -119,7 +119,9 @@ static enum epd_status import_vmm(struct cuda_imports *imports, const struct mem
                                   struct backend_import *import, struct epd_error *error)
 {
     const struct cuda_heap *heap = imports->heap;
-    uint64_t end = request->offset + request->bytes, granularity = heap->granularity;
+    /* An allocation is mapped as a whole or not at all. */
+    uint64_t end = request->allocation_bytes ? request->allocation_bytes : request->offset + request->bytes;
+    uint64_t granularity = heap->granularity;
     uint64_t bytes = (end + granularity - 1) / granularity * granularity;
     CUmemGenericAllocationHandle handle;
     CUdeviceptr base = 0;
@@ -130,7 +132,7 @@ static enum epd_status import_vmm(struct cuda_imports *imports, const struct mem
                          "imported memory: the fd is no device memory of this node (%d)", (int)result);
     if (check_location(imports, handle, error))
         goto release;
-    /* The driver refuses to map more than there is. */
+    /* The driver refuses to map more than there is, and less. */
     if (cuda_heap_map(heap, handle, bytes, 0, &base, error)) {
         error_set(error, EPD_OUT_OF_RANGE, "imported memory: offset %llu bytes %llu cannot be mapped",
                   (unsigned long long)request->offset, (unsigned long long)request->bytes);

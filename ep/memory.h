@@ -11,8 +11,9 @@ struct memory_request {
     uint32_t device_idx;
     enum epd_memory_kind kind;
     uint64_t bytes;
-    uint64_t offset; /* imported: where the range starts inside the client's allocation */
-    int fd;          /* MEMFD, CUDA_VMM: taken over by memory_acquire in every case; -1 otherwise */
+    uint64_t offset;           /* imported: where the range starts inside the client's allocation */
+    uint64_t allocation_bytes; /* CUDA_VMM: of the whole allocation; 0: it ends with the range */
+    int fd;                    /* MEMFD, CUDA_VMM: taken over by memory_acquire in every case; -1 otherwise */
     uint8_t ipc_handle[EPD_IPC_HANDLE_BYTES];
 };
 

@@ -161,7 +161,13 @@ static enum epd_status check_buffer_register(const struct message_buffer_registe
         check_range(error, "buffer_register bytes", buffer->bytes, 1, INT64_MAX))
         return error->status;
     /* The end of the range is what may not overflow. */
-    return check_range(error, "buffer_register offset", buffer->offset, 0, INT64_MAX - buffer->bytes);
+    if (check_range(error, "buffer_register offset", buffer->offset, 0, INT64_MAX - buffer->bytes))
+        return error->status;
+    if (buffer->allocation_bytes == 0)
+        return EPD_OK;
+    const uint64_t least = buffer->offset + buffer->bytes;
+    return check_range(error, "buffer_register allocation_bytes", buffer->allocation_bytes, least,
+                       buffer->kind == EPD_MEMORY_CUDA_VMM ? INT64_MAX : least);
 }
 
 /* Bytes of a shape, counting empty dimensions as 1, so that no stride computed from it overflows either. */

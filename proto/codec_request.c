@@ -182,6 +182,7 @@ enum epd_status wire_read_buffer_register(const Epd__V1__Datagram *datagram, str
     to->kind = (enum epd_memory_kind)from->kind;
     to->offset = from->offset;
     to->bytes = from->bytes;
+    to->allocation_bytes = from->allocation_bytes;
     size_t handle_bytes = to->kind == EPD_MEMORY_CUDA_IPC ? sizeof to->ipc_handle : 0;
     if (handle_bytes != from->ipc_handle.len)
         return error_set(error, EPD_PROTOCOL,
@@ -215,6 +216,7 @@ enum epd_status wire_write_buffer_register(const struct message *message, struct
     to->kind = (Epd__V1__MemoryKind)from->kind;
     to->offset = from->offset;
     to->bytes = from->bytes;
+    to->allocation_bytes = from->allocation_bytes;
     if (from->kind == EPD_MEMORY_CUDA_IPC)
         to->ipc_handle = wire_put_bytes(from->ipc_handle, sizeof from->ipc_handle);
     if (from->kind != EPD_MEMORY_MEMFD || !all_zero(from->device_uuid, sizeof from->device_uuid))

@@ -111,6 +111,7 @@ struct message_buffer_register {
     uint64_t group_id;
     enum epd_memory_kind kind;
     uint64_t offset, bytes;                   /* the range inside the allocation that becomes the buffer */
+    uint64_t allocation_bytes;                /* of CUDA_VMM only; 0: not told */
     uint8_t ipc_handle[EPD_IPC_HANDLE_BYTES]; /* of CUDA_IPC only */
     uint8_t device_uuid[EPD_UUID_BYTES];      /* where CUDA memory lives; may be zero for a memfd */
 };

@@ -379,6 +379,7 @@ static void most_buffer_register(struct message_buffer_register *buffer)
     buffer->kind = EPD_MEMORY_CUDA_VMM;
     buffer->offset = 1;
     buffer->bytes = INT64_MAX - 1;
+    buffer->allocation_bytes = INT64_MAX;
     memset(buffer->device_uuid, 0xff, sizeof buffer->device_uuid);
 }
 

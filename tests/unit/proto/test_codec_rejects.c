@@ -177,6 +177,8 @@ START_TEST(buffers_are_checked)
             "buffer_register bytes: given 0, want 1..9223372036854775807");
     REFUSED(MESSAGE_BUFFER_REGISTER, m->buffer_register.offset = UINT64_MAX - 7,
             "buffer_register offset: given 18446744073709551608, want 0..9223372028264841215");
+    REFUSED(MESSAGE_BUFFER_REGISTER, m->buffer_register.allocation_bytes = 8589935103,
+            "buffer_register allocation_bytes: given 8589935103, want 8589935104..8589935104");
     sample_least(MESSAGE_BUFFER_REGISTER, &bench.sample);
     bench.sample.message.buffer_register.kind = EPD_MEMORY_HEAP;
     bench.sample.message.buffer_register.device_uuid[0] = 1;
