@@ -48,6 +48,7 @@
     X(cuMemUnmap, "cuMemUnmap")                                                                              \
     X(cuMemSetAccess, "cuMemSetAccess")                                                                      \
     X(cuMemcpyDtoD, "cuMemcpyDtoD_v2")                                                                       \
+    X(cuStreamSynchronize, "cuStreamSynchronize")                                                            \
     X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode")
 
 #define DRIVER_POINTER(name, symbol) __typeof__(name) *name;
@@ -209,7 +210,9 @@ static enum epd_status cuda_remap(int fd, uint64_t bytes, void *data, struct epd
         return error->status;
     if (map_handle(handle, rounded, device, &fresh, error))
         goto release;
+    /* A copy inside the device goes on after the call: the old memory stays until it has ended. */
     if (cuda_check(driver.cuMemcpyDtoD(fresh, old, bytes), "buffer: copy of what it held", error) ||
+        cuda_check(driver.cuStreamSynchronize(NULL), "buffer: copy of what it held", error) ||
         cuda_check(driver.cuMemUnmap(old, rounded), "buffer: unmapping", error))
         goto unmap_fresh;
     (void)!map_at(old, rounded, handle, device, error);
