@@ -86,6 +86,8 @@ static json_t *status_document(struct worker *worker)
     set(document, "mps", json_boolean(pipe && access(pipe, F_OK) == 0));
     set(document, "peer_watch", json_string(peer_watch_name(worker->peer_watch)));
     set(document, "draining", json_boolean(worker->state != WORKER_SERVING));
+    if (worker->fabric)
+        set(document, "fabric_complete", json_boolean(fabric_complete(worker->fabric)));
     set(document, "generation", number(worker->start.generation));
     set(document, "last_exit", json_string(worker->start.last_exit));
     set(document, "supervisor_pid", json_integer(worker->start.supervisor_pid));
@@ -260,6 +262,13 @@ static json_t *devices_document(struct worker *worker)
     return document;
 }
 
+static json_t *fabric_document(struct worker *worker)
+{
+    json_t *document = header(worker, "fabric");
+    fabric_fill_document(worker->fabric, document);
+    return document;
+}
+
 static json_t *whole_stats_document(struct worker *worker)
 {
     json_t *document = header(worker, "stats");
@@ -302,6 +311,9 @@ static enum epd_status make_document(struct session *session, const struct messa
         return EPD_OK;
     case CONTROL_DEVICES:
         *document = devices_document(worker);
+        return EPD_OK;
+    case CONTROL_FABRIC:
+        *document = fabric_document(worker);
         return EPD_OK;
     default:
         return error_set(error, EPD_UNSUPPORTED, "control verb %d is not known here", (int)control->verb);

@@ -25,6 +25,12 @@
  * true evict    session_id, evicted: true; EPD_UNKNOWN_ID is a REPLY_ERROR dump     ops: the flight recorder,
  * oldest first, see recorder.h
  *
+ *   fabric   n_nodes (1: none, and nothing follows), node, rendezvous, complete (bool), fabric_epoch, last_error,
+ * agreement {steps, mean_ns, max_ns, ahead: steps that were agreed upon while an earlier one of their group was on the
+ * lanes}, nodes [{node, state (self|present|missing), linked (bool), address, version, since_ms, rtt_ns, losses,
+ * sent_bytes, received_bytes, last_error}], groups [{group_id, name, state, first_rank, n_ranks, steps, announced,
+ * rails {swaps, swap_ns, nodes [{node, sent_bytes, received_bytes}]}}]; status says fabric_complete (bool)
+ *
  * While no worker runs, the supervisor answers STATUS itself with {"verb", "version", "pid": 0,
  * "supervisor_pid", "worker": "starting"|"waiting"|"failed", "generation", "last_exit", "restart_in_ms",
  * "failures"} and every other verb with EPD_RESTARTED. The STATS message of a rank session is answered with

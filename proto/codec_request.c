@@ -19,7 +19,8 @@ _Static_assert((int)EPD__V1__GEMM_LAYOUT__EPD_GEMM_NT == EPD_GEMM_NT &&
                    (int)EPD__V1__SAVED__EPD_SAVED_RECOMPUTE == EPD_SAVED_RECOMPUTE &&
                    (int)EPD__V1__MEMORY_KIND__EPD_MEMORY_CUDA_VMM == EPD_MEMORY_CUDA_VMM,
                "epd.proto repeats proto/words.h");
-_Static_assert((int)EPD__V1__CONTROL_VERB__CONTROL_DUMP == CONTROL_DUMP, "epd.proto repeats proto/message.h");
+_Static_assert((int)EPD__V1__CONTROL_VERB__CONTROL_FABRIC == CONTROL_FABRIC,
+               "epd.proto repeats proto/message.h");
 
 enum epd_status wire_read_hello(const Epd__V1__Datagram *datagram, struct arena *arena,
                                 struct message *message, struct epd_error *error)

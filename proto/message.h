@@ -176,6 +176,7 @@ enum control_verb {
     CONTROL_DRAIN = 7,
     CONTROL_EVICT = 8,
     CONTROL_DUMP = 9,
+    CONTROL_FABRIC = 10,
     CONTROL_VERB_COUNT
 };
 

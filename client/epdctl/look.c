@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "client/epdctl/fabric_view.h"
 #include "client/epdctl/field.h"
 #include "client/epdctl/list_view.h"
 #include "client/epdctl/stats_view.h"
@@ -33,6 +34,9 @@ static void show(const struct command *command, enum control_verb verb, const js
         return;
     case CONTROL_DEVICES:
         devices_view(document, stdout);
+        return;
+    case CONTROL_FABRIC:
+        fabric_view(document, before, stdout);
         return;
     case CONTROL_DUMP:
         dump_view(document, command->max_ops, stdout);

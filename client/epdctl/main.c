@@ -27,6 +27,7 @@ static const struct verb verbs[] = {
     {"groups", CONTROL_GROUPS, NULL, NULL, "groups, their ranks, and which rank is awaited"},
     {"plans", CONTROL_PLANS, NULL, NULL, "plans and their launches"},
     {"devices", CONTROL_DEVICES, NULL, NULL, "devices and their memory"},
+    {"fabric", CONTROL_FABRIC, NULL, NULL, "nodes that are joined, their links, and groups that span them"},
     {"dump", CONTROL_DUMP, NULL, NULL, "the flight recorder: the last steps with their times; --last N"},
     {"drain", CONTROL_UNSPECIFIED, act_drain, NULL, "finish what is in flight, refuse new work, end"},
     {"evict", CONTROL_UNSPECIFIED, act_evict, "ID", "close a session; --reason TEXT is shown to the client"},
