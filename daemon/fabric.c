@@ -46,7 +46,7 @@ int fabric_complete(const struct fabric *fabric)
 static uint64_t present(const struct fabric *fabric)
 {
     uint64_t there = 0;
-    for (uint32_t node = 0; node < fabric->config.n_nodes; node++)
+    for (uint32_t node = 0; node < EPD_MAX_NODES; node++) /* those past n_nodes never are */
         there |= (uint64_t)(fabric->nodes[node].present != 0) << node;
     return there;
 }
