@@ -27,13 +27,28 @@ struct board {
     int fd; /* owned */
 };
 
-/* Parent. EPD_SYSTEM after printing why. */
-enum epd_status board_create(struct board *board, const struct job *job);
+/* Parent: for this job and, with the same ranks, others of up to max_iterations, warm-up included. EPD_SYSTEM after printing why. */
+enum epd_status board_create(struct board *board, const struct job *job, uint32_t max_iterations);
 /* Rank: fd as inherited, taken over. */
 enum epd_status board_open(struct board *board, int fd);
 void board_close(struct board *board);
 
 const struct job *board_job(const struct board *board);
+
+/* Rank: iterations of the largest job, with what comes before them. */
+uint32_t board_max_marks(const struct board *board);
+/* Parent: the ranks have finished their job and shall do this one; what is known of the last one is gone. */
+void board_next_job(struct board *board, const struct job *job);
+/* Parent: there is no further job. */
+void board_no_more_jobs(struct board *board);
+/* Rank: waits for the job after number *turn, 0 before the first. 0 if there is none, or after board_abort. */
+int board_wait_job(struct board *board, uint32_t *turn);
+/* Rank: its part of the job is done. */
+void board_finish(struct board *board);
+/* Parent: waits for at most 100 ms until all ranks have finished. EPD_TIMEOUT if they have not, EPD_EVICTED if a signal was
+ * caught meanwhile. */
+enum epd_status board_wait_finished(struct board *board);
+
 /* [n_iterations] nanoseconds of one rank; of JOB_LINK GB/s. */
 double *board_samples(const struct board *board, uint32_t rank);
 /* [n_iterations] nanoseconds that the launches took on the host, CUDA backend. */

@@ -13,6 +13,8 @@ struct gpu_state {
     cudaStream_t stream;
     uint32_t n_marks;
     cudaEvent_t *begins, *ends; // owned, [n_marks]
+    void *blocks[GPU_MAX_BLOCKS];
+    uint32_t n_blocks;
 };
 
 enum epd_status gpu_fail(struct gpu *gpu, cudaError_t error, const char *what)
@@ -120,8 +122,23 @@ void *gpu_stream(const struct gpu *gpu)
 
 enum epd_status gpu_alloc(struct gpu *gpu, uint64_t bytes, void **data)
 {
+    struct gpu_state *state = gpu->state;
+    if (state->n_blocks == GPU_MAX_BLOCKS) {
+        (void)snprintf(gpu->text, sizeof(gpu->text), "more than %d blocks of memory", GPU_MAX_BLOCKS);
+        return EPD_NO_MEMORY;
+    }
     enum epd_status status = gpu_fail(gpu, cudaMalloc(data, bytes), "cudaMalloc");
-    return status == EPD_OK ? gpu_fail(gpu, cudaMemset(*data, 0, bytes), "cudaMemset") : status;
+    if (status != EPD_OK)
+        return status;
+    state->blocks[state->n_blocks++] = *data;
+    return gpu_fail(gpu, cudaMemset(*data, 0, bytes), "cudaMemset");
+}
+
+void gpu_free_all(struct gpu *gpu)
+{
+    struct gpu_state *state = gpu->state;
+    while (state && state->n_blocks > 0)
+        (void)cudaFree(state->blocks[--state->n_blocks]);
 }
 
 enum epd_status gpu_upload(struct gpu *gpu, void *device, const void *host, uint64_t bytes)

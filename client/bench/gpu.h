@@ -9,6 +9,7 @@
 #include "client/bench/job.h"
 
 #define GPU_TEXT_BYTES 200
+#define GPU_MAX_BLOCKS 64
 
 struct gpu_state;
 
@@ -30,8 +31,10 @@ void gpu_close(struct gpu *gpu);
 /* A cudaStream_t that does not wait for the default stream. */
 void *gpu_stream(const struct gpu *gpu);
 
-/* cudaMalloc, the default of frameworks; zeroed. Freed with the process. */
+/* cudaMalloc, the default of frameworks; zeroed. At most GPU_MAX_BLOCKS at a time. */
 enum epd_status gpu_alloc(struct gpu *gpu, uint64_t bytes, void **data);
+/* Everything from gpu_alloc. */
+void gpu_free_all(struct gpu *gpu);
 /* Blocking copy to the device. */
 enum epd_status gpu_upload(struct gpu *gpu, void *device, const void *host, uint64_t bytes);
 /* The numbers of fill_values, made by the GPU. */

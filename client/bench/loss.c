@@ -180,7 +180,7 @@ static enum epd_status run_round(struct loss *loss, uint32_t round)
     const int serve = round % 2;
     const uint32_t n = job.n_ranks + (uint32_t)serve;
     (void)snprintf(job.group_name, sizeof(job.group_name), "%.20s-%u", loss->job->group_name, round);
-    enum epd_status status = board_create(&board, &job);
+    enum epd_status status = board_create(&board, &job, job.n_iterations);
     if (status != EPD_OK)
         return status;
     atomic_store(&board_loss(&board)->go_on, (uint32_t)serve);

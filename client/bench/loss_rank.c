@@ -54,7 +54,7 @@ enum epd_status loss_rank(struct board *board, struct op *op, uint32_t rank)
 {
     const struct job *job = board_job(board);
     const int spare = rank == job->n_ranks;
-    enum epd_status status = op_connect(op, job, spare ? job->n_ranks - 1 : rank);
+    enum epd_status status = op_connect(op, job, spare ? job->n_ranks - 1 : rank, 0);
     if (status == EPD_OK)
         status = spare ? wait_as_spare(board) : op_enter(op);
     if (status == EPD_OK && !spare)

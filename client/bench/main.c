@@ -30,6 +30,7 @@ struct bench {
     struct options options;
     struct daemon daemon;
     struct report report;
+    struct crew crew; /* for all jobs but link and peer_loss */
     enum epd_backend_kind backend;
     char devices[16]; /* default of --devices as text */
     char device_name[64];
@@ -163,6 +164,16 @@ static enum epd_status bench_open(struct bench *bench)
     return status == EPD_OK ? resolve(bench) : status;
 }
 
+static uint32_t handoff_factor(const struct job *job)
+{
+    return job->backend == EPD_BACKEND_CUDA ? HANDOFF_ITERATIONS_CUDA : HANDOFF_ITERATIONS;
+}
+
+static uint32_t max_iterations(const struct job *job)
+{
+    return (job->n_iterations + job->n_warmup) * handoff_factor(job);
+}
+
 /* The smallest group that can hand something off: the sizes do not matter, the row is one. */
 static void make_handoff(struct job *job)
 {
@@ -173,8 +184,8 @@ static void make_handoff(struct job *job)
     job->n_experts = job->n_ranks;
     job->top_k = 1;
     job->capacity_rows = 0;
-    job->n_iterations *= job->backend == EPD_BACKEND_CUDA ? HANDOFF_ITERATIONS_CUDA : HANDOFF_ITERATIONS;
-    job->n_warmup *= job->backend == EPD_BACKEND_CUDA ? HANDOFF_ITERATIONS_CUDA : HANDOFF_ITERATIONS;
+    job->n_iterations *= handoff_factor(job);
+    job->n_warmup *= handoff_factor(job);
 }
 
 static enum epd_status check_memory(const struct job *job)
@@ -218,7 +229,7 @@ static enum epd_status measure_job(struct bench *bench, const struct job *job)
     if (status == EPD_OK && with_solo)
         status = solo_run(job, bench->report.n_devices, &solo);
     if (status == EPD_OK)
-        status = run_job(job, &result);
+        status = crew_run(&bench->crew, job, &result);
     if (status == EPD_OK && with_solo)
         status = run_solo_again(job, bench->report.n_devices, &solo);
     /* GPUs that ranks share are not told apart by rank. */
@@ -232,7 +243,8 @@ static enum epd_status measure_job(struct bench *bench, const struct job *job)
 static void name_group(struct job *job, enum job_op op)
 {
     job->op = op;
-    (void)snprintf(job->group_name, sizeof(job->group_name), "bench-%d-%d", (int)getpid(), (int)op);
+    (void)snprintf(job->group_name, sizeof(job->group_name), "bench-%d-%.10s-%d", (int)getpid(),
+                   job->case_name, (int)op);
 }
 
 static enum epd_status bench_op(struct bench *bench, const char *case_name, enum job_op op)
@@ -336,8 +348,10 @@ static enum epd_status bench_run(struct bench *bench)
         return status;
     if (wants_exchange(options))
         status = bench_link(bench);
+    crew_init(&bench->crew, max_iterations(&options->job));
     for (uint32_t i = 0; goes_on(bench, status) && i < options->n_cases; i++)
         status = first_failure(status, bench_ops(bench, i));
+    crew_fini(&bench->crew);
     if (goes_on(bench, status) && options->peer_loss)
         status = first_failure(status, bench_loss(bench));
     if (goes_on(bench, status) && options->sessions)
@@ -345,7 +359,7 @@ static enum epd_status bench_run(struct bench *bench)
     return status;
 }
 
-/* An interrupted benchmark still stops its daemon: run_job sees that its waiting was interrupted, ends the
+/* An interrupted benchmark still stops its daemon: crew_run sees that its waiting was interrupted, ends the
  * ranks and fails. */
 static void interrupt(int number)
 {

@@ -1,6 +1,7 @@
 #include "client/bench/op.h"
 
 #include <stdarg.h>
+#include <string.h>
 
 #include "client/bench/op_impl.h"
 
@@ -15,9 +16,7 @@ enum epd_status op_check(struct op *op, const char *what, enum epd_status status
 /* The device that the daemon will give to this rank; current before anything of CUDA is asked of libepd. */
 static enum epd_status op_open_gpu(struct op *op, const uint8_t uuid[16])
 {
-    enum epd_status status = gpu_open(&op->gpu, uuid, op->job->n_warmup + op->job->n_iterations);
-    if (status == EPD_OK)
-        status = gpu_free_bytes(&op->gpu, &op->free_bytes);
+    enum epd_status status = gpu_open(&op->gpu, uuid, op->n_marks);
     if (status != EPD_OK)
         (void)snprintf(op->text, sizeof(op->text), "%s", op->gpu.text);
     return status;
@@ -254,9 +253,9 @@ static enum epd_status open_plans(struct op *op)
     return EPD_INTERNAL;
 }
 
-enum epd_status op_connect(struct op *op, const struct job *job, uint32_t rank)
+enum epd_status op_connect(struct op *op, const struct job *job, uint32_t rank, uint32_t n_marks)
 {
-    *op = (struct op){.job = job, .rank = rank};
+    *op = (struct op){.job = job, .rank = rank, .n_marks = n_marks};
     enum epd_status status = connect_client(op);
     if (status != EPD_OK)
         op_close(op);
@@ -265,18 +264,14 @@ enum epd_status op_connect(struct op *op, const struct job *job, uint32_t rank)
 
 enum epd_status op_enter(struct op *op)
 {
-    enum epd_status status = op_join(op);
-    return status == EPD_OK ? open_plans(op) : status;
-}
-
-enum epd_status op_open(struct op *op, const struct job *job, uint32_t rank)
-{
-    enum epd_status status = op_connect(op, job, rank);
+    enum epd_status status = EPD_OK;
+    memset(op->tensors, 0, sizeof(op->tensors));
+    op->own_bytes = 0;
+    if (op->gpu.state)
+        status = gpu_free_bytes(&op->gpu, &op->free_bytes);
     if (status == EPD_OK)
-        status = op_enter(op);
-    if (status != EPD_OK)
-        op_close(op);
-    return status;
+        status = op_join(op);
+    return status == EPD_OK ? open_plans(op) : status;
 }
 
 void op_leave(struct op *op)
@@ -284,6 +279,7 @@ void op_leave(struct op *op)
     epd_group_leave(op->group);
     op->group = NULL;
     op->before = op->measured = NULL;
+    gpu_free_all(&op->gpu);
 }
 
 void op_close(struct op *op)

@@ -7,8 +7,8 @@
 #include "client/bench/gpu.h"
 
 struct op {
-    const struct job *job; /* borrowed, outlives this */
-    uint32_t rank;
+    const struct job *job; /* borrowed; may change between op_leave and op_enter */
+    uint32_t rank, n_marks;
     struct epd_client *client; /* owned; ends everything else */
     struct epd_group *group;
     struct epd_group_info group_info;
@@ -21,13 +21,11 @@ struct op {
     char text[320];                            /* why the last call failed */
 };
 
-/* On failure text says why. op_open is op_connect and op_enter. */
-enum epd_status op_open(struct op *op, const struct job *job, uint32_t rank);
-/* The connection, and the GPU on the CUDA backend. */
-enum epd_status op_connect(struct op *op, const struct job *job, uint32_t rank);
+/* On failure text says why. The connection, and the GPU on the CUDA backend, with n_marks for its stream. */
+enum epd_status op_connect(struct op *op, const struct job *job, uint32_t rank, uint32_t n_marks);
 /* Collective: group, buffers, plans. */
 enum epd_status op_enter(struct op *op);
-/* Ends what op_enter made; memory of this process stays until its end. */
+/* Ends what op_enter made. */
 void op_leave(struct op *op);
 void op_close(struct op *op);
 /* Untimed part of an iteration. */

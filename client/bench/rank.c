@@ -14,6 +14,8 @@
 /* Iterations that the host runs ahead of its stream: few enough that no queue of the driver fills up, where a launch would wait
  * for the GPU. */
 #define MAX_AHEAD 64
+/* Before a job on GPUs: the daemon has taken back what the last one used. */
+#define SETTLE_NS 20000000
 
 static enum epd_status iterate(struct board *board, struct op *op)
 {
@@ -107,14 +109,32 @@ static double read_copied_bytes(struct op *op)
     return copied;
 }
 
-static enum epd_status run_op(struct board *board, struct op *op, uint32_t rank)
+/* One job, from joining to leaving. */
+static enum epd_status run_op(struct board *board, struct op *op)
 {
-    enum epd_status status = op_open(op, board_job(board), rank);
-    if (status != EPD_OK)
-        return status;
-    status = op->gpu.state ? iterate_stream(board, op) : iterate(board, op);
-    if (status == EPD_OK && rank == 0)
+    const struct timespec settle = {.tv_nsec = op->gpu.state ? SETTLE_NS : 0};
+    nanosleep(&settle, NULL);
+    enum epd_status status = board_barrier(board);
+    if (status == EPD_OK)
+        status = op_enter(op);
+    if (status == EPD_OK)
+        status = op->gpu.state ? iterate_stream(board, op) : iterate(board, op);
+    if (status == EPD_OK && op->rank == 0)
         *board_copied_bytes(board) = read_copied_bytes(op);
+    op_leave(op);
+    return status;
+}
+
+/* Job after job, as long as all goes well. */
+static enum epd_status run_ops(struct board *board, struct op *op, uint32_t rank)
+{
+    uint32_t turn = 0;
+    enum epd_status status = op_connect(op, board_job(board), rank, board_max_marks(board));
+    while (status == EPD_OK && board_wait_job(board, &turn)) {
+        status = run_op(board, op);
+        if (status == EPD_OK)
+            board_finish(board);
+    }
     op_close(op);
     return status;
 }
@@ -150,12 +170,12 @@ int rank_run(int board_fd, uint32_t rank)
     (void)prctl(PR_SET_PDEATHSIG, SIGTERM); /* a rank does not outlive the benchmark */
     if (board_open(&board, board_fd) != EPD_OK)
         return 1;
-    const struct job *job = board_job(&board);
+    const struct job *job = board_job(&board); /* the first */
     enum epd_status status = EPD_INVALID_ARGUMENT;
     if (job->op == JOB_PEER_LOSS)
         status = loss_rank(&board, &op, rank);
     else if (rank < job->n_ranks)
-        status = job->op == JOB_LINK ? run_link(&board, &op) : run_op(&board, &op, rank);
+        status = job->op == JOB_LINK ? run_link(&board, &op) : run_ops(&board, &op, rank);
     if (status != EPD_OK)
         (void)snprintf(board_text(&board, rank), BOARD_TEXT_BYTES, "%s",
                        op.text[0] ? op.text : epd_status_text(status));

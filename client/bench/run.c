@@ -108,41 +108,103 @@ static enum epd_status condense(const struct board *board, struct result *result
     return EPD_OK;
 }
 
-static enum epd_status run_ranks(struct board *board, const struct job *job)
+static enum epd_status start_ranks(struct board *board, uint32_t n_ranks, pid_t *pids)
 {
-    pid_t pids[JOB_MAX_RANKS] = {0};
     enum epd_status status = EPD_OK;
     uint32_t n_started = 0;
-    while (status == EPD_OK && n_started < job->n_ranks) {
+    while (status == EPD_OK && n_started < n_ranks) {
         status = run_start_rank(board, n_started, &pids[n_started]);
         n_started += status == EPD_OK;
     }
-    if (status != EPD_OK)
-        end_ranks(board, pids, n_started);
-    const enum epd_status ended = wait_ranks(board, pids, n_started);
-    return status == EPD_OK ? ended : status;
+    if (status == EPD_OK)
+        return EPD_OK;
+    end_ranks(board, pids, n_started);
+    (void)wait_ranks(board, pids, n_started);
+    return status;
 }
 
-enum epd_status run_job(const struct job *job, struct result *result)
+void crew_init(struct crew *crew, uint32_t max_iterations)
 {
-    struct board board;
-    enum epd_status status = board_create(&board, job);
+    *crew = (struct crew){.max_iterations = max_iterations};
+}
+
+static enum epd_status crew_start(struct crew *crew, const struct job *job)
+{
+    enum epd_status status = board_create(&crew->board, job, crew->max_iterations);
     if (status != EPD_OK)
         return status;
-    status = run_ranks(&board, job);
+    status = start_ranks(&crew->board, job->n_ranks, crew->pids);
     if (status == EPD_OK)
-        status = condense(&board, result);
-    board_close(&board);
+        crew->n_ranks = job->n_ranks;
+    else
+        board_close(&crew->board);
     return status;
+}
+
+/* Whether a rank has ended; it stays to be waited for. */
+static int crew_is_short(const struct crew *crew)
+{
+    for (uint32_t rank = 0; rank < crew->n_ranks; rank++) {
+        siginfo_t info = {0};
+        if (waitid(P_PID, (id_t)crew->pids[rank], &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid > 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* A rank that ends in the middle of a job has failed. */
+static enum epd_status crew_wait(struct crew *crew)
+{
+    for (;;) {
+        const enum epd_status status = board_wait_finished(&crew->board);
+        if (status == EPD_OK)
+            return EPD_OK;
+        if (status == EPD_EVICTED)
+            end_ranks(&crew->board, crew->pids, crew->n_ranks);
+        else if (!crew_is_short(crew))
+            continue;
+        const enum epd_status ended = wait_ranks(&crew->board, crew->pids, crew->n_ranks);
+        return status == EPD_EVICTED ? EPD_EVICTED : ended == EPD_OK ? EPD_PEER_LOST : ended;
+    }
+}
+
+enum epd_status crew_run(struct crew *crew, const struct job *job, struct result *result)
+{
+    enum epd_status status = EPD_OK;
+    if (crew->n_ranks == 0)
+        status = crew_start(crew, job);
+    else
+        board_next_job(&crew->board, job);
+    if (status != EPD_OK)
+        return status;
+    status = crew_wait(crew);
+    if (status == EPD_OK)
+        return condense(&crew->board, result);
+    board_close(&crew->board);
+    crew->n_ranks = 0;
+    return status;
+}
+
+void crew_fini(struct crew *crew)
+{
+    if (crew->n_ranks == 0)
+        return;
+    board_no_more_jobs(&crew->board);
+    (void)wait_ranks(&crew->board, crew->pids, crew->n_ranks);
+    board_close(&crew->board);
+    crew->n_ranks = 0;
 }
 
 enum epd_status run_link(const struct job *job, double *gb_per_s)
 {
     struct board board;
-    enum epd_status status = board_create(&board, job);
+    pid_t pids[JOB_MAX_RANKS] = {0};
+    enum epd_status status = board_create(&board, job, job->n_iterations);
     if (status != EPD_OK)
         return status;
-    status = run_ranks(&board, job);
+    status = start_ranks(&board, job->n_ranks, pids);
+    if (status == EPD_OK)
+        status = wait_ranks(&board, pids, job->n_ranks);
     if (status == EPD_OK) {
         sample_sort(board_samples(&board, 0), job->n_iterations);
         *gb_per_s = sample_quantile(board_samples(&board, 0), job->n_iterations, 0.5);

@@ -1,4 +1,4 @@
-/* One job, run: starts the ranks, waits for them, condenses their times. */
+/* Jobs, run: starts the ranks, waits for them, condenses their times. */
 #ifndef EPD_BENCH_RUN_H
 #define EPD_BENCH_RUN_H
 
@@ -21,7 +21,21 @@ enum epd_status run_start_rank(const struct board *board, uint32_t rank, pid_t *
 /* JOB_LINK: GB/s that leave a GPU while all GPUs store to all others, median. Errors have been printed. */
 enum epd_status run_link(const struct job *job, double *gb_per_s);
 
-/* Errors have been printed, with the rank that failed first. EPD_EVICTED: a signal wants the benchmark to end. */
-enum epd_status run_job(const struct job *job, struct result *result);
+/* The rank processes of a benchmark, which do one job after the other. One owner, the parent. */
+struct crew {
+    struct board board;
+    pid_t pids[JOB_MAX_RANKS];
+    uint32_t n_ranks;        /* running; 0: none */
+    uint32_t max_iterations; /* of the largest job, warm-up included */
+};
+
+/* Starts no process yet. */
+void crew_init(struct crew *crew, uint32_t max_iterations);
+/* Starts the ranks if they do not run, gives them the job, waits for it. All jobs of a crew have the same number of ranks. After a
+ * failure the ranks are gone, and the next job starts them again. Errors have been printed, with the rank that failed first.
+ * EPD_EVICTED: a signal wants the benchmark to end. */
+enum epd_status crew_run(struct crew *crew, const struct job *job, struct result *result);
+/* Ends the ranks. */
+void crew_fini(struct crew *crew);
 
 #endif
