@@ -113,9 +113,11 @@ enum epd_status epd_recover(struct epd_client *client, uint32_t timeout_ms)
     struct epd_error *error;
     struct epd_group *group;
 
-    if (client_enter(client, "client", &error) || check_idle(client, error))
+    if (client_enter(client, "client", &error))
         return error->status;
     ask_whether_lost(client);
+    if (check_idle(client, error))
+        return error->status;
     enum epd_status status = epd_reconnect(client, timeout_ms);
     if (status)
         return status;
