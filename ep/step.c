@@ -76,7 +76,8 @@ static void step_set_lanes(struct step *step, const struct plan *first)
 static struct step *step_alloc(struct plan_set *set)
 {
     uint32_t n = set->n_plans;
-    struct step *step = calloc(1, sizeof *step);
+    const uint32_t n_lanes = op_is_collective(set->op) ? set->team->n_lanes : 1;
+    struct step *step = calloc(1, sizeof *step + n_lanes * sizeof *step->lanes);
     if (!step)
         return NULL;
     step->set = set;

@@ -32,9 +32,10 @@ struct step_lane {
     struct step *step;
     struct team_lane *team_lane;
     uint32_t n_ranks;
-    const uint32_t *ranks; /* positions in the set, rising; borrowed */
-    uint64_t ready_ticket; /* of the wait for its ranks' ready flags */
-    uint64_t ticket;       /* of all its work */
+    const uint32_t *ranks;  /* positions in the set, rising; borrowed */
+    uint64_t before_ticket; /* of all that lies before the waits for its ranks' ready flags */
+    uint64_t ready_ticket;  /* of these waits */
+    uint64_t ticket;        /* of all its work */
     uint64_t begun_ns;
     int delivered; /* what its ranks report has come */
     int committed; /* fused, and all lanes have met: from here on every one launches, or breaks the team */
@@ -71,7 +72,7 @@ struct step {
     uint32_t n_lanes_left;        /* loop thread */
     step_callback callback;
     void *callback_arg;
-    struct step_lane lanes[EPD_MAX_DEVICES];
+    struct step_lane lanes[]; /* [n_lanes] */
 };
 
 /* step_lane.c */
@@ -79,6 +80,11 @@ void step_lane_run(struct lane_job *job, struct lane *lane);
 struct rank_run step_rank_run(const struct step_lane *lane, uint32_t idx);
 /* Ends the waiting of a fused step that this lane has not launched, or that does not end. */
 void step_break(struct step_lane *lane);
+/* step_graph.c: the phases of a step that is like the ones before it, as recorded work. */
+int step_replays(const struct step_lane *lane);
+EPD_MUST_CHECK enum epd_status step_replay(struct step_lane *lane, struct epd_error *error);
+/* Notes that the phases were run one by one. */
+void step_note_run(struct step_lane *lane);
 /* step_end.c */
 int step_lane_poll(struct lane_job *job, struct lane *lane);
 /* All lanes have met for the last time: the nodes agree on what the step came to. */

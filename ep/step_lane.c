@@ -88,6 +88,8 @@ static void check_ranks(struct step_lane *lane)
         if (run.backend->flag_ready(run.queue, &run.plan->flag, &lane->ready_ticket, &error) ||
             check_team(lane, &error) || moe_check_step(&run, &error))
             fail_rank(lane, lane->ranks[i], &error, EPD_PHASE_GATHER);
+        if (i == 0)
+            lane->before_ticket = lane->ready_ticket - 1; /* a queue's tickets are numbers in a row */
     }
 }
 
@@ -169,6 +171,19 @@ static uint32_t n_stages_of(const struct step_lane *lane, const struct phase *ph
     return phase->n_exchanges && !is_fused(lane) ? backend_of(lane)->n_stages[phase->exchange] : 1;
 }
 
+static int run_graph(struct step_lane *lane)
+{
+    struct epd_error error = {.status = EPD_OK};
+    uint64_t begin_ns = clock_now_ns();
+    if (step_replay(lane, &error)) {
+        fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
+        return 0;
+    }
+    enum epd_phase name = moe_pipeline(lane->step->op)->phases[0].phase;
+    lane->step->results[lane->ranks[0]].phase_ns[name] += clock_now_ns() - begin_ns;
+    return 1;
+}
+
 /* 0 if the step is off: then other lanes may still be in any phase. */
 static int run_phases(struct step_lane *lane)
 {
@@ -176,6 +191,12 @@ static int run_phases(struct step_lane *lane)
     /* Where work is done at once, to come to the last barrier is enough of a barrier. */
     if ((pipeline->n_phases || backend_of(lane)->works_later) && !meet(lane, &lane->step->phases))
         return 0;
+    for (uint32_t i = 0; i < lane->n_ranks; i++) {
+        const struct rank_run run = step_rank_run(lane, lane->ranks[i]);
+        moe_begin_step(&run);
+    }
+    if (step_replays(lane))
+        return run_graph(lane);
     for (uint32_t i = 0; i < pipeline->n_phases; i++) {
         const struct phase *phase = &pipeline->phases[i];
         uint32_t n_stages = n_stages_of(lane, phase);
@@ -187,6 +208,7 @@ static int run_phases(struct step_lane *lane)
                 return 0;
         }
     }
+    step_note_run(lane);
     return 1;
 }
 
