@@ -1,5 +1,6 @@
 #include "daemon/dump.h"
 
+#include <malloc.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,6 +71,7 @@ static void *dump_main(void *arg)
         seal_document(dump);
     else
         write_file(dump);
+    (void)malloc_trim(0); /* megabytes of small pieces, in an arena that nobody may use again for days */
     atomic_store(&dump->ended, 1);
     atomic_fetch_add(&worker->dumps.n_ended, 1);
     (void)uv_async_send(&worker->notify);

@@ -336,6 +336,8 @@ void session_reply_error(struct session *session, uint64_t request_id, const str
     stats_count_error(&session->worker->stats, error->status);
     struct message reply = {.kind = MESSAGE_REPLY_ERROR, .request_id = request_id, .reply_error = *error};
     session_send(session, &reply, -1);
+    if (error->status == EPD_CUDA) /* whatever was asked for: this process has lost its GPU */
+        worker_fail(session->worker, error);
 }
 
 void session_reply_ok(struct session *session, uint64_t request_id)

@@ -88,6 +88,7 @@ void session_end_closed(struct worker *worker);
 void session_send(struct session *session, const struct message *message, int fd);
 /* The sweep's: tries again what was crowded out. Returns 1 if it still is. */
 int session_retry(struct session *session);
+/* EPD_CUDA ends the worker, too. */
 void session_reply_error(struct session *session, uint64_t request_id, const struct epd_error *error);
 void session_reply_ok(struct session *session, uint64_t request_id);
 

@@ -220,13 +220,39 @@ static enum epd_status resolve_backend(const struct worker *worker, enum epd_bac
     struct epd_error reason = {0};
     *backend = config->backend == CONFIG_BACKEND_HOST ? EPD_BACKEND_HOST : EPD_BACKEND_CUDA;
     if (config->backend == CONFIG_BACKEND_AUTO && !node_backend_available(EPD_BACKEND_CUDA, &reason)) {
+        if (reason.status == EPD_CUDA) /* it may be there in a moment: another start, not another backend */
+            return error_set(error, EPD_CUDA, "backend auto: %.200s", reason.text);
         log_write(worker->log, LOG_INFO, "backend host because cuda cannot run here: %s", reason.text);
         *backend = EPD_BACKEND_HOST;
     }
     if (node_backend_available(*backend, &reason))
         return EPD_OK;
-    return error_set(error, EPD_UNSUPPORTED, "backend %s cannot run here: %.180s", backend_name(*backend),
-                     reason.text);
+    return error_set(error, reason.status == EPD_CUDA ? EPD_CUDA : EPD_UNSUPPORTED,
+                     "backend %s cannot run here: %.180s", backend_name(*backend), reason.text);
+}
+
+static void on_device_timer(uv_timer_t *timer)
+{
+    struct worker *worker = timer->data;
+    device_watch_look(worker->device_watch);
+}
+
+static void on_device_lost(void *arg, const struct epd_error *error)
+{
+    worker_fail(arg, error);
+}
+
+/* An idle daemon on the host backend sleeps. */
+static enum epd_status watch_devices(struct worker *worker, struct epd_error *error)
+{
+    if (node_backend(worker->node) == EPD_BACKEND_HOST)
+        return EPD_OK;
+    enum epd_status status =
+        device_watch_create(worker->node, on_device_lost, worker, &worker->device_watch, error);
+    if (status == EPD_OK)
+        (void)uv_timer_start(&worker->device_timer, on_device_timer, WORKER_DEVICE_LOOK_MS,
+                             WORKER_DEVICE_LOOK_MS);
+    return status;
 }
 
 static enum epd_status open_node(struct worker *worker, struct epd_error *error)
@@ -263,9 +289,10 @@ static void init_handles(struct worker *worker)
     must(uv_async_init(&worker->loop, &worker->notify, on_jobs), "async");
     must(uv_signal_init(&worker->loop, &worker->sigterm), "signal");
     must(uv_timer_init(&worker->loop, &worker->sweep), "timer");
+    must(uv_timer_init(&worker->loop, &worker->device_timer), "timer");
     must(uv_prepare_init(&worker->loop, &worker->before_sleep), "prepare");
     must(uv_poll_init(&worker->loop, &worker->channel, worker->start.channel_fd), "channel");
-    worker->notify.data = worker->sigterm.data = worker->sweep.data = worker;
+    worker->notify.data = worker->sigterm.data = worker->sweep.data = worker->device_timer.data = worker;
     worker->before_sleep.data = worker->channel.data = worker;
     must(uv_signal_start(&worker->sigterm, on_term, SIGTERM), "signal");
     must(uv_prepare_start(&worker->before_sleep, on_before_sleep), "prepare");
@@ -312,6 +339,8 @@ static enum epd_status start(struct worker *worker, struct epd_error *error)
     status = fabric_create(worker, &worker->fabric, error); /* before any thread runs */
     if (status == EPD_OK)
         status = open_node(worker, error);
+    if (status == EPD_OK)
+        status = watch_devices(worker, error);
     if (status == EPD_OK && worker->fabric)
         status = fabric_start(worker->fabric, error);
     return status;
@@ -333,6 +362,7 @@ static void finish(struct worker *worker)
     uv_walk(&worker->loop, close_handle, NULL);
     (void)uv_run(&worker->loop, UV_RUN_DEFAULT);
     must(uv_loop_close(&worker->loop), "loop close");
+    device_watch_destroy(worker->device_watch);
     fabric_destroy(worker->fabric);
     flight_fini(worker);
     registry_fini(&worker->registry);

@@ -22,6 +22,7 @@
 #include "daemon/recorder.h"
 #include "daemon/registry.h"
 #include "daemon/stats.h"
+#include "ep/device_watch.h"
 #include "ep/node.h"
 #include "proto/arena.h"
 #include "proto/message.h"
@@ -38,6 +39,8 @@ enum worker_exit {
 /* Hello deadlines, replies crowded out and the end of a drain are looked at this often, while there is something to
  * look for. */
 #define WORKER_SWEEP_MS 50
+/* How often the GPUs are asked whether they still work. */
+#define WORKER_DEVICE_LOOK_MS 500
 /* At most one dump file in this time. */
 #define WORKER_DUMP_INTERVAL_NS (10ull * 1000000000ull)
 
@@ -77,7 +80,9 @@ struct worker {
     uv_signal_t sigterm, sigint;
     uv_poll_t channel;
     uv_timer_t sweep;
-    uv_prepare_t before_sleep; /* ends closed sessions */
+    uv_timer_t device_timer;
+    struct device_watch *device_watch; /* owned; CUDA only */
+    uv_prepare_t before_sleep;         /* ends closed sessions */
     struct listener rank_listener, control_listener;
 
     enum peer_watch peer_watch; /* how the deaths of clients can be seen here */

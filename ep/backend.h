@@ -26,6 +26,7 @@
 struct backend_device; /* bodies are the backend's own */
 struct backend_queue;  /* one per team and device: a stream */
 struct backend_gemm;   /* one GEMM problem of a plan, prepared */
+struct backend_graph;  /* recorded calls of one queue */
 
 /* Owned memory. fd is -1 unless it was asked for. */
 struct backend_block {
@@ -113,6 +114,8 @@ struct backend {
      * follows the report. */
     int works_later;
     uint32_t n_stages[EXCHANGE_OP_COUNT];
+    /* 1: calls can be recorded and replayed (graph_*, gemm_recordable; NULL elsewhere). */
+    int records;
     /* 1: a rank must not begin an exchange op before all ranks have ended the one before. */
     int exchange_takes_turns;
 
@@ -126,6 +129,9 @@ struct backend {
                                    struct backend_device **device, struct device_info *info,
                                    struct epd_error *error);
     void (*device_close)(struct backend_device *device);
+    /* EPD_CUDA if nothing works there any more, though nobody may have asked for anything. Waits for nothing; ends what
+     * could be given back meanwhile. */
+    enum epd_status (*device_check)(struct backend_device *device, struct epd_error *error);
 
     /* Zeroed. exported: with an fd that a client can map. */
     enum epd_status (*memory_alloc)(struct backend_device *device, uint64_t bytes, int exported,
@@ -201,6 +207,19 @@ struct backend {
     enum epd_status (*gemm_launch)(struct backend_queue *queue, struct backend_gemm *gemm,
                                    const struct gemm_launch *launch, struct epd_error *error);
     void (*gemm_destroy)(struct backend_gemm *gemm);
+
+    /* From graph_begin to graph_end calls on the queue are not done but recorded: exchanges of the fused form,
+     * gemms that are recordable, activations, copies. graph_end with NULL throws them away. A graph is replayed
+     * on its queue alone, in its order; everything its calls were given must still be there. graph_begin and
+     * graph_end may allocate. */
+    enum epd_status (*graph_begin)(struct backend_queue *queue, struct epd_error *error);
+    enum epd_status (*graph_end)(struct backend_queue *queue, struct backend_graph **graph,
+                                 struct epd_error *error);
+    enum epd_status (*graph_launch)(struct backend_queue *queue, struct backend_graph *graph,
+                                    struct epd_error *error);
+    void (*graph_destroy)(struct backend_device *device, struct backend_graph *graph);
+    /* 1 if launching it reads nothing from the device. */
+    int (*gemm_recordable)(const struct backend_gemm *gemm);
 };
 
 extern const struct backend backend_host;

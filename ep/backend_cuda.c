@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "ep/cuda_exchange.h"
+#include "ep/cuda_graph.h"
 #include "kernels/cuda/bias_grad.h"
 #include "kernels/cuda/cuda.h"
 
@@ -103,8 +104,11 @@ static enum epd_status device_start(struct backend_device *device, struct epd_er
     device->imports.heap = &device->heap;
     if (cuda_runtime_check(cudaStreamCreateWithFlags(&device->setup, cudaStreamNonBlocking), "stream", error))
         return error->status;
-    return cuda_runtime_check(cudaStreamCreateWithFlags(&device->urgent, cudaStreamNonBlocking), "stream",
-                              error);
+    if (cuda_runtime_check(cudaStreamCreateWithFlags(&device->urgent, cudaStreamNonBlocking), "stream",
+                           error))
+        return error->status;
+    return cuda_runtime_check(cudaEventCreateWithFlags(&device->sign_of_life, cudaEventDisableTiming),
+                              "event", error);
 }
 
 static enum epd_status describe(const struct backend_device *device, struct device_info *info,
@@ -142,6 +146,17 @@ free_device:
     return error->status;
 }
 
+/* Only work that goes to the GPU tells whether it still takes any. */
+static enum epd_status device_check(struct backend_device *device, struct epd_error *error)
+{
+    const cudaError_t last = cudaEventQuery(device->sign_of_life);
+    if (last != cudaSuccess && last != cudaErrorNotReady)
+        return cuda_runtime_check(last, "the GPU's last sign of life", error);
+    cuda_deferred_end(device, 0);
+    return cuda_runtime_check(cudaEventRecord(device->sign_of_life, device->setup),
+                              "a sign of life of the GPU", error);
+}
+
 static void device_close(struct backend_device *device)
 {
     (void)cudaDeviceSynchronize();
@@ -150,6 +165,7 @@ static void device_close(struct backend_device *device)
     cuda_queues_free(device);
     (void)cudaStreamDestroy(device->setup);
     (void)cudaStreamDestroy(device->urgent);
+    (void)cudaEventDestroy(device->sign_of_life);
     free(device);
 }
 
@@ -428,6 +444,11 @@ static void gemm_destroy(struct backend_gemm *gemm)
     cuda_defer(gemm->device, 1, end_gemm, gemm);
 }
 
+static int gemm_recordable(const struct backend_gemm *gemm)
+{
+    return gemm->engine->splits_on_device;
+}
+
 const struct backend backend_cuda = {
     .kind = EPD_BACKEND_CUDA,
     .tensor_alignment = TENSOR_ALIGNMENT,
@@ -440,11 +461,13 @@ const struct backend backend_cuda = {
             [EXCHANGE_GATHER_SCALARS] = CUDA_GATHER_STAGES,
             [EXCHANGE_WEIGHT_GRAD] = CUDA_WEIGHT_GRAD_STAGES,
         },
+    .records = 1,
     .exchange_takes_turns = 1,
     .available = available,
     .n_devices = n_devices,
     .device_open = device_open,
     .device_close = device_close,
+    .device_check = device_check,
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .memory_import = memory_import,
@@ -474,4 +497,9 @@ const struct backend backend_cuda = {
     .gemm_create = gemm_create,
     .gemm_launch = gemm_launch,
     .gemm_destroy = gemm_destroy,
+    .graph_begin = cuda_graph_begin,
+    .graph_end = cuda_graph_end,
+    .graph_launch = cuda_graph_launch,
+    .graph_destroy = cuda_graph_destroy,
+    .gemm_recordable = gemm_recordable,
 };

@@ -18,6 +18,7 @@ struct backend_device {
     struct cuda_heap heap;
     struct cuda_imports imports;
     cudaStream_t setup;                /* work that waits for no client */
+    cudaEvent_t sign_of_life;          /* recorded in setup by every device_check, looked at by the next */
     cudaStream_t urgent;               /* what must get through while all queues wait */
     const struct gemm_engine *engine;  /* the one that was asked for; NULL: the best */
     struct backend_queue *first_queue; /* all that were ever made; owned */

@@ -65,6 +65,12 @@ static enum epd_status host_device_open(const struct node_config *config, uint32
     return EPD_OK;
 }
 
+static enum epd_status host_device_check(struct backend_device *device, struct epd_error *error)
+{
+    (void)device, (void)error;
+    return EPD_OK;
+}
+
 static void host_device_close(struct backend_device *device)
 {
     host_scratch_fini(&device->scratch);
@@ -428,6 +434,7 @@ const struct backend backend_host = {
     .n_devices = host_n_devices,
     .device_open = host_device_open,
     .device_close = host_device_close,
+    .device_check = host_device_check,
     .memory_alloc = host_memory_alloc,
     .memory_free = host_memory_free,
     .memory_import = host_memory_import,

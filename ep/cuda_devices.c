@@ -10,6 +10,24 @@
 
 #define NAME_BYTES 64
 
+/* Refused for a moment: an MPS server that ends the clients of a fault, a machine that is still starting. */
+static int comes_back(cudaError_t result)
+{
+    switch (result) {
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorSystemNotReady:
+    case cudaErrorMpsConnectionFailed:
+    case cudaErrorMpsRpcFailure:
+    case cudaErrorMpsServerNotReady:
+    case cudaErrorMpsMaxClientsReached:
+    case cudaErrorMpsMaxConnectionsReached:
+    case cudaErrorMpsClientTerminated:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
 int cuda_devices_available(struct epd_error *reason)
 {
     int n = 0;
@@ -17,7 +35,9 @@ int cuda_devices_available(struct epd_error *reason)
     if (result == cudaSuccess && n > 0)
         return 1;
     (void)cudaGetLastError();
-    if (result == cudaErrorInsufficientDriver)
+    if (comes_back(result))
+        error_set(reason, EPD_CUDA, "the GPUs cannot be used now: %s", cudaGetErrorString(result));
+    else if (result == cudaErrorInsufficientDriver)
         error_set(reason, EPD_UNSUPPORTED, "no NVIDIA driver, or one older than CUDA %d.%d",
                   CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     else

@@ -1,5 +1,7 @@
 #include "ep/cuda_driver.h"
 
+#include "kernels/cuda/error.h"
+
 static enum epd_status find(const char *name, unsigned version, void **function, struct epd_error *error)
 {
     enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
@@ -32,14 +34,14 @@ enum epd_status cuda_driver_check(const struct cuda_driver *driver, CUresult res
     if (result == CUDA_SUCCESS)
         return EPD_OK;
     (void)driver->cuGetErrorString(result, &text);
-    return error_set(error, result == CUDA_ERROR_OUT_OF_MEMORY ? EPD_NO_MEMORY : EPD_CUDA, "%s: %s (%d)",
-                     what, text ? text : "unknown error", (int)result);
+    return error_set(error, cuda_error_status((int)result), "%s: %s (%d)", what,
+                     text ? text : "unknown error", (int)result);
 }
 
 enum epd_status cuda_runtime_check(cudaError_t result, const char *what, struct epd_error *error)
 {
     if (result == cudaSuccess)
         return EPD_OK;
-    return error_set(error, result == cudaErrorMemoryAllocation ? EPD_NO_MEMORY : EPD_CUDA, "%s: %s (%s)",
-                     what, cudaGetErrorString(result), cudaGetErrorName(result));
+    return error_set(error, cuda_error_status((int)result), "%s: %s (%s)", what, cudaGetErrorString(result),
+                     cudaGetErrorName(result));
 }

@@ -35,7 +35,7 @@ struct cuda_driver {
 /* EPD_UNSUPPORTED naming the first function that the driver lacks. */
 EPD_MUST_CHECK enum epd_status cuda_driver_load(struct cuda_driver *driver, struct epd_error *error);
 
-/* EPD_OK, or EPD_CUDA (EPD_NO_MEMORY for an allocation) with "<what>: <CUDA's text>". */
+/* EPD_OK, or what kernels/cuda/error.h says, with "<what>: <CUDA's text>". */
 EPD_MUST_CHECK enum epd_status cuda_driver_check(const struct cuda_driver *driver, CUresult result,
                                                  const char *what, struct epd_error *error);
 EPD_MUST_CHECK enum epd_status cuda_runtime_check(cudaError_t result, const char *what,

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/error.h"
+
 struct cuda_mapping {
     enum epd_memory_kind kind;
     CUdeviceptr base;
@@ -46,6 +48,20 @@ static struct backend_import import_at(const struct memory_request *request, str
 
 /* ---- cudaMalloc ---- */
 
+/* A client may say that its memory lies here and send the handle of another GPU's. */
+static enum epd_status ipc_check_owner(const struct cuda_imports *imports, const void *opened,
+                                       struct epd_error *error)
+{
+    struct cudaPointerAttributes attributes;
+    if (cuda_runtime_check(cudaPointerGetAttributes(&attributes, opened), "imported memory", error))
+        return error->status;
+    if (attributes.device != imports->heap->ordinal)
+        return error_set(error, EPD_INVALID_DEVICE,
+                         "imported memory: the IPC handle is of memory on GPU %d, want GPU %d",
+                         attributes.device, imports->heap->ordinal);
+    return EPD_OK;
+}
+
 static enum epd_status ipc_open(struct cuda_imports *imports, const struct memory_request *request,
                                 CUdeviceptr *base, size_t *size, struct epd_error *error)
 {
@@ -55,13 +71,16 @@ static enum epd_status ipc_open(struct cuda_imports *imports, const struct memor
     _Static_assert(sizeof handle == EPD_IPC_HANDLE_BYTES, "an IPC handle is what the wire carries");
     memcpy(&handle, request->ipc_handle, sizeof handle);
     cudaError_t result = cudaIpcOpenMemHandle(&opened, handle, cudaIpcMemLazyEnablePeerAccess);
+    if (cuda_error_status((int)result) == EPD_CUDA) /* not the handle's fault */
+        return cuda_runtime_check(result, "imported memory", error);
     if (result != cudaSuccess) {
         (void)cudaGetLastError();
         return error_set(error, EPD_INVALID_ARGUMENT, "imported memory: the IPC handle does not open: %s",
                          cudaGetErrorString(result));
     }
     *base = (CUdeviceptr)(uintptr_t)opened;
-    if (cuda_driver_check(driver, driver->cuMemGetAddressRange(NULL, size, *base), "imported memory",
+    if (ipc_check_owner(imports, opened, error) ||
+        cuda_driver_check(driver, driver->cuMemGetAddressRange(NULL, size, *base), "imported memory",
                           error) ||
         check_range(request, *size, error)) {
         (void)cudaIpcCloseMemHandle(opened);
