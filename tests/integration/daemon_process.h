@@ -1,4 +1,4 @@
-/* A real `epd` on the host backend for one test: own directory, own sockets, own log. Owned by the test; one
+/* A real `epd` for one test, the one of this build or that of EPD_TEST_EPD: own directory, own sockets, own log. Owned by the test; one
  * thread. */
 #ifndef EPD_TESTS_INTEGRATION_DAEMON_PROCESS_H
 #define EPD_TESTS_INTEGRATION_DAEMON_PROCESS_H
@@ -14,8 +14,8 @@ struct daemon_process {
     pid_t pid; /* of the supervisor; 0 when it has been reaped */
 };
 
-/* Starts epd with n_devices emulated devices and the extra arguments (NULL-terminated, may be NULL) and waits
- * until it accepts. Aborts the test with the log if it does not. */
+/* Starts epd on the host backend with n_devices emulated devices (0: on the backend that the arguments choose) and
+ * the extra arguments (NULL-terminated, may be NULL) and waits until it accepts. Aborts the test with the log if it does not. */
 void daemon_start(struct daemon_process *daemon, unsigned n_devices, const char *const *extra);
 /* SIGTERM, waits, checks that the exit code is 0, removes the directory. */
 void daemon_stop(struct daemon_process *daemon);

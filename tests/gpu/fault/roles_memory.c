@@ -1,0 +1,196 @@
+/* Handles that are not what they say, and memory that is not there. */
+#include <string.h>
+#include <unistd.h>
+
+#include "proto/words.h"
+#include "tests/fault/wire.h"
+#include "tests/gpu/fault/roles.h"
+
+#define BLOCK_BYTES (4 << 20)
+#define LARGE_BYTES (1ull << 30)
+
+/* ---- raw handles ---- */
+
+static void uuid_of(int device, uint8_t uuid[16])
+{
+    struct cudaDeviceProp properties;
+    GPU_MUST(cudaGetDeviceProperties(&properties, device) == cudaSuccess);
+    memcpy(uuid, properties.uuid.bytes, 16);
+}
+
+static enum epd_status register_raw(struct wire *wire, uint64_t group_id, int device,
+                                    const cudaIpcMemHandle_t *handle, uint64_t offset, uint64_t bytes)
+{
+    struct message request = {
+        .kind = MESSAGE_BUFFER_REGISTER,
+        .buffer_register = {
+            .group_id = group_id, .kind = EPD_MEMORY_CUDA_IPC, .offset = offset, .bytes = bytes}};
+    uuid_of(device, request.buffer_register.device_uuid);
+    memcpy(request.buffer_register.ipc_handle, handle, sizeof *handle);
+    return wire_call(wire, &request, -1);
+}
+
+static uint64_t join_raw(struct wire *wire)
+{
+    struct message join = wire_join_message("raw", 1, 0);
+    join.group_join.config.dtype = EPD_BF16;
+    GPU_MUST(wire_call(wire, &join, -1) == EPD_OK);
+    return wire->reply.reply_group.group_id;
+}
+
+/* Sent without the library, which would refuse most of it: stale, garbage, past the end, of another GPU. */
+static void run_handles(struct gpu_rank *rank)
+{
+    static struct wire wire;
+    cudaIpcMemHandle_t handle, garbage, foreign;
+    int n_gpus = 0;
+    void *block, *other;
+    gpu_rank_select(rank);
+    GPU_MUST(cudaGetDeviceCount(&n_gpus) == cudaSuccess);
+    wire_open(&wire, rank->socket_path);
+    const uint64_t group_id = join_raw(&wire);
+    GPU_MUST(cudaMalloc(&block, BLOCK_BYTES) == cudaSuccess);
+    GPU_MUST(cudaIpcGetMemHandle(&handle, block) == cudaSuccess);
+    GPU_MUST(register_raw(&wire, group_id, 0, &handle, 0, BLOCK_BYTES) == EPD_OK);
+    struct message release = wire_id_message(MESSAGE_BUFFER_RELEASE, wire.reply.reply_buffer.buffer_id);
+    GPU_MUST(register_raw(&wire, group_id, 0, &handle, 4096, BLOCK_BYTES) == EPD_OUT_OF_RANGE);
+    GPU_MUST(register_raw(&wire, group_id, 0, &handle, 1ull << 62, 4096) == EPD_OUT_OF_RANGE);
+    GPU_MUST(wire_call(&wire, &release, -1) == EPD_OK);
+    for (size_t byte = 0; byte < sizeof garbage; byte += 3) {
+        garbage = handle;
+        ((unsigned char *)&garbage)[byte] ^= 0x5a;
+        const enum epd_status status = register_raw(&wire, group_id, 0, &garbage, 0, 4096);
+        GPU_MUST(status == EPD_INVALID_ARGUMENT || status == EPD_OUT_OF_RANGE ||
+                 status == EPD_INVALID_DEVICE || status == EPD_OK /* a byte that means nothing */);
+        release = wire_id_message(MESSAGE_BUFFER_RELEASE, wire.reply.reply_buffer.buffer_id);
+        GPU_MUST(status != EPD_OK || wire_call(&wire, &release, -1) == EPD_OK);
+    }
+    GPU_MUST(cudaFree(block) == cudaSuccess);
+    GPU_MUST(register_raw(&wire, group_id, 0, &handle, 0, 4096) == EPD_INVALID_ARGUMENT); /* stale */
+    if (n_gpus > 1) {
+        GPU_MUST(cudaSetDevice(1) == cudaSuccess && cudaMalloc(&other, BLOCK_BYTES) == cudaSuccess);
+        GPU_MUST(cudaIpcGetMemHandle(&foreign, other) == cudaSuccess);
+        GPU_MUST(register_raw(&wire, group_id, 1, &foreign, 0, 4096) == EPD_INVALID_DEVICE);
+        GPU_MUST(register_raw(&wire, group_id, 0, &foreign, 0, 4096) == EPD_INVALID_DEVICE); /* a lie */
+    }
+    wire_close(&wire);
+    gpu_rank_open(rank); /* nothing of it has harmed the worker */
+    GPU_MUST(gpu_rank_step(rank) == EPD_OK);
+    gpu_rank_close(rank);
+}
+
+/* Memory of a GPU that the group does not lie on: both are named. The daemon may not even see that GPU. */
+static void run_invisible(struct gpu_rank *rank)
+{
+    struct epd_buffer *buffer;
+    uint8_t uuid[16];
+    char first[8];
+    int n_gpus = 0;
+    void *block;
+    GPU_MUST(cudaGetDeviceCount(&n_gpus) == cudaSuccess);
+    gpu_rank_open(rank);
+    if (n_gpus > 1) {
+        GPU_MUST(cudaSetDevice(n_gpus - 1) == cudaSuccess && cudaMalloc(&block, BLOCK_BYTES) == cudaSuccess);
+        GPU_MUST(epd_buffer_register_cuda(rank->group, block, BLOCK_BYTES, &buffer) == EPD_INVALID_DEVICE);
+        uuid_of(n_gpus - 1, uuid);
+        snprintf(first, sizeof first, "%02x%02x", uuid[0], uuid[1]);
+        GPU_MUST(strstr(epd_error_text(), first) != NULL);
+        uuid_of(0, uuid);
+        snprintf(first, sizeof first, "%02x%02x", uuid[0], uuid[1]);
+        GPU_MUST(strstr(epd_error_text(), first) != NULL);
+        GPU_MUST(cudaSetDevice(0) == cudaSuccess);
+    }
+    GPU_MUST(gpu_rank_step(rank) == EPD_OK);
+    gpu_rank_close(rank);
+}
+
+/* ---- an address that is used again ---- */
+
+/* Frees the memory of x under its registration and gets the same address again: the new registration is refused, or it is of
+ * the new memory. Never does a step read what lay there before. */
+static void run_reuse(struct gpu_rank *rank)
+{
+    const size_t bytes = GPU_T * GPU_H * sizeof(unsigned short);
+    void *block = NULL, *again = NULL;
+    struct epd_buffer *first, *second;
+    gpu_rank_open(rank);
+    GPU_MUST(cudaMalloc(&block, BLOCK_BYTES) == cudaSuccess &&
+             cudaMemset(block, 0x11, BLOCK_BYTES) == cudaSuccess);
+    GPU_MUST(epd_buffer_register_cuda(rank->group, block, bytes, &first) == EPD_OK);
+    GPU_MUST(cudaFree(block) == cudaSuccess && cudaMalloc(&again, BLOCK_BYTES) == cudaSuccess);
+    GPU_MUST(cudaMemset(again, 0, BLOCK_BYTES) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess);
+    printf("an address used again: %s\n", again == block ? "the same" : "another");
+    const enum epd_status status = epd_buffer_register_cuda(rank->group, again, bytes, &second);
+    printf("its registration: %s %s\n", epd_status_name(status), epd_error_text());
+    if (status == EPD_OK) {
+        /* the plans' x from here on */
+        GPU_MUST(cudaFree(rank->x) == cudaSuccess);
+        rank->x = again;
+        rank->buffers[0] = second;
+        epd_plan_destroy(rank->combine);
+        epd_plan_destroy(rank->dispatch);
+        GPU_MUST(gpu_rank_plan(rank) == EPD_OK);
+        GPU_MUST(gpu_rank_step(rank) == EPD_OK);
+    } else {
+        GPU_MUST(status == EPD_IN_USE || status == EPD_INVALID_ARGUMENT);
+        GPU_MUST(epd_buffer_release(first) == EPD_OK);
+        GPU_MUST(epd_buffer_register_cuda(rank->group, again, bytes, &second) == EPD_OK);
+        GPU_MUST(gpu_rank_step(rank) == EPD_OK);
+    }
+    gpu_rank_close(rank);
+}
+
+/* ---- no memory ---- */
+
+/* Takes the GPU's memory until less than LARGE_BYTES are left. */
+static void run_hog(struct gpu_rank *rank)
+{
+    size_t n_free, total, take = (size_t)8 << 30;
+    void *block;
+    gpu_rank_select(rank);
+    while (cudaMemGetInfo(&n_free, &total) == cudaSuccess && n_free > LARGE_BYTES / 2 && take > BLOCK_BYTES)
+        if (take > n_free || cudaMalloc(&block, take) != cudaSuccess) {
+            (void)cudaGetLastError();
+            take /= 2;
+        }
+    atomic_store(&rank->own->ready, 1);
+    for (;;)
+        pause();
+}
+
+/* While the hog has the memory a large buffer is refused and nothing else happens; afterwards there is room. */
+static void run_large(struct gpu_rank *rank)
+{
+    struct epd_buffer *buffer;
+    enum epd_status status;
+    gpu_rank_open(rank);
+    atomic_store(&rank->own->ready, 1);
+    while (!atomic_load(&rank->board->release)) /* the hog is about to come */
+        usleep(1000);
+    for (int i = 0; i < 20; i++) {
+        status = epd_buffer_alloc(rank->group, LARGE_BYTES, &buffer);
+        GPU_MUST(status == EPD_NO_MEMORY);
+        GPU_MUST(gpu_rank_step(rank) == EPD_OK);
+    }
+    atomic_store(&rank->own->ready, 2);
+    for (int i = 0; i < 2000 && epd_buffer_alloc(rank->group, LARGE_BYTES, &buffer) != EPD_OK; i++)
+        usleep(5000);
+    GPU_MUST(epd_buffer_data(buffer) != NULL);
+    GPU_MUST(cudaMemset(epd_buffer_data(buffer), 1, LARGE_BYTES) == cudaSuccess);
+    GPU_MUST(gpu_rank_step(rank) == EPD_OK);
+    gpu_rank_close(rank);
+}
+
+/* The GPU's free memory in MiB, for the test to compare. */
+static void run_free(struct gpu_rank *rank)
+{
+    size_t n_free, total;
+    gpu_rank_select(rank);
+    GPU_MUST(cudaMemGetInfo(&n_free, &total) == cudaSuccess);
+    atomic_store(&rank->own->n_good, n_free >> 20);
+}
+
+const struct role roles_of_memory[] = {
+    {"handles", run_handles}, {"invisible", run_invisible}, {"reuse", run_reuse}, {"hog", run_hog},
+    {"large", run_large},     {"free", run_free},           {NULL, NULL},
+};

@@ -1,0 +1,128 @@
+/* Rows 5, 7 and 9 of the faults: the worker is killed, loses its context, loses its supervisor. */
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+
+#include "proto/status.h"
+#include "tests/fault/spawn.h"
+#include "tests/gpu/fault/suites.h"
+
+#define N_WORKER_KILLS 5
+#define TEAM_MS        60000
+#define SLACK_MIB      32 /* less than the ballast of one rank */
+
+/* Wrong results end a rank with 2; a stream that hangs, the test. */
+static void expect_survived(struct team *team)
+{
+    unsigned n_told = 0;
+    atomic_store(&fixture.board->stop, 1);
+    const unsigned n_failed = team_wait(team, TEAM_MS);
+    if (n_failed)
+        daemon_print_log(&fixture.daemon);
+    ck_assert_uint_eq(n_failed, 0);
+    for (unsigned rank = 0; rank < team->world; rank++)
+        for (int status = 0; status < BOARD_N_STATUSES; status++) {
+            const int n = atomic_load(&fixture.board->ranks[rank].n_ended[status]);
+            n_told += n > 0;
+            if (n)
+                printf("rank %u: %d steps ended %s, %d recoveries\n", rank, n,
+                       status_name((enum epd_status)status),
+                       atomic_load(&fixture.board->ranks[rank].n_recovered));
+        }
+    ck_assert_uint_gt(n_told, 0);
+}
+
+START_TEST(a_worker_killed_in_flight_is_replaced_and_no_stream_hangs)
+{
+    board_reset(fixture.board);
+    struct team team = fixture_team("survivor", "survivor", fixture.world, 0);
+    team_start(&team);
+    team_wait_steps(&team, fixture.board, 3);
+    for (int n = 0; n < N_WORKER_KILLS; n++) {
+        const pid_t worker = daemon_worker(&fixture.daemon);
+        const double begin = now_ms();
+        sleep_ms(n * 7 % 20);
+        kill(worker, SIGKILL);
+        (void)daemon_wait_worker(&fixture.daemon, worker);
+        team_wait_steps(&team, fixture.board, 3);
+        printf("worker killed: served again after %.0f ms\n", now_ms() - begin);
+    }
+    expect_survived(&team);
+}
+END_TEST
+
+START_TEST(a_worker_killed_while_nobody_asks_is_replaced)
+{
+    const pid_t worker = daemon_worker(&fixture.daemon);
+    kill(worker, SIGKILL);
+    (void)daemon_wait_worker(&fixture.daemon, worker);
+    expect_role("steps", fixture.world);
+}
+END_TEST
+
+static void crash_worker(void)
+{
+    const int n_crashes = atomic_load(&fixture.shim->n_crashes);
+    atomic_store(&fixture.shim->crash_device, 0);
+    for (int waited = 0; atomic_load(&fixture.shim->n_crashes) == n_crashes; waited++) {
+        ck_assert_int_lt(waited, 10000);
+        sleep_ms(1);
+    }
+}
+
+START_TEST(a_lost_context_in_flight_ends_the_worker_and_the_ranks_go_on_with_the_next)
+{
+    board_reset(fixture.board);
+    struct team team = fixture_team("survivor", "context", fixture.world, 0);
+    team_start(&team);
+    team_wait_steps(&team, fixture.board, 3);
+    const pid_t worker = daemon_worker(&fixture.daemon);
+    const double begin = now_ms();
+    crash_worker();
+    (void)daemon_wait_worker(&fixture.daemon, worker);
+    team_wait_steps(&team, fixture.board, 3);
+    printf("context lost: served again after %.0f ms\n", now_ms() - begin);
+    expect_survived(&team);
+}
+END_TEST
+
+START_TEST(a_lost_context_is_found_out_by_itself_and_the_next_worker_serves)
+{
+    const pid_t worker = daemon_worker(&fixture.daemon);
+    const double begin = now_ms();
+    crash_worker();
+    (void)daemon_wait_worker(&fixture.daemon, worker);
+    printf("context lost while nobody asked: the next worker after %.0f ms\n", now_ms() - begin);
+    expect_role("patient", fixture.world);
+}
+END_TEST
+
+START_TEST(a_killed_supervisor_leaves_no_gpu_memory_taken)
+{
+    struct daemon_process other;
+    board_reset(fixture.board);
+    const long free_mib = fixture_free_mib();
+    fixture_start(&other, NULL);
+    struct team team = fixture_team("idle", "orphans", fixture.world, 0);
+    team.socket_path = other.socket_path;
+    team_start(&team);
+    team_wait_ready(&team, fixture.board, 1);
+    const pid_t worker = daemon_worker(&other);
+    kill(other.pid, SIGKILL);
+    waitpid(other.pid, NULL, 0);
+    for (int waited = 0; kill(worker, 0) == 0 && waited < 5000; waited++)
+        sleep_ms(1);
+    for (unsigned rank = 0; rank < team.world; rank++)
+        team_kill(&team, rank);
+    fixture_expect_free(free_mib, SLACK_MIB);
+}
+END_TEST
+
+void add_worker_tests(TCase *cases)
+{
+    suite_add(cases, a_worker_killed_in_flight_is_replaced_and_no_stream_hangs);
+    suite_add(cases, a_worker_killed_while_nobody_asks_is_replaced);
+    suite_add(cases, a_lost_context_in_flight_ends_the_worker_and_the_ranks_go_on_with_the_next);
+    suite_add(cases, a_lost_context_is_found_out_by_itself_and_the_next_worker_serves);
+    suite_add(cases, a_killed_supervisor_leaves_no_gpu_memory_taken);
+}
