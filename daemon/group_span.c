@@ -320,14 +320,14 @@ void group_span_announce(struct group *group, const struct epd_error *error, int
     tell(group, &message);
 }
 
-static void count_agreement(struct group *group, const struct span_step *step)
+static void count_agreement(struct group *group, const struct span_step *step, int ahead)
 {
     struct fabric_agreements *agreements = &fabric_of(group)->agreements;
     const uint64_t took_ns = clock_ns() - step->announced_ns;
     agreements->n++;
     agreements->sum_ns += took_ns;
     agreements->max_ns = took_ns > agreements->max_ns ? took_ns : agreements->max_ns;
-    agreements->n_ahead += group->n_flights > 0;
+    agreements->n_ahead += (uint64_t)ahead;
 }
 
 /* Begins or ends the oldest announced step. 0 if the lanes have no room. */
@@ -353,12 +353,13 @@ static int resolve(struct fabric_go *go)
         return 1;
     }
     const struct span_step step = *step_at(span, go->number);
+    const int ahead = group->n_flights > 0;
     if (step.error.status)
         error = step.error;
     if (!gather_resolve(group, &step, error.status ? &error : NULL, step.error.status ? step.rank : go->rank))
         return 0;
     span->n_gone++;
-    count_agreement(group, &step);
+    count_agreement(group, &step, ahead);
     gather_pump_all(group);
     return 1;
 }

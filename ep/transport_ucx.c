@@ -16,7 +16,10 @@ extern const struct transport transport_ucx;
 /* Looks before sleeping: some 20 us, so that a message that is on its way costs no wake-up. */
 #define UCX_SPINS 200
 /* How long requests of a failed rail may take to end after they were cancelled. */
-#define UCX_CANCEL_NS 2000000000ull
+#define UCX_CANCEL_NS 20000000000ull
+
+/* How long the end of a rail waits until its last messages are on their way. */
+#define UCX_FLUSH_NS 500000000ull
 
 #define UCX_OPTION_BYTES 256
 
@@ -26,9 +29,9 @@ static char option_ways[UCX_OPTION_BYTES], option_devices[UCX_OPTION_BYTES];
 struct ucx_peer {
     struct transport_rail *rail;
     uint32_t node;
-    ucp_ep_h endpoint;    /* NULL until connected */
-    ucs_status_t lost;    /* set by the error handler, on the lane */
-    void *send, *receive; /* requests under way, or NULL */
+    ucp_ep_h endpoint;              /* NULL until connected */
+    ucs_status_t lost;              /* set by the error handler, on the lane */
+    void *send, *receive, *closing; /* requests under way, or NULL */
     uint64_t received;
 };
 
@@ -300,7 +303,7 @@ static void wait_all(struct transport_rail *rail)
     }
 }
 
-/* The rail is broken: nothing may touch the caller's memory when this returns. */
+/* The rail is broken, or ends: nothing may touch the caller's memory when this returns. */
 static void cancel_all(struct transport_rail *rail)
 {
     const struct ucx_library *ucx = rail->ucx;
@@ -311,17 +314,17 @@ static void cancel_all(struct transport_rail *rail)
         struct ucx_peer *peer = &rail->peers[i];
         if (peer->receive)
             ucx->ucp_request_cancel(rail->worker, peer->receive);
-        void *closing = NULL;
         if (peer->endpoint)
-            (void)take_request(&closing, ucx->ucp_ep_close_nbx(peer->endpoint, &force));
+            (void)take_request(&peer->closing, ucx->ucp_ep_close_nbx(peer->endpoint, &force));
         peer->endpoint = NULL;
-        ucs_status_t ignored;
-        while (!reap(ucx, &closing, &ignored) && clock_now_ns() - begun_ns < UCX_CANCEL_NS)
-            (void)ucx->ucp_worker_progress(rail->worker);
     }
-    while (!look(rail)) {
+    for (int n_left = 1; n_left;) {
+        ucs_status_t ignored;
         (void)ucx->ucp_worker_progress(rail->worker);
-        assert(clock_now_ns() - begun_ns < 10 * UCX_CANCEL_NS); /* it would write into freed memory */
+        n_left = !look(rail);
+        for (uint32_t i = 0; i < rail->n_nodes; i++)
+            n_left += !reap(ucx, &rail->peers[i].closing, &ignored);
+        assert(clock_now_ns() - begun_ns < UCX_CANCEL_NS); /* it would write into freed memory */
     }
 }
 
@@ -364,22 +367,25 @@ static void ucx_rail_abort(struct transport_rail *rail, const struct epd_error *
     atomic_store(&rail->aborted, 2);
 }
 
-/* What was sent last is on its way when this returns: the other nodes may still wait for it. */
-static void close_endpoints(struct transport_rail *rail)
+/* What was sent last is on its way when this returns: the other nodes may still wait for it. A node that takes too
+ * long, or is closing too, is not waited for. */
+static void flush_endpoints(struct transport_rail *rail)
 {
     const struct ucx_library *ucx = rail->ucx;
     const uint64_t begun_ns = clock_now_ns();
-    const ucp_request_param_t flush = {0};
+    const ucp_request_param_t none = {0};
+    int n_left = 1;
     for (uint32_t i = 0; i < rail->n_nodes; i++) {
         struct ucx_peer *peer = &rail->peers[i];
+        if (peer->endpoint && peer->lost == UCS_OK)
+            (void)take_request(&peer->send, ucx->ucp_ep_flush_nbx(peer->endpoint, &none));
+    }
+    while (n_left && clock_now_ns() - begun_ns < UCX_FLUSH_NS) {
         ucs_status_t ignored;
-        void *closing = NULL;
-        if (!peer->endpoint || peer->lost != UCS_OK)
-            continue;
-        (void)take_request(&closing, ucx->ucp_ep_close_nbx(peer->endpoint, &flush));
-        peer->endpoint = NULL;
-        while (!reap(ucx, &closing, &ignored) && clock_now_ns() - begun_ns < UCX_CANCEL_NS)
-            (void)ucx->ucp_worker_progress(rail->worker);
+        n_left = 0;
+        (void)ucx->ucp_worker_progress(rail->worker);
+        for (uint32_t i = 0; i < rail->n_nodes; i++)
+            n_left += !reap(ucx, &rail->peers[i].send, &ignored);
     }
 }
 
@@ -387,7 +393,7 @@ static void ucx_rail_close(struct transport_rail *rail)
 {
     const struct ucx_library *ucx = rail->ucx;
     if (rail->peers && !rail->broken.status && !atomic_load(&rail->aborted))
-        close_endpoints(rail);
+        flush_endpoints(rail);
     if (rail->peers)
         cancel_all(rail);
     free(rail->peers);

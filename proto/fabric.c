@@ -103,7 +103,8 @@ static enum epd_status get_text(const ProtobufCBinaryData *from, char *to, size_
         if (from->data[i] < ' ' || from->data[i] > '~')
             return error_set(error, EPD_PROTOCOL, "fabric %s: byte 0x%02x, want printable ASCII", field,
                              from->data[i]);
-    memcpy(to, from->data, from->len);
+    if (from->len)
+        memcpy(to, from->data, from->len);
     to[from->len] = 0;
     return EPD_OK;
 }
