@@ -9,6 +9,7 @@
 
 #include "client/bench/gpu.h"
 #include "client/bench/options.h"
+#include "client/bench/plan_scale.h"
 #include "client/bench/rank.h"
 #include "client/bench/report.h"
 #include "client/bench/sessions.h"
@@ -366,6 +367,17 @@ static void interrupt(int number)
     (void)number;
 }
 
+/* Needs nothing of the rest. */
+static int plan_scale(const struct options *options)
+{
+    const struct plan_scale_options scale = {.n_tokens = (uint32_t)options->sizes.tokens,
+                                             .top_k = (uint32_t)options->sizes.top_k,
+                                             .hidden = (uint32_t)options->sizes.hidden,
+                                             .zipf = options->job.zipf,
+                                             .json = options->json};
+    return plan_scale_run(&scale, stdout) ? EXIT_FAILED : 0;
+}
+
 int main(int argc, char **argv)
 {
     static struct bench bench; /* larger than a stack frame should be; only main knows it */
@@ -377,6 +389,8 @@ int main(int argc, char **argv)
     case OPTIONS_RUN:
         break;
     }
+    if (bench.options.plan_scale)
+        return plan_scale(&bench.options);
     if (bench.options.rank >= 0)
         return rank_run(bench.options.board_fd, (uint32_t)bench.options.rank);
     const struct sigaction action = {.sa_handler = interrupt};

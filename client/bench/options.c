@@ -76,7 +76,8 @@ static const struct row rows[] = {
     {"op", OPTION_OP, 1, 0, 0,
      "LIST  handoff, dispatch, combine, combine_weighted, dispatch_bwd, combine_bwd, grouped_gemm, "
      "moe_forward, "
-     "moe_backward, link, peer_loss, sessions, with commas between, or all (the ops from handoff to "
+     "moe_backward, link, peer_loss, sessions, plan-scale (16 to 1,024 simulated ranks, without a daemon), "
+     "with commas between, or all (the ops from handoff to "
      "moe_backward; "
      "default: all)"},
     {"suite", OPTION_SUITE, 1, 0, 0,
@@ -139,8 +140,8 @@ static int take_dtype(struct options *options, const char *name)
 /* What is not an op of the job table. 0 if the name is none of them. */
 static int want_other(struct options *options, const char *name)
 {
-    int *const flags[] = {&options->sessions, &options->link, &options->peer_loss};
-    static const char *const names[] = {"sessions", "link", "peer_loss"};
+    int *const flags[] = {&options->sessions, &options->link, &options->peer_loss, &options->plan_scale};
+    static const char *const names[] = {"sessions", "link", "peer_loss", "plan-scale"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcmp(name, names[i]) != 0)
             continue;
@@ -372,7 +373,7 @@ static int any_op(const struct options *options)
     for (int op = 0; op < JOB_OP_COUNT; op++)
         if (options->wanted[op])
             return 1;
-    return options->sessions || options->link || options->peer_loss;
+    return options->sessions || options->link || options->peer_loss || options->plan_scale;
 }
 
 static enum options_result take_option(struct options *options, const struct row *row)
