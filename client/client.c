@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "client/deadline.h"
@@ -16,6 +17,11 @@
 /* How long a message may wait for room in the socket of a daemon that does not read. Then the call that sends
  * it ends with EPD_TIMEOUT; nothing was sent. */
 #define CLIENT_SEND_TIMEOUT_MS 20000
+
+/* After a loss: how often streams are looked at that have to take flags, and how long none takes one before
+ * what is left is given up (launches that were armed and never replayed). */
+#define RELEASE_PAUSE_NS 20000
+#define RELEASE_IDLE_NS  1000000000
 
 /* Longest statistics document that is taken from the daemon. */
 #define CLIENT_MAX_DOCUMENT_BYTES (64u << 20)
@@ -43,22 +49,40 @@ struct connection *client_connection(const struct epd_client *client)
     return connection;
 }
 
-/* Watcher thread: no wait of this connection's plans may outlive it. */
-static void client_lost(void *arg, struct connection *connection)
+/* Returns how many launches are left. */
+static uint64_t client_release(struct epd_client *client, struct connection *connection)
 {
-    struct epd_client *client = arg;
     struct epd_group *group;
     struct epd_plan *plan;
+    uint64_t n_left = 0;
 
     pthread_mutex_lock(&client->lock);
     TAILQ_FOREACH (group, &client->groups, link) {
         if (group->connection != connection)
             continue;
         TAILQ_FOREACH (plan, &group->plans, link) {
-            group->ops->release(plan);
+            n_left += group->ops->release(plan);
         }
     }
     pthread_mutex_unlock(&client->lock);
+    return n_left;
+}
+
+/* Watcher thread: no wait of this connection's plans may outlive it. Streams take their flags one after the
+ * other. */
+static void client_lost(void *arg, struct connection *connection)
+{
+    const struct timespec pause = {.tv_nsec = RELEASE_PAUSE_NS};
+    struct epd_client *client = arg;
+    uint64_t n_left = client_release(client, connection), n_before = n_left;
+
+    for (uint32_t waits = 0; n_left > 0 && waits < RELEASE_IDLE_NS / RELEASE_PAUSE_NS; waits++) {
+        nanosleep(&pause, NULL);
+        n_left = client_release(client, connection);
+        if (n_left < n_before)
+            waits = 0;
+        n_before = n_left;
+    }
 }
 
 static enum epd_status client_connect(struct epd_client *client, uint32_t timeout_ms,

@@ -31,6 +31,7 @@ struct epd_plan {
 
     atomic_uint state;                    /* enum plan_state */
     atomic_ullong n_launched;             /* CUDA: since it was bound */
+    uint64_t n_released;                  /* CUDA: of these, after a loss; watcher thread */
     atomic_uint waiting;                  /* a thread is in epd_plan_wait */
     uint64_t ended_before, failed_before; /* page counters when the launch in flight began */
     atomic_ullong last_seq;               /* of the last launch */

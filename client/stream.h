@@ -41,9 +41,10 @@ struct stream_ops {
     enum epd_status (*commit)(struct epd_plan *plan, void *stream, struct epd_error *error);
     /* Waits on the host until the plan's launches have ended or were released. */
     enum epd_status (*wait)(struct epd_plan *plan, uint64_t deadline_ns, struct epd_error *error);
-    /* The connection is lost: ends every wait on the plan's done flag, on the host and in streams. Watcher
-     * thread. */
-    void (*release)(struct epd_plan *plan);
+    /* The connection is lost: ends the waits on the plan's done flag, on the host and, one at each call, in streams.
+     * Returns how many launches are left: to be called again for these when streams have gone on, and for every plan in
+     * turn, as a stream may come to another plan's wait first. Watcher thread. */
+    uint64_t (*release)(struct epd_plan *plan);
     /* Records a launch's flag operations into the graph that the stream is capturing. */
     enum epd_status (*capture)(struct epd_plan *plan, void *stream, struct epd_error *error);
     /* Before the message that announces n_launches replays. */

@@ -20,9 +20,6 @@
  */
 #define WAIT_SPINS    2000
 #define WAIT_SLEEP_NS 20000
-/* How long the release of a stream after a loss waits for it to take one done flag before it sets the next.
- */
-#define RELEASE_TAKEN_NS 1000000000ull
 
 #define DRIVER_FUNCTIONS(X)                                                                                  \
     X(cuGetErrorString, "cuGetErrorString")                                                                  \
@@ -346,6 +343,7 @@ static enum epd_status cuda_bind(struct epd_plan *plan, struct epd_error *error)
     words->words = device_page + (line - start);
     plan->stream_words = words;
     atomic_store(&plan->n_launched, 0);
+    plan->n_released = 0;
     return EPD_OK;
 
 unregister:
@@ -457,17 +455,14 @@ static enum epd_status cuda_wait(struct epd_plan *plan, uint64_t deadline_ns, st
 }
 
 /* One done flag for each launch that the daemon did not end; the stream takes one at a time. */
-static void cuda_release(struct epd_plan *plan)
+static uint64_t cuda_release(struct epd_plan *plan)
 {
-    const struct timespec pause = {.tv_nsec = WAIT_SLEEP_NS};
-    if (atomic_load(&plan->state) == PLAN_IDLE)
-        return;
-    for (uint64_t n = cuda_outstanding(plan); n > 0; n--) {
-        uint64_t until_ns = now_ns() + RELEASE_TAKEN_NS;
+    uint64_t n = atomic_load(&plan->state) == PLAN_IDLE ? 0 : cuda_outstanding(plan);
+    if (plan->n_released < n && !atomic_load(&plan->flags->done)) {
         atomic_store(&plan->flags->done, 1);
-        while (atomic_load(&plan->flags->done) && now_ns() < until_ns)
-            nanosleep(&pause, NULL);
+        plan->n_released++;
     }
+    return n > plan->n_released ? n - plan->n_released : 0;
 }
 
 static enum epd_status cuda_capture(struct epd_plan *plan, void *stream, struct epd_error *error)

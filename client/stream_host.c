@@ -140,10 +140,11 @@ static enum epd_status host_wait(struct epd_plan *plan, uint64_t deadline_ns, st
 }
 
 /* A launch that is beginning sees the loss itself, after this or before it sends. */
-static void host_release(struct epd_plan *plan)
+static uint64_t host_release(struct epd_plan *plan)
 {
     if (atomic_load(&plan->state) != PLAN_IDLE)
         flag_set(&plan->flags->done);
+    return 0;
 }
 
 static enum epd_status host_capture(struct epd_plan *plan, void *stream, struct epd_error *error)

@@ -70,22 +70,9 @@ static enum epd_status run_exchange(const struct rank_run *run, enum exchange_op
     return run->backend->exchange(run->queue, op, run->stage, args, error);
 }
 
-/* From here on the arrays of the routing are of this step, and what the last one kept is gone. */
-static void begin_routing(const struct rank_run *run)
-{
-    struct plan *plan = run->plan;
-    plan->routing.valid = 0;
-    plan->routing.stepped = 1;
-    plan->routing.n_tokens = run->n_tokens;
-    plan->generation++;
-    plan->context_kept = 0;
-}
-
 enum epd_status exchange_dispatch(const struct rank_run *run, struct epd_error *error)
 {
     struct plan *plan = run->plan;
-    if (run->stage == 0)
-        begin_routing(run);
     struct exchange_args args = args_of(run);
     args.topk_idx = token_tensor(run, EPD_ROLE_TOPK_IDX);
     args.splits_out = plan_data(plan, EPD_ROLE_M_SPLITS);

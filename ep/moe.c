@@ -122,6 +122,18 @@ enum epd_status moe_check_step(const struct rank_run *run, struct epd_error *err
     return EPD_OK;
 }
 
+void moe_begin_step(const struct rank_run *run)
+{
+    struct plan *plan = run->plan;
+    if (!plan_routes(plan))
+        return;
+    plan->routing.valid = 0;
+    plan->routing.stepped = 1;
+    plan->routing.n_tokens = run->n_tokens;
+    plan->generation++;
+    plan->context_kept = 0;
+}
+
 void moe_finish_step(const struct rank_run *run)
 {
     struct plan *plan = run->plan;

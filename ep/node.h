@@ -25,6 +25,7 @@ struct node_config {
     uint64_t heap_limit_bytes; /* of owned memory per device; 0 = no limit */
     const char *gemm_engine;   /* NULL = best; a name that is absent fails node_open */
     uint32_t comm_blocks;      /* CUDA: blocks for communication; 0 = default */
+    int graphs;                /* CUDA: replay plans as graphs where steps are alike */
     void (*notify)(void *arg);
     void *notify_arg;
 };

@@ -9,6 +9,7 @@ struct node {
     uint32_t n_devices;
     struct lane *lanes[EPD_MAX_DEVICES]; /* owned */
     uint32_t comm_blocks;                /* for communication kernels; 0: their default */
+    int replays;                         /* steps may be replayed as graphs; fixed while steps run */
     uint64_t n_sets;                     /* plan sets ever joined: their identities */
     /* Loop thread: blocks that the fused ops of all teams may hold at once on each device. */
     uint32_t resident_blocks[EPD_MAX_DEVICES];

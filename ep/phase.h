@@ -37,6 +37,8 @@ struct pipeline {
 const struct pipeline *moe_pipeline(enum epd_op op);
 /* Whether the step may run at all: the context that it uses must be there. */
 EPD_MUST_CHECK enum epd_status moe_check_step(const struct rank_run *run, struct epd_error *error);
+/* The step will run: from here on the arrays of a routing are of this step, and what the last one kept is gone. */
+void moe_begin_step(const struct rank_run *run);
 /* The step was submitted well, or, where work is done at once, went well on every rank: what it leaves may be
  * used. */
 void moe_finish_step(const struct rank_run *run);

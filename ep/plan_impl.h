@@ -88,12 +88,16 @@ struct plan {
     int fc1_activates;   /* PLAN_GEMM_FC1 writes act itself, and preact only where it is kept */
     int d_act_activates; /* PLAN_GEMM_D_ACT makes what the activation's backward makes; d_act goes nowhere */
     uint64_t flops_per_row;
+    int recordable; /* its phases are several launches of one queue that read nothing from the device */
 
     /* Lane thread of the rank: what backward and wgrad may use. */
     uint64_t generation;        /* dispatch, moe_forward: steps begun */
     uint64_t failed_generation; /* of them, the latest that failed after it was submitted; 0: none */
     int context_kept;           /* moe_forward: recv_x and preact are those of this generation and unused */
     uint64_t held_generation;   /* moe_backward: forward generation whose wgrad is outstanding; 0: none */
+    struct backend_graph *graph; /* its phases with graph_tokens tokens; NULL: not recorded */
+    uint32_t graph_tokens;
+    uint32_t last_tokens; /* of the latest fused step that was not replayed, plus 1; 0: none */
 
     /* Loop thread. */
     uint64_t set_id;  /* of the latest set it was joined into; 0: none */

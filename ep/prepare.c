@@ -322,6 +322,15 @@ static enum epd_status make_gemms(struct plan *plan, struct epd_error *error)
     return EPD_OK;
 }
 
+static int is_recordable(const struct plan *plan)
+{
+    const struct backend *backend = lane_backend(plan->lane);
+    int recordable = backend->records && plan->team->fused && is_moe(plan);
+    for (int i = 0; i < PLAN_GEMM_COUNT && recordable; i++)
+        recordable = !plan->gemms[i] || backend->gemm_recordable(plan->gemms[i]);
+    return recordable;
+}
+
 enum epd_status prepare_plan(struct plan *plan, struct epd_error *error)
 {
     struct backend_queue *queue;
@@ -334,11 +343,15 @@ enum epd_status prepare_plan(struct plan *plan, struct epd_error *error)
         prepare_undo(plan);
         return error->status;
     }
+    plan->recordable = is_recordable(plan);
     return EPD_OK;
 }
 
 void prepare_undo(struct plan *plan)
 {
+    if (plan->graph)
+        lane_backend(plan->lane)->graph_destroy(lane_device(plan->lane), plan->graph);
+    plan->graph = NULL;
     for (int i = 0; i < PLAN_GEMM_COUNT; i++)
         if (plan->gemms[i])
             lane_backend(plan->lane)->gemm_destroy(plan->gemms[i]);

@@ -46,7 +46,7 @@ struct CUstream_st;
 /* Bytes of a row that one warp moves at a time, at most; a multiple of 128. */
 #define CUDA_PIECE_BYTES 7168
 /* The same for sums, which stay in registers: a multiple of 512. */
-#define CUDA_SUM_PIECE_BYTES 3584
+#define CUDA_SUM_PIECE_BYTES 4096
 /* Blocks of a launch when shape.max_blocks is 0. With few tokens latency counts, and more blocks shorten it.
  */
 #define CUDA_DEFAULT_BLOCKS    32
@@ -131,7 +131,7 @@ struct cuda_dispatch_args {
     int route;
     int scaled;                 /* rows are weight * x instead of x, rounded once */
     struct tensor topk_idx;     /* [T, K] i32 or i64 */
-    struct tensor topk_weights; /* [T, K] f32 or data NULL */
+    struct tensor topk_weights; /* [T, K] f32 or data NULL; 16-byte aligned unless route */
     struct tensor x;            /* [T, H], 16-byte aligned */
     int64_t *splits_out;        /* [L] or NULL: a second copy of m_splits; with route */
     int64_t *offsets_out;       /* [L + 1] or NULL: the same of offsets */
@@ -152,7 +152,7 @@ struct cuda_combine_args {
     struct cuda_exchange exchange;
     struct cuda_routing routing;
     int saved_weights;
-    struct tensor topk_weights; /* [T, K] f32 or data NULL */
+    struct tensor topk_weights; /* [T, K] f32 or data NULL; 16-byte aligned */
     const void *y;              /* [C, H] of this rank, dtype of out, 16-byte aligned */
     struct tensor out;          /* [T, H] */
 };

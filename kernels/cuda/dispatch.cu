@@ -110,15 +110,6 @@ static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, se
 
 /* The weights of this rank's tokens to every rank, for a dispatch that follows an earlier routing. Whole
  * block. */
-static __device__ void publish_weights(const struct cuda_dispatch_args &a)
-{
-    const struct cuda_exchange &x = a.exchange;
-    const float *weights = static_cast<const float *>(a.topk_weights.data);
-    for (uint32_t to = 0; to < x.shape.world_size; to++)
-        for (uint32_t i = threadIdx.x; i < x.shape.n_tokens * x.shape.top_k; i += blockDim.x)
-            slot_weights_at(x, to, x.shape.rank)[i] = weights[i];
-}
-
 /* Padding rows: unit j of local expert l zeroes rows j, j + PADDING_UNITS, .. of its padding. Whole warp. */
 static constexpr uint32_t PADDING_UNITS = 128;
 
@@ -357,7 +348,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             p.a.routing.sent_tokens[threadIdx.x] = memory.sent[threadIdx.x];
     }
     if (publishes && ok && does(x, CUDA_STAGE_SEND)) {
-        publish_weights(p.a);
+        weights_publish(x, static_cast<const float *>(p.a.topk_weights.data));
         signals_raise(x, SIGNAL_SLOTS, epoch);
     }
     __syncthreads();
@@ -438,6 +429,8 @@ static enum epd_status dispatch_check(const struct cuda_dispatch_args *args, str
         return error_set(error, EPD_INVALID_DTYPE, "dispatch x: %s", dtype_name(args->x.dtype));
     if (!aligned16(args->x.data) || !aligned16(args->recv_x) || !aligned16(args->dot_with))
         return error_set(error, EPD_INVALID_ALIGNMENT, "dispatch: x, recv_x and y want 16-byte alignment");
+    if (!args->route && !aligned16(args->topk_weights.data))
+        return error_set(error, EPD_INVALID_ALIGNMENT, "dispatch: topk_weights want 16-byte alignment");
     if (args->route && route_warps(shape->n_experts, shape->top_k, SHARED_BYTES, WARPS) == 0)
         return error_set(error, EPD_UNSUPPORTED, "dispatch: %u experts are more than routing has room for",
                          shape->n_experts);

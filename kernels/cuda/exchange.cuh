@@ -149,6 +149,33 @@ static __device__ __forceinline__ void signals_raise(const struct cuda_exchange 
     store_flag(signal_at(x, threadIdx.x, kind, x.shape.rank), epoch);
 }
 
+/* The weights of this rank's slots to every rank, 16-byte aligned on both sides; as many loads in flight as a block of one
+ * multiprocessor needs to be done in a few microseconds. Whole block. */
+static __device__ void weights_publish(const struct cuda_exchange &x, const float *weights)
+{
+    constexpr uint32_t BATCH = 4;
+    uint32_t n = x.shape.n_tokens * x.shape.top_k, n_vecs = n / 4;
+    const uint4 *from = reinterpret_cast<const uint4 *>(weights);
+    for (uint32_t first = threadIdx.x; first < n_vecs; first += BATCH * blockDim.x) {
+        uint4 vecs[BATCH];
+#pragma unroll
+        for (uint32_t b = 0; b < BATCH; b++)
+            if (first + b * blockDim.x < n_vecs)
+                vecs[b] = from[first + b * blockDim.x];
+        for (uint32_t step = 0; step < x.shape.world_size; step++) {
+            uint32_t to = (x.shape.rank + step) % x.shape.world_size;
+            uint4 *there = reinterpret_cast<uint4 *>(slot_weights_at(x, to, x.shape.rank));
+#pragma unroll
+            for (uint32_t b = 0; b < BATCH; b++)
+                if (first + b * blockDim.x < n_vecs)
+                    there[first + b * blockDim.x] = vecs[b];
+        }
+    }
+    for (uint32_t i = n_vecs * 4 + threadIdx.x; i < n; i += blockDim.x)
+        for (uint32_t to = 0; to < x.shape.world_size; to++)
+            slot_weights_at(x, to, x.shape.rank)[i] = weights[i];
+}
+
 /* The last block to leave makes the state ready for the next launch. Whole block. */
 static __device__ __forceinline__ void op_leave(const struct cuda_exchange &x, uint32_t epoch)
 {

@@ -10,6 +10,16 @@
 
 #include "kernels/cuda/exchange.cuh"
 
+/* expert / n_local_experts without a division, which costs as much as all else that is done for a slot. */
+struct rank_finder {
+    uint32_t factor; /* 2^32 / n_local_experts, rounded up; 0: each rank has one */
+};
+
+static __device__ __forceinline__ uint32_t rank_of(const rank_finder &finder, int32_t expert)
+{
+    return finder.factor ? __umulhi((uint32_t)expert, finder.factor) : (uint32_t)expert;
+}
+
 /* Arrays of the block in shared memory; [n_warps, E] and [n_warps, 32 K]. */
 struct route_memory {
     uint32_t n_warps;
@@ -20,6 +30,7 @@ struct route_memory {
     int32_t *tokens;    /* [EPD_MAX_RANKS] of each rank */
     int32_t *sent;      /* [EPD_MAX_RANKS] tokens of this rank that go to each rank */
     int32_t *first_row; /* [E] row of the first of this rank's rows at the expert's rank */
+    rank_finder finder;
 };
 
 static __host__ __device__ inline size_t route_warp_bytes(uint32_t n_experts, uint32_t top_k)
@@ -55,6 +66,7 @@ static __device__ route_memory route_partition(const struct exchange_shape &shap
     n_words *= routing_is_shared(shape) ? shape.world_size : 1;
     n_warps = n_words == 0 ? 1 : n_words < n_warps ? n_words : n_warps;
     m.n_warps = route_warps(shape.n_experts, shape.top_k, shared_bytes, n_warps);
+    m.finder.factor = shape.n_local_experts == 1 ? 0 : UINT32_MAX / shape.n_local_experts + 1;
     m.tokens = static_cast<int32_t *>(shared);
     m.sent = m.tokens + EPD_MAX_RANKS;
     m.first_row = m.sent + EPD_MAX_RANKS;
@@ -142,7 +154,8 @@ static __device__ __forceinline__ void word_close(uint32_t n_experts, int32_t *r
 
 /* Marks the experts of one token (lane) in `bits`; one that is named again, or is none, becomes -1 in the
  * tile. Returns the ranks of the others. */
-static __device__ __forceinline__ uint64_t token_mark(const struct exchange_shape &shape, int32_t *tile,
+static __device__ __forceinline__ uint64_t token_mark(const struct exchange_shape &shape,
+                                                      const rank_finder &finder, int32_t *tile,
                                                       uint32_t *bits, uint32_t first, uint32_t *first_bad)
 {
     uint32_t lane = threadIdx.x % 32;
@@ -153,7 +166,7 @@ static __device__ __forceinline__ uint64_t token_mark(const struct exchange_shap
         bool bad = expert == NO_EXPERT;
         if (expert >= 0) {
             bad = (atomicOr(&bits[expert], 1u << lane) >> lane) & 1;
-            ranks |= 1ull << ((uint32_t)expert / shape.n_local_experts);
+            ranks |= 1ull << rank_of(finder, expert);
         }
         if (!bad)
             continue;
@@ -205,7 +218,7 @@ static __device__ void route_count(const struct cuda_dispatch_args &a, const rou
             word_load(a, again ? a.routing.base.expert : NULL, tile, first, n);
             uint64_t ranks = 0;
             if (lane * shape.top_k < n)
-                ranks = token_mark(shape, tile, bits, first, first_bad);
+                ranks = token_mark(shape, m.finder, tile, bits, first, first_bad);
             if (a.routing.sent_tokens)
                 tokens_tally(shape, m.sent, ranks);
             word_close(shape.n_experts, m.rows + warp * shape.n_experts, bits, lane);
@@ -343,7 +356,7 @@ static __device__ void word_place(const struct cuda_dispatch_args &a, const rout
         int32_t expert = tile_row[i], row = -1, rank = -1;
         if (expert >= 0) {
             int64_t at = (int64_t)m.first_row[expert] + rows[expert] + __popc(bits[expert] & earlier);
-            rank = expert / (int32_t)shape.n_local_experts;
+            rank = (int32_t)rank_of(m.finder, expert);
             row = at < shape.capacity_rows ? (int32_t)at : -1;
         }
         tile_row[i] = row;

@@ -4,9 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ep/cuda_exchange.h"
+#include "ep/plan_impl.h"
 #include "tests/gpu/backend/cases.h"
 #include "tests/unit/ep/harness_memory.h"
 #include "tests/unit/ep/layer.h"
@@ -170,9 +172,9 @@ START_TEST(groups_whose_blocks_do_not_fit_or_whose_ranks_share_a_device_go_stage
     harness_close(&harness);
 
     harness_open(&harness, 1, 0);
-    const struct op_case *shared = cuda_case_named("uniform bf16");
+    const struct op_case *shared = cuda_case_named("eight ranks");
     layer_init(&layers[0], &harness, shared);
-    ck_assert_int_eq(team_is_fused(layers[0].crew.team), shared->world_size == 1);
+    ck_assert_int_eq(team_is_fused(layers[0].crew.team), shared->world_size <= n_gpus());
     layer_fini(&layers[0]);
     harness_close(&harness);
 }
@@ -217,6 +219,112 @@ START_TEST(groups_whose_clients_come_in_opposite_orders_both_end)
         layer_fini(&layers[g]);
     }
     harness_close(&harness);
+}
+END_TEST
+
+/* Two layers over the same inputs: one submitted launch by launch, the other replayed from its third step on. */
+START_TEST(a_replayed_layer_is_the_same_bits_whatever_is_routed)
+{
+    enum { N_ROUTINGS = 6 };
+    struct pair pair;
+    struct layer_outputs replayed[HARNESS_MAX_RANKS];
+    struct crew_plan forward, backward;
+    pair_init(&pair, spread_case());
+    layer_take_outputs(&pair.layer, replayed);
+    layer_forward_plan(&pair.layer, saved, replayed, &forward);
+    layer_backward_plan(&pair.layer, saved, replayed, &forward, &backward);
+    for (uint64_t seed = 1; seed <= N_ROUTINGS; seed++) {
+        layer_reroute(&pair.layer, seed);
+        layer_poison_outputs(&pair.layer, pair.outputs);
+        layer_poison_outputs(&pair.layer, replayed);
+        pair.harness.node->replays = 0;
+        launch_expect(&pair.forward, pair.layer.n_tokens, EPD_OK);
+        launch_expect(&pair.backward, pair.layer.n_tokens, EPD_OK);
+        pair.harness.node->replays = 1;
+        launch_expect(&forward, pair.layer.n_tokens, EPD_OK);
+        launch_expect(&backward, pair.layer.n_tokens, EPD_OK);
+        layer_check_same(&pair.layer, pair.outputs, replayed);
+        layer_check_forward(&pair.layer, replayed);
+    }
+    for (uint32_t r = 0; r < pair.layer.crew.world_size; r++) {
+        ck_assert_ptr_nonnull(forward.plans[r]->graph);
+        ck_assert_ptr_nonnull(backward.plans[r]->graph);
+        ck_assert_ptr_null(pair.forward.plans[r]->graph);
+    }
+    /* Another number of tokens: launch by launch, then recorded anew. */
+    uint32_t fewer[HARNESS_MAX_RANKS];
+    for (uint32_t r = 0; r < pair.layer.crew.world_size; r++)
+        fewer[r] = pair.layer.n_tokens[r] / 2;
+    for (int i = 0; i < 3; i++)
+        launch_expect(&forward, fewer, EPD_OK);
+    for (uint32_t r = 0; r < pair.layer.crew.world_size; r++)
+        ck_assert_uint_eq(forward.plans[r]->graph_tokens, fewer[r]);
+    launch_expect(&forward, pair.layer.n_tokens, EPD_OK);
+    layer_poison_outputs(&pair.layer, replayed);
+    launch_expect(&forward, pair.layer.n_tokens, EPD_OK);
+    layer_check_forward(&pair.layer, replayed);
+    crew_plan_destroy(&backward);
+    crew_plan_destroy(&forward);
+    pair_fini(&pair);
+}
+END_TEST
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static void on_ended(void *arg, const struct step_result *result)
+{
+    ck_assert_int_eq(result->ranks[0].status, EPD_OK);
+    ++*(int *)arg;
+}
+
+/* Steps one after the other, nothing copied between them. */
+static void time_steps(struct crew_plan *plan, const uint32_t *n_tokens, const char *how)
+{
+    enum { N = 500 };
+    struct harness *harness = plan->crew->harness;
+    struct epd_error error = {.status = EPD_OK};
+    uint64_t seqs[HARNESS_MAX_RANKS] = {0};
+    double host_s = 0, begin_s = 0;
+    for (int i = -20; i < N; i++) {
+        int ended = 0;
+        if (i == 0) {
+            struct device_info info;
+            node_device_info(harness->node, 0, &info);
+            host_s = -(double)info.busy_ns * 1e-9;
+            begin_s = seconds();
+        }
+        for (uint32_t r = 0; r < plan->n; r++)
+            flag_set(&plan->crew->clients[r].page->plans[plan->flag_idx[r]].ready);
+        ck_assert(step_submit(plan->set, n_tokens, seqs, on_ended, &ended, &error) == EPD_OK);
+        while (!ended)
+            node_poll(harness->node);
+        for (uint32_t r = 0; r < plan->n; r++)
+            ck_assert_int_eq(flag_wait(&plan->crew->clients[r].page->plans[plan->flag_idx[r]].done, 0),
+                             EPD_OK);
+    }
+    struct device_info info;
+    node_device_info(harness->node, 0, &info);
+    host_s += (double)info.busy_ns * 1e-9;
+    printf("moe_forward %s: %.1f us a step, of which a lane works %.1f\n", how,
+           (seconds() - begin_s) / N * 1e6, host_s / N * 1e6);
+}
+
+START_TEST(the_time_of_a_step_replayed_and_launched_is_told)
+{
+    struct pair pair;
+    pair_init(&pair, spread_case());
+    for (int i = 0; i < 2; i++) {
+        pair.harness.node->replays = 0;
+        time_steps(&pair.forward, pair.layer.n_tokens, "launch by launch");
+        pair.harness.node->replays = 1;
+        time_steps(&pair.forward, pair.layer.n_tokens, "replayed");
+    }
+    pair_fini(&pair);
 }
 END_TEST
 
@@ -367,6 +475,8 @@ int main(void)
         groups_whose_clients_come_in_opposite_orders_both_end,
         wire_bytes_count_a_token_once_for_each_rank,
         plans_come_and_go_while_a_launch_waits_for_its_client,
+        a_replayed_layer_is_the_same_bits_whatever_is_routed,
+        the_time_of_a_step_replayed_and_launched_is_told,
         rows_that_are_no_multiple_of_16_bytes_are_refused_when_the_plan_is_made,
     };
     return suite_run("fused exchange", tests, COUNT(tests));

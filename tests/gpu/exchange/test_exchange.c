@@ -42,6 +42,8 @@ static const struct test_case cases[] = {
     {4, 127, 8, 64, 7168, 16, SOME_NONE, EPD_F32, 0, 0},
     {4, 33, 32, 2048, 136, 1, UNIFORM, EPD_BF16, 0, 9},
     {4, 1000, 8, 4096, 8, 1, UNIFORM, EPD_BF16, 0, 0},
+    {4, 1000, 12, 64, 2048, 16, SOME_NONE, EPD_BF16, 0, 5},
+    {4, 600, 8, 32, 4096, 1, UNIFORM, EPD_F16, 1, 0},
 };
 
 static uint64_t random_state = 1;
