@@ -150,9 +150,14 @@ def experts_of(group: epd.torch.Group, inputs: oracle.Inputs, rank: Rank) -> epd
 
 def dispatched_experts_equal_the_layer(rank: Rank) -> None:
     """dispatch, GroupedMLP, combine against the reference of the layer, with the weights either way, copied or in place."""
+    for alignment in (1, 16):
+        run_dispatched(rank, alignment)
+
+
+def run_dispatched(rank: Rank, alignment: int) -> None:
     inputs = sized(110, rank, counts_of(rank, 120))
     want = oracle.run(inputs, rank.rank)
-    with rank.group(**SIZES) as group:
+    with rank.group(**SIZES, alignment=alignment) as group:
         mlp, dispatcher = experts_of(group, inputs, rank), epd.torch.Dispatcher(group)
         for weighted in (True, False):
             for in_place in (True, False):
@@ -161,15 +166,14 @@ def dispatched_experts_equal_the_layer(rank: Rank) -> None:
                 weights = inputs.weights[rank.rank].clone().requires_grad_()
                 received = dispatcher.dispatch(x, inputs.idx[rank.rank], weights)
                 n_rows = received.n_rows()
-                dgrad = None
                 y = mlp(
                     received.recv_x,
                     received.m_splits,
                     None if weighted else received.recv_weights,
+                    offsets=received.offsets,
                     out=received.expert_output() if in_place else None,
-                    dgrad_out=dgrad,
                 )
-                assert int(received.m_splits.sum()) == n_rows
+                assert int(received.padded_splits().sum()) == n_rows and (alignment == 1 or n_rows % 16 == 0)
                 out = dispatcher.combine(y if in_place else y[:n_rows], received, weighted=weighted)
                 out.backward(inputs.dout[rank.rank])
                 dispatcher.check()

@@ -117,7 +117,7 @@ class Dispatched:
 
     recv_x [C, H]: rows by expert, then source rank, then token; rows past those of the experts hold nothing of use.
     recv_weights [C] f32: topk_weights of the rows. m_splits [L] i64: rows of each expert. offsets [L + 1] i64: first row of
-    each expert. Both counts are on the device; :meth:`n_rows` waits for them.
+    each expert, a multiple of the group's alignment. Both counts are on the device; :meth:`n_rows` waits for them.
     """
 
     recv_x: torch.Tensor
@@ -132,6 +132,11 @@ class Dispatched:
         slot: Any = self._lease.context()
         return slot.y
 
+    def padded_splits(self) -> torch.Tensor:
+        """Rows of each expert with the padding behind them, which is zero, where the group's alignment is more than 1."""
+        slot: Any = self._lease.context()
+        return self.m_splits if slot.group.sizes.alignment == 1 else self.offsets.diff()
+
     def n_rows(self) -> int:
         """Rows in use, padding between experts included. Waits for the GPU."""
         return int(self.offsets[-1].item())
@@ -141,7 +146,7 @@ class Dispatcher:
     """Sends tokens to the ranks of their experts and brings the experts' outputs back, both with autograd::
 
         received = dispatcher.dispatch(x, topk_idx, topk_weights)
-        y = experts(received.recv_x, received.m_splits)
+        y = experts(received.recv_x, received.m_splits, offsets=received.offsets)
         out = dispatcher.combine(y, received, weighted=True)
 
     The weights go one of two ways: into combine (weighted=True, its backward makes their gradient), or with the rows, as

@@ -18,7 +18,7 @@ from ..group import GroupInfo
 from ..plan import Plan
 from ..words import Backend, Overflow
 from .memory import Memory, epd_dtype, memory_of
-from .stream import Launcher, capturing_graph
+from .stream import Launcher, capturing_graph, raw_stream
 
 if TYPE_CHECKING:
     from .local import LocalPlans
@@ -34,6 +34,7 @@ class Sizes:
     ffn: int
     max_tokens: int
     dtype: torch.dtype
+    alignment: int = 1
 
 
 class Staging:
@@ -125,12 +126,14 @@ class Group:
         """
         if self.device.type != "cuda":
             return
-        current, graph = torch.cuda.current_stream(self.device), capturing_graph()
+        graph, raw = capturing_graph(), raw_stream(self.device.index)
         streams = self._last_streams if graph is None else graph.last_streams
         last = streams.get(self)
-        if last is not None and last != current:
-            current.wait_stream(last)
-        streams[self] = current
+        if last is not None and last.cuda_stream == raw:
+            return
+        streams[self] = torch.cuda.current_stream(self.device)
+        if last is not None:
+            streams[self].wait_stream(last)
 
     def activate(self) -> None:
         """Makes the GPU's context current on this thread, which may be one of autograd's. Before plans are made."""
@@ -213,7 +216,7 @@ def join(
         if own is not None:
             own.close()
         raise
-    return Group(plain, Sizes(n_experts, top_k, hidden, ffn, max_tokens, dtype), chosen, own)
+    return Group(plain, Sizes(n_experts, top_k, hidden, ffn, max_tokens, dtype, alignment), chosen, own)
 
 
 def _device(given: torch.device | str | int | None, client: epd_client.Client) -> torch.device:

@@ -32,6 +32,14 @@ def splits_of(m_splits: Splits, n_groups: int, n_rows: int, group: Group) -> tor
     return group.empty((n_groups,), torch.int64).copy_(torch.tensor(list(m_splits)))
 
 
+def check_offsets(offsets: torch.Tensor, n_groups: int, device: torch.device) -> None:
+    """Checks the first rows of groups."""
+    if offsets.dtype != torch.int64 or tuple(offsets.shape) != (n_groups + 1,) or offsets.device != device:
+        raise ValueError(
+            f"offsets: {offsets.dtype} {tuple(offsets.shape)} on {offsets.device}, want torch.int64 ({n_groups + 1},) on {device}"
+        )
+
+
 class GroupedLinear(nn.Module):
     """``out_e = x_e weight_e^T (+ bias_e)`` for each of n_groups groups of rows of x, one after the other.
 
@@ -86,12 +94,13 @@ class GroupedLinear(nn.Module):
         x: torch.Tensor,
         m_splits: Splits,
         *,
+        offsets: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         dgrad_out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x [M, in_features]; m_splits [n_groups] i64 on the device, rows of each group, or a list, at the cost of a sync.
 
-        Rows after those of the groups are padding: they are neither read nor written, in out [M, out_features], in the
+        offsets [n_groups + 1] i64 on the device: first row of each group; without it one group follows the other. Rows after those of the groups are padding: they are neither read nor written, in out [M, out_features], in the
         gradient dgrad_out [M, in_features], and in the tensors made here in their places, where they hold nothing of use.
         out, dgrad_out: buffers for the result and for the gradient of x; ValueError where they are not what is wanted. The
         result is then the buffer itself, and written in place: the product needs no copy.
@@ -103,7 +112,9 @@ class GroupedLinear(nn.Module):
             check.buffer(out, "out", (x.shape[0], self.out_features), self.dtype, device)
         if dgrad_out is not None:
             check.buffer(dgrad_out, "dgrad_out", (x.shape[0], self.in_features), self.dtype, device)
-        call = _Call(self, self.weight_parts(), self.bias, out, dgrad_out)
+        if offsets is not None:
+            check_offsets(offsets, self.n_groups, device)
+        call = _Call(self, self.weight_parts(), self.bias, offsets, out, dgrad_out)
         parameters = call.weights + ((self.bias,) if self.bias is not None else ())
         return _Linear.apply(call, x.contiguous(), splits, *parameters)
 
@@ -129,12 +140,13 @@ class _Call:
     layer: GroupedLinear
     weights: tuple[torch.Tensor, ...]
     bias: torch.Tensor | None
+    offsets: torch.Tensor | None
     out: torch.Tensor | None
     dgrad_out: torch.Tensor | None
 
     def launch(self, layout: GemmLayout, accumulate: bool = False, **operands: Any) -> None:
         options = {"layout": layout, "accumulate": accumulate}
-        self.layer.group.local.launch(Op.GROUPED_GEMM, options, **operands)
+        self.layer.group.local.launch(Op.GROUPED_GEMM, options, offsets=self.offsets, **operands)
 
     @property
     def operand(self) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -223,8 +235,12 @@ def activate(
     m_splits: torch.Tensor,
     row_weights: torch.Tensor | None = None,
     kind: str | Activation = Activation.SWIGLU,
+    offsets: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``f(gate) * up`` of preact [M, 2F], gate half first, times row_weights [M] f32 where given: [M, F], with autograd."""
+    """``f(gate) * up`` of preact [M, 2F], gate half first, times row_weights [M] f32 where given: [M, F], with autograd.
+
+    m_splits and offsets as in :class:`GroupedLinear`.
+    """
     word = word_of(Activation, kind, "activation").name.lower()
     if preact.dim() != 2 or preact.shape[1] % 2 or not preact.is_contiguous():
         raise ValueError(f"preact: shape {tuple(preact.shape)}, want contiguous [M, 2F]")
@@ -232,26 +248,38 @@ def activate(
         raise ValueError(
             f"row_weights: {row_weights.dtype} {tuple(row_weights.shape)}, want torch.float32 ({len(preact)},)"
         )
-    return _Activate.apply(group, preact, m_splits, row_weights, word)
+    return _Activate.apply(group, preact, m_splits, offsets, row_weights, word)
 
 
 class _Activate(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, group: Group, preact: torch.Tensor, splits: torch.Tensor, row_weights: torch.Tensor | None, kind: str
+        ctx: Any,
+        group: Group,
+        preact: torch.Tensor,
+        splits: torch.Tensor,
+        offsets: torch.Tensor | None,
+        row_weights: torch.Tensor | None,
+        kind: str,
     ) -> torch.Tensor:
         ctx.group, ctx.kind = group, kind
-        ctx.save_for_backward(preact, splits, row_weights)
+        ctx.save_for_backward(preact, splits, offsets, row_weights)
         act = group.empty((len(preact), preact.shape[1] // 2), preact.dtype)
         if len(preact):
             group.local.launch(
-                Op.ACTIVATION, {"activation": kind}, preact=preact, act=act, m_splits=splits, recv_weights=row_weights
+                Op.ACTIVATION,
+                {"activation": kind},
+                preact=preact,
+                act=act,
+                m_splits=splits,
+                offsets=offsets,
+                recv_weights=row_weights,
             )
         return act
 
     @staticmethod
     def backward(ctx: Any, d_act: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        preact, splits, row_weights = ctx.saved_tensors
+        preact, splits, offsets, row_weights = ctx.saved_tensors
         d_act = _in_memory(ctx.group, d_act)
         d_preact = ctx.group.empty(preact.shape, preact.dtype)
         d_weights = None if row_weights is None else ctx.group.empty(row_weights.shape, torch.float32).zero_()
@@ -263,10 +291,11 @@ class _Activate(torch.autograd.Function):
                 d_act=d_act,
                 d_preact=d_preact,
                 m_splits=splits,
+                offsets=offsets,
                 recv_weights=row_weights,
                 d_recv_weights=d_weights,
             )
-        return None, d_preact, None, d_weights, None
+        return None, d_preact, None, None, d_weights, None
 
 
 class GroupedMLP(nn.Module):
@@ -300,17 +329,18 @@ class GroupedMLP(nn.Module):
         m_splits: Splits,
         row_weights: torch.Tensor | None = None,
         *,
+        offsets: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         dgrad_out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x [M, hidden], m_splits and the buffers as in GroupedLinear; row_weights [M] f32 multiply the rows before fc2."""
+        """x [M, hidden], m_splits, offsets and the buffers as in GroupedLinear; row_weights [M] f32 multiply the rows before fc2."""
         group = self.fc1.group
         splits = splits_of(m_splits, self.fc1.n_groups, x.shape[0], group)
         if out is not None:  # before anything runs
             check.buffer(out, "out", (x.shape[0], self.fc2.out_features), self.fc2.dtype, group.device)
-        hidden = self.fc1(x, splits, dgrad_out=dgrad_out)
-        act = activate(group, hidden, splits, row_weights, self.activation)
-        return self.fc2(act, splits, out=out)
+        hidden = self.fc1(x, splits, offsets=offsets, dgrad_out=dgrad_out)
+        act = activate(group, hidden, splits, row_weights, self.activation, offsets)
+        return self.fc2(act, splits, offsets=offsets, out=out)
 
     def backward_dw(self) -> None:
         """The delayed weight gradients of the oldest backward of both layers."""

@@ -84,9 +84,9 @@ class TokenDispatcher:
         received = self._received
         assert received is not None, "token_dispatch comes first"
         if not self.sync:
-            return hidden_states, received.m_splits, probs
+            return hidden_states, received.padded_splits(), probs
         n_rows = received.n_rows()
-        return hidden_states[:n_rows], received.m_splits.cpu(), probs[:n_rows]
+        return hidden_states[:n_rows], received.padded_splits().cpu(), probs[:n_rows]
 
     def combine_preprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Nothing: rows are in the order that combine wants."""

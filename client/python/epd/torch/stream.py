@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from .graph import CUDAGraph
 
 
+def raw_stream(device_index: int) -> int:
+    """The current stream of the device as a number."""
+    if _raw_stream is not None:
+        return int(_raw_stream(device_index))
+    return int(torch.cuda.current_stream(device_index).cuda_stream)
+
+
+# Ten times as fast as the Stream object, which the step path needs only when the stream has changed.
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
 class Launcher:
     """Launches the plans of one group. Failures of steps are raised by a later call: streams are never waited for here."""
 
@@ -27,7 +38,7 @@ class Launcher:
             plan.wait()
             return
         plan.check()
-        graph, stream = capturing_graph(), torch.cuda.current_stream(self._device).cuda_stream
+        graph, stream = capturing_graph(), raw_stream(self._device.index)
         if graph is None:
             plan.launch(stream)
         else:

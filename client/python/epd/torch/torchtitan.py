@@ -35,7 +35,7 @@ class _Rows:
         idx = self._experts.repeat_interleave(counts.long(), output_size=rows.shape[0])
         received = self.dispatcher.dispatch(rows, idx[:, None])
         recv_x = received.recv_x[: received.n_rows()] if self.sync else received.recv_x
-        return recv_x, received.m_splits, received
+        return recv_x, received.padded_splits(), received
 
     def combine(self, rows: torch.Tensor, received: Dispatched) -> torch.Tensor:
         """The rows [R, H] in the order in which they were dispatched."""
