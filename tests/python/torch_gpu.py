@@ -127,6 +127,8 @@ def table(args: argparse.Namespace, codes: list[int], daemon_code: object) -> in
 
 
 def missing(args: argparse.Namespace) -> str | None:
+    if sys.version_info < (3, 10):
+        return "this is Python {}.{}, the package needs 3.10".format(*sys.version_info)
     if importlib.util.find_spec("torch") is None:
         return "no PyTorch"
     import torch
