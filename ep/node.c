@@ -40,6 +40,7 @@ enum epd_status node_open(const struct node_config *config, struct node **node, 
     uint32_t n_devices;
     opened->backend = backend_find(config->backend);
     opened->comm_blocks = config->comm_blocks;
+    opened->replays = config->graphs;
     if (opened->backend->n_devices(config, &n_devices, error))
         goto close_node;
     struct node_config counted = *config;
