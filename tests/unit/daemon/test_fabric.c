@@ -1,0 +1,428 @@
+/* Parts of the fabric by themselves: its configuration, its messages, its proofs, and what the coordinator decides. */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/fabric.h"
+#include "daemon/fabric_coordinator.h"
+#include "daemon/group_fields.h"
+#include "daemon/worker.h"
+#include "tests/unit/daemon/suite.h"
+
+static struct epd_error error;
+
+/* ---- configuration ---- */
+
+START_TEST(the_first_host_of_a_slurm_list_is_found)
+{
+    static const char *const cases[][2] = {{"gpu07", "gpu07"},
+                                           {"gpu07,gpu08", "gpu07"},
+                                           {"gpu[07-09,12],x", "gpu07"},
+                                           {"gpu[12]", "gpu12"},
+                                           {"a-b[3,4]", "a-b3"}};
+    char host[64];
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        ck_assert_int_eq(fabric_config_first_host(cases[i][0], host, sizeof(host), &error), EPD_OK);
+        ck_assert_str_eq(host, cases[i][1]);
+    }
+    ck_assert_int_eq(fabric_config_first_host("", host, sizeof(host), &error), EPD_INVALID_ARGUMENT);
+    ck_assert_int_eq(fabric_config_first_host("gpu[]", host, sizeof(host), &error), EPD_INVALID_ARGUMENT);
+    ck_assert_int_eq(fabric_config_first_host("too-long-for-this", host, 8, &error), EPD_INVALID_ARGUMENT);
+}
+END_TEST
+
+static const char secret[] = "/tmp/epd-test-fabric-secret";
+
+static void write_secret(const char *text, mode_t mode)
+{
+    const int fd = open(secret, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    close(fd);
+    ck_assert_int_eq(chmod(secret, mode), 0);
+}
+
+static void clear_environment(void)
+{
+    static const char *const names[] = {"NNODES",      "SLURM_NNODES",      "SLURM_JOB_NUM_NODES",
+                                        "GROUP_RANK",  "NODE_RANK",         "SLURM_NODEID",
+                                        "MASTER_ADDR", "SLURM_JOB_NODELIST"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+        unsetenv(names[i]);
+}
+
+START_TEST(the_environment_of_a_launcher_fills_what_is_not_given)
+{
+    struct config config;
+    struct fabric_config fabric;
+    clear_environment();
+    write_secret("sixteen bytes or more\n", 0600);
+    config_init(&config);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_OK);
+    ck_assert_uint_eq(fabric.n_nodes, 1);
+    setenv("SLURM_NNODES", "3", 1);
+    setenv("SLURM_NODEID", "2", 1);
+    setenv("SLURM_JOB_NODELIST", "n[4-6]", 1);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_OK);
+    ck_assert_uint_eq(fabric.n_nodes, 1); /* nobody has made a secret */
+    strcpy(config.secret_file, secret);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_OK);
+    ck_assert_uint_eq(fabric.n_nodes, 3);
+    ck_assert_uint_eq(fabric.node, 2);
+    ck_assert_str_eq(fabric.host, "n4");
+    ck_assert_str_eq(fabric.port, FABRIC_DEFAULT_PORT);
+    config.nodes = 2;
+    strcpy(config.node_rank, "1");
+    strcpy(config.rendezvous, "10.0.0.1:99");
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_OK);
+    ck_assert_uint_eq(fabric.node, 1);
+    ck_assert_str_eq(fabric.host, "10.0.0.1");
+    ck_assert_str_eq(fabric.port, "99");
+    unlink(secret);
+}
+END_TEST
+
+START_TEST(what_is_wrong_with_a_fabric_is_named)
+{
+    struct config config;
+    struct fabric_config fabric;
+    clear_environment();
+    config_init(&config);
+    config.nodes = 2;
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(error.text, "secret_file"));
+    strcpy(config.secret_file, secret);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(error.text, "node_rank"));
+    strcpy(config.node_rank, "2");
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_INVALID_ARGUMENT);
+    strcpy(config.node_rank, "1");
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(error.text, "rendezvous"));
+    strcpy(config.rendezvous, "h:1");
+    unlink(secret);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_INVALID_ARGUMENT);
+    write_secret("sixteen bytes or more\n", 0644);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(error.text, "644"));
+    write_secret("short", 0600);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(error.text, "5 bytes"));
+    unlink(secret);
+}
+END_TEST
+
+/* ---- proofs ---- */
+
+START_TEST(proofs_hold_for_one_secret_one_side_and_one_pair_of_challenges)
+{
+    uint8_t key[FABRIC_KEY_BYTES] = {1}, other[FABRIC_KEY_BYTES] = {2}, mac[FABRIC_MAC_BYTES];
+    struct fabric_hello a, b, c;
+    struct fabric_keys mine, theirs;
+    ck_assert(fabric_auth_available(&error));
+    fabric_auth_hello(&a, 1, 2);
+    fabric_auth_hello(&b, 0, 2);
+    fabric_auth_hello(&c, 0, 2);
+    fabric_auth_prove(key, FABRIC_LISTENER, &a, &b, mac);
+    ck_assert(fabric_auth_check(key, FABRIC_LISTENER, &a, &b, mac));
+    ck_assert(!fabric_auth_check(other, FABRIC_LISTENER, &a, &b, mac));
+    ck_assert(!fabric_auth_check(key, FABRIC_CONNECTOR, &a, &b, mac)); /* not sent back as one's own */
+    ck_assert(!fabric_auth_check(key, FABRIC_LISTENER, &a, &c, mac));  /* not replayed */
+    fabric_auth_derive(key, FABRIC_CONNECTOR, &a, &b, &mine);
+    fabric_auth_derive(key, FABRIC_LISTENER, &a, &b, &theirs);
+    ck_assert(!memcmp(mine.send, theirs.receive, sizeof(mine.send)));
+    ck_assert(!memcmp(mine.receive, theirs.send, sizeof(mine.send)));
+    ck_assert(memcmp(mine.send, mine.receive, sizeof(mine.send)));
+    fabric_auth_mark(mine.send, 5, "frame", 5, mac);
+    ck_assert(fabric_auth_marked(mine.send, 5, "frame", 5, mac));
+    ck_assert(!fabric_auth_marked(mine.send, 6, "frame", 5, mac));
+    ck_assert(!fabric_auth_marked(mine.send, 5, "Frame", 5, mac));
+}
+END_TEST
+
+/* ---- messages ---- */
+
+START_TEST(messages_travel_whole_and_bad_ones_are_refused)
+{
+    static uint8_t data[FABRIC_MAX_MESSAGE_BYTES];
+    static struct fabric_address addresses[EPD_MAX_WORLD_SIZE];
+    struct arena arena;
+    struct fabric_message sent, got;
+    size_t bytes;
+    ck_assert_int_eq(arena_init(&arena, FABRIC_MAX_ARENA_BYTES), EPD_OK);
+    for (int i = 0; i < EPD_MAX_WORLD_SIZE; i++) {
+        addresses[i].bytes = EPD_MAX_RAIL_ADDRESS_BYTES;
+        memset(addresses[i].data, i, sizeof(addresses[i].data));
+    }
+    fabric_message_init(&sent, FABRIC_JOIN);
+    strcpy(sent.name, "a group");
+    sent.group = 7, sent.uid = 1000, sent.world_size = 64;
+    sent.n_config = GROUP_N_FIELDS;
+    sent.config[3] = -5;
+    sent.n_addresses = EPD_MAX_WORLD_SIZE;
+    sent.addresses = addresses;
+    ck_assert_int_eq(fabric_encode(&sent, data, &bytes, &error), EPD_OK); /* the largest there is */
+    ck_assert_int_eq(fabric_decode(data, bytes, &arena, &got, &error), EPD_OK);
+    ck_assert_str_eq(got.name, "a group");
+    ck_assert_int_eq(got.config[3], -5);
+    ck_assert_uint_eq(got.n_addresses, EPD_MAX_WORLD_SIZE);
+    ck_assert(!memcmp(got.addresses, addresses, sizeof(addresses)));
+    for (size_t cut = 1; cut < 200; cut++) /* must not crash; most are refused */
+        (void)!fabric_decode(data, bytes - cut * 300, &arena, &got, &error);
+    uint64_t seed = 88172645463325252u;
+    for (int round = 0; round < 20000; round++) {
+        for (size_t i = 0; i < 64; i++) {
+            seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+            data[i] = (uint8_t)seed;
+        }
+        (void)!fabric_decode(data, seed % 64, &arena, &got, &error);
+    }
+    fabric_message_init(&sent, (enum fabric_kind)5);
+    ck_assert_int_eq(fabric_encode(&sent, data, &bytes, &error), EPD_OK);
+    ck_assert_int_eq(fabric_decode(data, bytes, &arena, &got, &error), EPD_PROTOCOL);
+    fabric_message_init(&sent, FABRIC_STEP);
+    strcpy(sent.name, "line\nbreak");
+    ck_assert_int_eq(fabric_encode(&sent, data, &bytes, &error), EPD_OK);
+    ck_assert_int_eq(fabric_decode(data, bytes, &arena, &got, &error), EPD_PROTOCOL);
+    arena_fini(&arena);
+}
+END_TEST
+
+/* ---- the coordinator ---- */
+
+#define MAX_TOLD 4096
+
+/* What nodes were told, in order. */
+static struct told {
+    uint32_t node;
+    struct fabric_message message;
+} told[MAX_TOLD];
+static size_t n_told;
+
+/* Stand in for daemon/fabric.c, which is not linked. */
+void fabric_tell(struct fabric *fabric, uint32_t node, const struct fabric_message *message)
+{
+    (void)fabric;
+    ck_assert_uint_lt(n_told, MAX_TOLD);
+    told[n_told++] = (struct told){node, *message};
+}
+
+void fabric_name_missing(uint32_t n_nodes, uint64_t there, char *text, size_t bytes)
+{
+    size_t length = 0;
+    text[0] = 0;
+    for (uint32_t node = 0; node < n_nodes && length < bytes; node++)
+        if (!(there >> node & 1))
+            length += (size_t)snprintf(text + length, bytes - length, " %u", node);
+}
+
+static struct fabric *fabric;
+static struct worker *worker;
+static struct coordinator *coordinator;
+
+static void setup(void)
+{
+    fabric = calloc(1, sizeof(*fabric));
+    worker = calloc(1, sizeof(*worker));
+    config_init(&worker->config);
+    fabric->worker = worker;
+    fabric->config.n_nodes = 3;
+    coordinator = coordinator_create(fabric);
+    n_told = 0;
+}
+
+static void teardown(void)
+{
+    coordinator_destroy(coordinator);
+    free(worker);
+    free(fabric);
+}
+
+static enum epd_status say(uint32_t node, const struct fabric_message *message)
+{
+    return coordinator_receive(coordinator, node, message, &error);
+}
+
+static void say_join(uint32_t node, int64_t hidden)
+{
+    static const struct fabric_address address = {.bytes = 1};
+    struct fabric_message message;
+    fabric_message_init(&message, FABRIC_JOIN);
+    strcpy(message.name, "g");
+    message.group = 100 + node;
+    message.world_size = 3;
+    message.n_config = GROUP_N_FIELDS;
+    message.config[2] = hidden;
+    message.n_addresses = 1;
+    message.addresses = &address;
+    ck_assert_int_eq(say(node, &message), EPD_OK);
+}
+
+static enum epd_status say_step(uint32_t node, uint64_t group, uint64_t number, uint64_t key,
+                                enum epd_status failed)
+{
+    struct fabric_message message;
+    fabric_message_init(&message, FABRIC_STEP);
+    message.group = group;
+    message.number = number;
+    message.hash = key;
+    message.op = EPD_OP_BARRIER;
+    if (failed) {
+        (void)error_set(&message.error, failed, "of node %u", node);
+        message.rank = (int32_t)node;
+    }
+    return say(node, &message);
+}
+
+static uint64_t join_all(void)
+{
+    for (uint32_t node = 0; node < 3; node++)
+        say_join(node, 64);
+    ck_assert_uint_eq(n_told, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        ck_assert_int_eq(told[i].message.kind, FABRIC_OPEN);
+        ck_assert_int_eq(told[i].message.error.status, EPD_OK);
+        ck_assert_uint_eq(told[i].message.number, 100 + told[i].node);
+        ck_assert_uint_eq(told[i].message.n_addresses, 3);
+    }
+    n_told = 0;
+    return told[0].message.group;
+}
+
+START_TEST(a_group_opens_when_all_nodes_have_joined_alike)
+{
+    say_join(0, 64);
+    say_join(2, 64);
+    ck_assert_uint_eq(n_told, 0);
+    say_join(1, 72);
+    ck_assert_uint_eq(n_told, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        ck_assert_int_eq(told[i].message.error.status, EPD_GROUP_MISMATCH);
+        ck_assert_str_eq(told[i].message.error.text, "group g hidden: node 1 says 72, node 0 says 64");
+    }
+    n_told = 0;
+    (void)join_all(); /* the name is free */
+}
+END_TEST
+
+START_TEST(steps_go_in_one_order_and_only_when_all_nodes_have_announced_them)
+{
+    const uint64_t group = join_all();
+    for (uint64_t number = 1; number <= 3; number++) {
+        ck_assert_int_eq(say_step(0, group, number, 1, EPD_OK), EPD_OK);
+        ck_assert_int_eq(say_step(2, group, number, 1, EPD_OK), EPD_OK);
+    }
+    ck_assert_uint_eq(n_told, 0);
+    ck_assert_int_eq(say_step(1, group, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 3);
+    ck_assert_int_eq(say_step(1, group, 2, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 6);
+    for (size_t i = 0; i < n_told; i++) {
+        ck_assert_int_eq(told[i].message.kind, FABRIC_GO);
+        ck_assert_uint_eq(told[i].message.number, 1 + i / 3);
+        ck_assert_int_eq(told[i].message.error.status, EPD_OK);
+    }
+    ck_assert_int_eq(say_step(0, group, 9, 1, EPD_OK), EPD_PROTOCOL); /* not the next */
+}
+END_TEST
+
+START_TEST(a_failed_step_fails_for_all_in_its_turn_and_the_next_matches_again)
+{
+    const uint64_t group = join_all();
+    ck_assert_int_eq(say_step(0, group, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_int_eq(say_step(0, group, 2, 1, EPD_TIMEOUT), EPD_OK);
+    ck_assert_uint_eq(n_told, 0); /* step 1 is first */
+    ck_assert_int_eq(say_step(1, group, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_int_eq(say_step(2, group, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 6);
+    ck_assert_int_eq(told[3].message.error.status, EPD_TIMEOUT);
+    ck_assert_int_eq(told[3].message.rank, 0);
+    n_told = 0;
+    ck_assert_int_eq(say_step(1, group, 2, 1, EPD_OK), EPD_OK); /* was on its way */
+    ck_assert_uint_eq(n_told, 0);
+    ck_assert_int_eq(say_step(1, group, 3, 1, EPD_OK), EPD_OK);
+    ck_assert_int_eq(say_step(2, group, 3, 4, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 3);
+    ck_assert_int_eq(told[0].message.error.status, EPD_SEQ_MISMATCH);
+    ck_assert_ptr_nonnull(strstr(told[0].message.error.text, "node 2"));
+}
+END_TEST
+
+START_TEST(a_lost_node_ends_its_groups_on_all_others)
+{
+    const struct epd_error why = {EPD_PEER_LOST, "node 1 is lost: cut"};
+    const uint64_t group = join_all();
+    coordinator_lose(coordinator, 1, &why);
+    ck_assert_uint_eq(n_told, 2);
+    for (size_t i = 0; i < 2; i++) {
+        ck_assert_uint_ne(told[i].node, 1);
+        ck_assert_int_eq(told[i].message.kind, FABRIC_BREAK);
+        ck_assert_str_eq(told[i].message.error.text, "node 1 is lost: cut");
+    }
+    ck_assert_int_eq(say_step(0, group, 1, 1, EPD_OK), EPD_OK); /* too late, and no news */
+    ck_assert_uint_eq(n_told, 2);
+}
+END_TEST
+
+START_TEST(who_does_not_come_is_named_at_the_deadline)
+{
+    worker->config.join_ms = worker->config.stuck_ms = 1;
+    say_join(0, 64);
+    say_join(1, 64);
+    usleep(5000);
+    coordinator_check(coordinator, UINT64_MAX / 2);
+    ck_assert_uint_eq(n_told, 2);
+    ck_assert_int_eq(told[0].message.error.status, EPD_TIMEOUT);
+    ck_assert_ptr_nonnull(strstr(told[0].message.error.text, "by node 2"));
+    n_told = 0;
+    const uint64_t group = join_all();
+    ck_assert_int_eq(say_step(2, group, 1, 1, EPD_OK), EPD_OK);
+    coordinator_check(coordinator, UINT64_MAX / 2);
+    ck_assert_uint_eq(n_told, 3);
+    ck_assert_ptr_nonnull(strstr(told[0].message.error.text, "by node 0 1"));
+}
+END_TEST
+
+START_TEST(plans_are_ready_when_all_nodes_have_offered_like_ones)
+{
+    const uint64_t group = join_all();
+    struct fabric_message message;
+    fabric_message_init(&message, FABRIC_PLAN);
+    message.group = group;
+    message.number = 1;
+    message.op = EPD_OP_BARRIER;
+    message.hash = 5;
+    for (uint32_t node = 0; node < 3; node++)
+        ck_assert_int_eq(say(node, &message), EPD_OK);
+    ck_assert_uint_eq(n_told, 3);
+    ck_assert_int_eq(told[0].message.error.status, EPD_OK);
+    message.number = 2;
+    ck_assert_int_eq(say(0, &message), EPD_OK);
+    ck_assert_int_eq(say(0, &message), EPD_PROTOCOL); /* twice */
+    message.hash = 6;
+    ck_assert_int_eq(say(1, &message), EPD_OK);
+    ck_assert_uint_eq(n_told, 6); /* at once: nobody waits for the third */
+    ck_assert_int_eq(told[3].message.error.status, EPD_PLAN_MISMATCH);
+    ck_assert_int_eq(say(2, &message), EPD_OK);
+    ck_assert_uint_eq(n_told, 6);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {the_first_host_of_a_slurm_list_is_found,
+                                  the_environment_of_a_launcher_fills_what_is_not_given,
+                                  what_is_wrong_with_a_fabric_is_named,
+                                  proofs_hold_for_one_secret_one_side_and_one_pair_of_challenges,
+                                  messages_travel_whole_and_bad_ones_are_refused,
+                                  a_group_opens_when_all_nodes_have_joined_alike,
+                                  steps_go_in_one_order_and_only_when_all_nodes_have_announced_them,
+                                  a_failed_step_fails_for_all_in_its_turn_and_the_next_matches_again,
+                                  a_lost_node_ends_its_groups_on_all_others,
+                                  who_does_not_come_is_named_at_the_deadline,
+                                  plans_are_ready_when_all_nodes_have_offered_like_ones,
+                                  NULL};
+    return suite_run("daemon_fabric", tests, setup, teardown);
+}
