@@ -1,4 +1,4 @@
-/* test_gpu_fault EPD SHIM SUITE: what the daemon survives on GPUs, with real clients in processes of their own.
+/* test_gpu_fault EPD SHIM SUITE[+SUITE...]: what the daemon survives on GPUs, with real clients in processes of their own.
  *   ranks   ranks that are killed, slow, out of order
  *   workers workers that are killed, contexts that are lost
  *   input   what device memory may hold
@@ -118,13 +118,35 @@ static void tear_down(void)
     unlink(getenv("FAULT_GPU_SHIM"));
 }
 
-static int run(const char *name, void (*add)(TCase *cases))
+static double began_ms;
+
+static void say_when(void)
 {
-    Suite *suite = suite_create(name);
-    TCase *cases = tcase_create(name);
+    printf("at %.1f s\n", (now_ms() - began_ms) / 1e3);
+    fflush(stdout);
+}
+
+static const struct {
+    const char *name;
+    void (*add)(TCase *cases);
+} suites[] = {{"ranks", add_rank_tests},
+              {"workers", add_worker_tests},
+              {"input", add_input_tests},
+              {"memory", add_memory_tests},
+              {"mps", add_mps_tests}};
+
+/* names: one or more, joined by '+'. */
+static int run(const char *names)
+{
+    Suite *suite = suite_create(names);
+    TCase *cases = tcase_create(names);
+    began_ms = now_ms();
     tcase_set_timeout(cases, TEST_S);
     tcase_add_unchecked_fixture(cases, set_up, tear_down);
-    add(cases);
+    tcase_add_checked_fixture(cases, say_when, say_when);
+    for (size_t i = 0; i < sizeof suites / sizeof suites[0]; i++)
+        if (strstr(names, suites[i].name))
+            suites[i].add(cases);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_VERBOSE);
@@ -135,14 +157,6 @@ static int run(const char *name, void (*add)(TCase *cases))
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*add)(TCase *cases);
-    } suites[] = {{"ranks", add_rank_tests},
-                  {"workers", add_worker_tests},
-                  {"input", add_input_tests},
-                  {"memory", add_memory_tests},
-                  {"mps", add_mps_tests}};
     int code = 0;
     if (team_rank_main(argc, argv, &code))
         return code;
@@ -159,8 +173,5 @@ int main(int argc, char **argv)
     fixture.world = fixture.world == 3 ? 2 : fixture.world; /* divides the experts */
     setenv("EPD_TEST_EPD", argv[1], 1);
     shim_library = argv[2];
-    for (size_t i = 0; i < sizeof suites / sizeof suites[0]; i++)
-        if (strcmp(suites[i].name, argv[3]) == 0)
-            return run(argv[3], suites[i].add);
-    return 2;
+    return run(argv[3]);
 }

@@ -10,7 +10,7 @@
 #include "tests/gpu/fault/suites.h"
 
 #define N_IDLE_ROUNDS  6
-#define N_DEATHS       6
+#define N_DEATHS       4
 #define TEAM_MS        60000
 #define BYSTANDER_SLOT 8
 #define SLACK_MIB      32 /* less than the ballast of one rank */

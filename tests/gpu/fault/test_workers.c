@@ -7,7 +7,7 @@
 #include "tests/fault/spawn.h"
 #include "tests/gpu/fault/suites.h"
 
-#define N_WORKER_KILLS 5
+#define N_WORKER_KILLS 3
 #define TEAM_MS        60000
 #define SLACK_MIB      32 /* less than the ballast of one rank */
 
