@@ -83,10 +83,8 @@ void flight_land(void *arg, const struct step_result *result)
     flight_release(worker, flight);
     if (failed)
         check_device_lost(worker, result);
-    if (failed && group->span && rails_broken(group->span->rails)) {
-        struct epd_error error;
-        (void)error_set(&error, EPD_PEER_LOST, "group %s: the way between its nodes is broken", group->name);
-        group_break(group, -1, &error);
-    }
+    struct epd_error why;
+    if (failed && group->span && rails_broken(group->span->rails, &why))
+        group_break(group, -1, &why);
     group_release(group);
 }

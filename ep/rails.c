@@ -27,7 +27,8 @@ struct rails {
     uint32_t n_jobs_left;
     int opened; /* the rails are there: abort may touch them */
     int closed;
-    _Atomic int broken;
+    _Atomic int broken; /* 2: `why` is written */
+    struct epd_error why;
     struct epd_error aborted; /* before they were opened */
     struct epd_error first;   /* error of the jobs under way */
     rails_callback callback;
@@ -160,9 +161,19 @@ enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes, uint32_t no
     return EPD_OK;
 }
 
+/* Any thread; the first one counts. */
+static void note_broken(struct rails *rails, const struct epd_error *why)
+{
+    int whole = 0;
+    if (!atomic_compare_exchange_strong(&rails->broken, &whole, 1))
+        return;
+    rails->why = *why;
+    atomic_store(&rails->broken, 2);
+}
+
 void rails_abort(struct rails *rails, const struct epd_error *why)
 {
-    atomic_store(&rails->broken, 1);
+    note_broken(rails, why);
     if (!rails->opened) {
         rails->aborted = *why;
         return;
@@ -218,7 +229,7 @@ enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transp
     enum epd_status status = rails->transport->rail_swap(rail->rail, parts, error);
     atomic_fetch_add(&rail->waited_ns, clock_now_ns() - begun_ns);
     if (status) {
-        atomic_store(&rails->broken, 1);
+        note_broken(rails, error);
         return status;
     }
     atomic_fetch_add(&rail->n_swaps, 1);
@@ -231,7 +242,10 @@ enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transp
     return EPD_OK;
 }
 
-int rails_broken(const struct rails *rails)
+int rails_broken(const struct rails *rails, struct epd_error *why)
 {
-    return atomic_load(&rails->broken);
+    if (atomic_load(&rails->broken) != 2)
+        return 0;
+    *why = rails->why;
+    return 1;
 }

@@ -40,7 +40,7 @@ uint32_t rails_n_nodes(const struct rails *rails);
 /* Lane thread of the rank: the swap of transport.h, counted. */
 EPD_MUST_CHECK enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx,
                                           struct transport_part *parts, struct epd_error *error);
-/* Any thread: a swap has failed, or abort was called; the rails are of no use any more. */
-int rails_broken(const struct rails *rails);
+/* Any thread: 1, and the first error, if a swap has failed or abort was called: the rails are of no use any more. */
+int rails_broken(const struct rails *rails, struct epd_error *why);
 
 #endif
