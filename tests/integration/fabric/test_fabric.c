@@ -404,6 +404,64 @@ START_TEST(many_groups_step_at_once_and_far_ahead)
 }
 END_TEST
 
+/* ---- again and again ---- */
+
+#define CHAOS_MS 6000
+
+/* Joins, steps, and begins anew whatever happens; what went well was right. */
+static void chaos_rank(const struct rank *rank)
+{
+    const struct op_case *c = op_case_named(CASE);
+    const long until_ms = now_ms() + CHAOS_MS;
+    for (int round = 0; now_ms() < until_ms; round++) {
+        struct layer layer = {.op_case = c, .rank = rank};
+        struct epd_open_options open_options = {
+            .size = sizeof(open_options), .socket_path = rank->socket_path, .timeout_ms = 5000};
+        struct epd_plan *plan = NULL;
+        struct epd_plan_options options = {.size = sizeof(options), .op = EPD_OP_BARRIER};
+        op_inputs_init(&layer.inputs, c);
+        struct epd_group_options join = layer_group_options(&layer);
+        if (epd_open(&open_options, &layer.client) == EPD_OK &&
+            epd_group_join(layer.client, &join, &layer.group) == EPD_OK &&
+            epd_plan_create(layer.group, &options, &plan) == EPD_OK)
+            while (now_ms() < until_ms && epd_plan_launch(plan, NULL) == EPD_OK &&
+                   epd_plan_wait(plan, 0) == EPD_OK)
+                ;
+        epd_close(layer.client);
+        op_inputs_fini(&layer.inputs);
+        sleep_ms(5);
+    }
+}
+
+START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
+{
+    static const char *const restless[] = {"--node-dead",       NODE_DEAD, "--join", "1s", "--plan", "1s",
+                                           "--restart-limit", "0",       NULL};
+    struct rank_team teams[2];
+    uint64_t seed = 42;
+    fabric_start(&fabric, 2, 2, restless);
+    fabric_ranks_start(&fabric, &teams[0], "one", world_size(), chaos_rank, NULL);
+    fabric_ranks_start(&fabric, &teams[1], "other", world_size(), chaos_rank, NULL);
+    for (const long until_ms = now_ms() + CHAOS_MS; now_ms() < until_ms;) {
+        sleep_ms((long)(values_random(&seed) % 600));
+        const pid_t worker = daemon_worker(&fabric.nodes[values_random(&seed) % 2]);
+        if (worker > 0)
+            kill(worker, SIGKILL);
+    }
+    for (int i = 0; i < 2; i++)
+        ck_assert_uint_eq(ranks_wait(&teams[i], 60), 0);
+    for (int i = 0; i < 2; i++)
+        daemon_wait_worker(&fabric.nodes[i], 0);
+    ck_assert_uint_eq(fabric_run(&fabric, "after", world_size(), healthy_rank, NULL), 0);
+    for (unsigned node = 0; node < 2; node++) {
+        ck_assert_uint_eq(fabric_log_count(&fabric, node, "signal 6"), 0);
+        ck_assert_uint_eq(fabric_log_count(&fabric, node, "signal 11"), 0);
+        ck_assert_uint_eq(fabric_log_count(&fabric, node, "worker fails"), 0);
+    }
+    fabric_stop(&fabric);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("fabric");
@@ -418,6 +476,7 @@ int main(void)
     tcase_add_test(tests, joins_that_do_not_meet_name_the_field_and_the_node);
     tcase_add_test(tests, disagreements_about_plans_and_steps_name_the_nodes);
     tcase_add_test(tests, many_groups_step_at_once_and_far_ahead);
+    tcase_add_test(tests, workers_that_are_killed_again_and_again_leave_a_fabric_that_works);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
