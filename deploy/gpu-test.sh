@@ -5,8 +5,8 @@
 # logs, results.jsonl with a line per test, bench*.jsonl and peers.jsonl with a line per measurement. The tables come last; the
 # exit code is 0 if nothing failed.
 #
-# Environment: EPD_GPU_ONLY="NAME..." runs only these; EPD_SANITIZER=0 and EPD_BENCH=0 leave those out; EPD_BENCH_ITERS (10) and
-# EPD_BENCH_CASES (all five) say how much is measured.
+# Environment: EPD_GPU_ONLY="NAME..." runs only these; EPD_SANITIZER=0 and EPD_BENCH=0 leave those out; EPD_BENCH_ITERS (10),
+# EPD_BENCH_ROUNDS (20, killed ranks) and EPD_BENCH_CASES (all five) say how much is measured.
 set -u
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
@@ -133,7 +133,8 @@ if [ "${EPD_BENCH:-1}" = 1 ] && [ -x "$bench" ]; then
     cases=${EPD_BENCH_CASES:-dsv3,qwen235b,qwen30b,mixtral,decode128}
     measure bench_without_mps 60 "$bench" --daemon "$epd" --backend cuda --op handoff --iters "$iters" --json
     mps_start || echo "no MPS here: everything is measured without it"
-    measure bench 400 "$bench" --daemon "$epd" --backend cuda --suite node --case "$cases" --iters "$iters" --json
+    measure bench 400 "$bench" --daemon "$epd" --backend cuda --suite node --case "$cases" --iters "$iters" \
+        --rounds "${EPD_BENCH_ROUNDS:-20}" --json
     mps_stop
     if python3 -c 'import torch' > /dev/null 2>&1 && [ -f "$root/tests/bench/peers/peers.py" ]; then
         unset CUDA_MODULE_LOADING

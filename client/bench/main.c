@@ -108,8 +108,9 @@ static enum epd_status resolve(struct bench *bench)
     if (options->capacity_factor < 0)
         options->capacity_factor = cuda && job->zipf == 0 ? CUDA_CAPACITY_FACTOR : 0;
     static const char *const standard[] = {"dsv3", "qwen235b", "qwen30b", "mixtral", "decode128"};
-    for (size_t i = 0; cuda && options->suite && options->n_cases < sizeof(standard) / sizeof(standard[0]);
-         i++)
+    const size_t n_standard =
+        cuda && options->suite && options->n_cases == 0 ? sizeof(standard) / sizeof(standard[0]) : 0;
+    for (size_t i = 0; i < n_standard; i++)
         (void)snprintf(options->cases[options->n_cases++], JOB_NAME_BYTES, "%s", standard[i]);
     if (options->n_cases == 0)
         (void)snprintf(options->cases[options->n_cases++], JOB_NAME_BYTES, "tiny");
