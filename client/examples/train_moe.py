@@ -90,7 +90,9 @@ def exchange(rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.
     sources, targets = list(rows.contiguous().split(sent)), list(out.split(received))
     targets[mine].copy_(sources[mine])
     others = [r for r in range(dist.get_world_size()) if r != mine]
-    pending = [dist.isend(sources[r], r) for r in others if sent[r]] + [dist.irecv(targets[r], r) for r in others if received[r]]
+    pending = [dist.isend(sources[r], r) for r in others if sent[r]] + [
+        dist.irecv(targets[r], r) for r in others if received[r]
+    ]
     for work in pending:
         work.wait()
     return out
@@ -119,7 +121,7 @@ class PlainExperts(nn.Module):
         by_expert = expert.argsort(stable=True)
         parts = rows[by_expert].split(theirs.sum(0).tolist())
         outputs = []
-        for part, w1, w2 in zip(parts, self.w1, self.w2):
+        for part, w1, w2 in zip(parts, self.w1, self.w2, strict=False):
             gate, up = (part @ w1.T).chunk(2, dim=1)
             outputs.append((F.silu(gate) * up) @ w2.T)
         y = torch.empty_like(rows).index_copy(0, by_expert, torch.cat(outputs))
@@ -200,14 +202,14 @@ class Optimizer:
         world = dist.get_world_size()
         flat = torch.cat([parameter.grad.flatten() for parameter in self.shared])
         dist.all_reduce(flat)
-        for parameter, grad in zip(self.shared, flat.div_(world).split([p.numel() for p in self.shared])):
+        for parameter, grad in zip(self.shared, flat.div_(world).split([p.numel() for p in self.shared]), strict=False):
             parameter.grad.copy_(grad.view_as(parameter))
-        for weight, master in zip(self.experts, self.masters):  # sums over the tokens of all ranks
+        for weight, master in zip(self.experts, self.masters, strict=False):  # sums over the tokens of all ranks
             grad = getattr(weight, "main_grad", None)
             master.grad = (weight.grad.float() if grad is None else grad) / world
         self.adam.step()
         with torch.no_grad():
-            for weight, master in zip(self.experts, self.masters):
+            for weight, master in zip(self.experts, self.masters, strict=False):
                 weight.copy_(master)
                 weight.grad = None
                 if hasattr(weight, "main_grad"):
@@ -303,7 +305,7 @@ def train_plain(args: argparse.Namespace, text: torch.Tensor, device: torch.devi
 
 def compare(epd_curve: Curve, plain: Curve, tolerance: float) -> bool:
     """Prints both and whether their losses agree, relative to each other, at every step."""
-    worst = max(abs(a / b - 1) for a, b in zip(epd_curve.losses, plain.losses))
+    worst = max(abs(a / b - 1) for a, b in zip(epd_curve.losses, plain.losses, strict=False))
     print(f"step time: epd {epd_curve.median_ms():.2f} ms, reference {plain.median_ms():.2f} ms (medians)")
     print(f"last loss: epd {epd_curve.losses[-1]:.4f}, reference {plain.losses[-1]:.4f}; first {epd_curve.losses[0]:.4f}")
     print(f"largest relative difference of a step's losses {worst:.2e}, allowed {tolerance:.0e}")
@@ -338,7 +340,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=int, default=20, help="a line every so many steps")
     parser.add_argument("--reference", action="store_true", help="train with plain PyTorch experts too, and compare")
-    parser.add_argument("--tolerance", type=float, help="of a step's losses, relative (default: 2e-2, on the host backend 1e-4)")
+    parser.add_argument(
+        "--tolerance", type=float, help="of a step's losses, relative (default: 2e-2, on the host backend 1e-4)"
+    )
     parser.add_argument("--plot", metavar="FILE", help="save losses and step times as a picture")
     parser.add_argument("--socket", help="of the daemon (default: EPD_SOCKET, else the runtime directory)")
     parser.add_argument("--group", default="train_moe", help="the name under which the ranks meet")

@@ -3,8 +3,8 @@
     EPD_SOCKET=... PYTHONPATH=client/python torchrun --nproc-per-node 4 tests/bench/torch_layer.py [--cases dsv3,mixtral]
 
 One JSON line per case and implementation: milliseconds of the slowest rank (median and p99 of the iterations, CUDA events) of
-forward without grad and of forward + backward, microseconds of the client's host for one forward call, and the GPU memory that
-the case took, all processes of the GPU together.
+forward without grad and of forward + backward, microseconds of the client's host for a forward (one after the other, and the
+first of them alone) and for a forward + backward, and the GPU memory that the case took, all processes of the GPU together.
 """
 
 from __future__ import annotations
@@ -134,16 +134,17 @@ def timed(run: Callable[[], object], warmup: int, n: int) -> tuple[float, float]
     return statistics.median(times), times[min(n - 1, int(0.99 * n))]
 
 
-def host_us(run: Callable[[], object], n: int) -> float:
-    """Median of the host's time in one call, with nothing queued before it; the slowest rank's."""
+def host_us(run: Callable[[], object], n: int, burst: int) -> float:
+    """The host's time of a call, of burst calls one after the other with nothing before them; median of n, slowest rank."""
     times = []
     for _ in range(n):
         torch.cuda.synchronize()
         dist.barrier()
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - begin) * 1e6)
+        for _ in range(burst):
+            run()
+        times.append((time.perf_counter() - begin) * 1e6 / burst)
     torch.cuda.synchronize()
     return max(slowest([statistics.median(times)]))
 
@@ -164,9 +165,9 @@ def measure(case: Case, label: str, make: Callable[[], torch.nn.Module], n: int)
     module = make()
     case.fill(module)
     forward, forward_p99 = timed(lambda: case.forward(module), 5, n)
-    host = host_us(lambda: case.forward(module), n)
+    host_first, host = (host_us(lambda: case.forward(module), n, burst) for burst in (1, 16))
     both, both_p99 = timed(lambda: case.both(module), 5, n)
-    host_both = host_us(lambda: case.both(module), n)
+    host_both = host_us(lambda: case.both(module), n, 4)
     line = {
         "bench": "torch_layer",
         "case": case.name,
@@ -177,6 +178,7 @@ def measure(case: Case, label: str, make: Callable[[], torch.nn.Module], n: int)
         "forward_backward_ms": round(both, 3),
         "forward_backward_p99_ms": round(both_p99, 3),
         "host_forward_us": round(host, 1),
+        "host_forward_first_us": round(host_first, 1),
         "host_forward_backward_us": round(host_both, 1),
         "gpu_memory_mib": round(max(slowest([float(used_bytes() - before)])) / MIB),
         "client_peak_mib": round(torch.cuda.max_memory_allocated() / MIB),

@@ -82,7 +82,12 @@ def run_all(args: argparse.Namespace) -> int:
     daemon, path = start_daemon(args, directory)
     ranks = []
     for rank in range(args.ranks):
-        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.ranks), "EPD_SOCKET": path}
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(args.ranks),
+            "EPD_SOCKET": path,
+        }
         with open(os.path.join(args.out, f"rank{rank}.log"), "wb") as log:
             command = [sys.executable, __file__, "--as-rank", "--out", args.out, *args.cases]
             ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
@@ -127,7 +132,7 @@ def table(args: argparse.Namespace, codes: list[int], daemon_code: object) -> in
 
 
 def missing(args: argparse.Namespace) -> str | None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036
         return "this is Python {}.{}, the package needs 3.10".format(*sys.version_info)
     if importlib.util.find_spec("torch") is None:
         return "no PyTorch"

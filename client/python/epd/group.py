@@ -103,7 +103,9 @@ class Group(Ops):
         created = c.c_void_p()
         with self._handle as pointer:
             check(self._api, self._api.epd_buffer_register_memfd(pointer, fd, offset, size, c.byref(created)))
-            return self._buffer(created)
+            made = self._buffer(created)
+            assert isinstance(made, Buffer)  # of the host backend
+            return made
 
     def register_cuda(self, address: int, n_bytes: int, keep: Any = None) -> DeviceBuffer:
         """Makes ``[address, address + n_bytes)`` of this process's memory on the group's GPU a buffer. No copy. CUDA backend.

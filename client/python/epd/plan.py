@@ -9,7 +9,7 @@ import time
 import types
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -26,7 +26,7 @@ from .words import Activation, GemmLayout, Op, Phase, Role, Saved
 if TYPE_CHECKING:
     from .group import Group
 
-Array = Union[npt.NDArray[Any], DeviceArray, Location]
+Array = npt.NDArray[Any] | DeviceArray | Location
 Tensor = Array | Sequence[Array]  # a sequence: one array per local expert
 
 # A wait is cut into turns of this length, so that an interrupt or the end of the plan is seen while a step takes long.

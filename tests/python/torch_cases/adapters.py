@@ -11,7 +11,7 @@ import torch
 
 from . import oracle
 from .grouped import experts_of
-from .moe import SIZES, counts_of, sized
+from .moe import SIZES, sized
 from .rank import Rank
 
 
@@ -66,7 +66,9 @@ def megatron_dispatcher_is_replaced(rank: Rank) -> None:
             del output
         for wrong in (
             lambda: epd.torch.megatron.TokenDispatcher(1, [local[0] + 1], config, group=group),
-            lambda: epd.torch.megatron.TokenDispatcher(len(local), local, types.SimpleNamespace(moe_router_topk=1), group=group),
+            lambda: epd.torch.megatron.TokenDispatcher(
+                len(local), local, types.SimpleNamespace(moe_router_topk=1), group=group
+            ),
             lambda: dispatcher.set_shared_experts(object()),
         ):
             try:

@@ -141,9 +141,7 @@ def device_arrays_go_in_and_out(rank: Rank) -> None:
     sizes = {"n_experts": 4 * rank.world, "top_k": 2, "hidden": 32, "max_tokens": 16, "dtype": "f16", "deadline": 30}
     from epd.driver import uuid_of
 
-    with rank.client.join(
-        "device-arrays", rank.world, rank.rank, device=uuid_of(rank.device.index), **sizes
-    ) as group:
+    with rank.client.join("device-arrays", rank.world, rank.rank, device=uuid_of(rank.device.index), **sizes) as group:
         x = torch.randn(16, 32, device=rank.device).half()
         idx = (torch.arange(16, device=rank.device)[:, None] + torch.tensor([0, 1], device=rank.device)) % sizes["n_experts"]
         received = group.alloc((group.info.capacity_rows, 32), "f16")

@@ -6,7 +6,7 @@ import epd.torch
 import torch
 
 from . import oracle
-from .moe import SIZES, counts_of, load, sized
+from .moe import SIZES, counts_of, sized
 from .rank import Rank
 
 # Of one product, per element: relative, and absolute in units of the root mean square.
@@ -60,9 +60,9 @@ def linear_case(rank: Rank, group: epd.torch.Group, z: int, m: int, k: int, n: i
     weights = [part for weight in layer.weight_parts() for part in (weight if weight.dim() == 3 else [weight])]
     biases = layer.bias if layer.bias is not None else [None] * z
     rows, grads = parts_of(x.detach(), splits), parts_of(dy, splits)
-    want = [r.float() @ w.float().T + (0 if b is None else b.float()) for r, w, b in zip(rows, weights, biases)]
+    want = [r.float() @ w.float().T + (0 if b is None else b.float()) for r, w, b in zip(rows, weights, biases, strict=False)]
     near("out", out[:m], torch.cat(want), dtype)
-    near("dx", x.grad[:m], torch.cat([g.float() @ w.float() for g, w in zip(grads, weights)]), dtype)
+    near("dx", x.grad[:m], torch.cat([g.float() @ w.float() for g, w in zip(grads, weights, strict=False)]), dtype)
 
     def gradient(name: str, parameter: torch.Tensor) -> torch.Tensor:
         return parameter.main_grad - before[name] if main_grad else parameter.grad
@@ -73,7 +73,7 @@ def linear_case(rank: Rank, group: epd.torch.Group, z: int, m: int, k: int, n: i
         if name == "bias":
             near(name, got, torch.stack([g.float().sum(0) for g in grads]), dtype)
         elif parameter.dim() == 3:
-            near(name, got, torch.stack([g.float().T @ r.float() for g, r in zip(grads, rows)]), dtype)
+            near(name, got, torch.stack([g.float().T @ r.float() for g, r in zip(grads, rows, strict=False)]), dtype)
         else:
             i = int(name.split(".")[1])
             near(name, got, grads[i].float().T @ rows[i].float(), dtype)
@@ -123,7 +123,10 @@ def grouped_linear_uses_buffers_and_checks_them(rank: Rank) -> None:
         for buffer in rooms + dgrads:
             assert (buffer[m:] == 7).all(), "padding was written"
             assert not buffer.requires_grad
-        for name, wrong in {"out": group.empty((m + padding + 1, 256)), "dgrad_out": group.empty((m + padding + 1, 128))}.items():
+        for name, wrong in {
+            "out": group.empty((m + padding + 1, 256)),
+            "dgrad_out": group.empty((m + padding + 1, 128)),
+        }.items():
             try:
                 chain[0](x, splits, **{name: wrong})
             except ValueError as error:

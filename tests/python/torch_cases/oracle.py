@@ -84,7 +84,9 @@ def run(inputs: Inputs, rank: int, kind: str = "swiglu") -> Result:
     x = torch.cat(inputs.x).float().detach().requires_grad_()
     weights = torch.cat(inputs.weights).float().requires_grad_()
     idx = torch.cat(inputs.idx)
-    params = [None if p is None else p.detach().float().clone().requires_grad_() for p in (inputs.w1, inputs.w2, inputs.b1, inputs.b2)]
+    params = [
+        None if p is None else p.detach().float().clone().requires_grad_() for p in (inputs.w1, inputs.w2, inputs.b1, inputs.b2)
+    ]
     w1, w2, b1, b2 = params
     out = torch.zeros_like(x)
     for e in range(len(w1)):

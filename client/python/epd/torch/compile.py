@@ -124,7 +124,12 @@ moe_forward.register_autograd(_autograd, setup_context=_setup)
 
 
 def compiled(
-    layer: int, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, parameters: list[torch.Tensor], counts: list[int]
+    layer: int,
+    x: torch.Tensor,
+    topk_idx: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    parameters: list[torch.Tensor],
+    counts: list[int],
 ) -> torch.Tensor:
     """The layer as torch.compile traces it."""
     tokens = x.reshape(-1, x.shape[-1])

@@ -16,6 +16,7 @@ import torch
 from ..plan import Plan
 from ..words import Saved
 from .group import Group, Staging
+from .memory import signature
 
 # Weight-gradient plans that a context keeps: gradients come at a few addresses, in turns.
 MAX_WGRAD_PLANS = 8
@@ -92,7 +93,7 @@ class Recipe:
         return self.group.plain.moe_forward(activation=self.activation, saved=saved, **tensors)  # type: ignore[arg-type]
 
     def backward(self, forward: Plan, staging: Staging, into: Gradients | None, wants_dx: bool) -> Plan:
-        """A moe_backward plan; into: where weight gradients go, None to leave them to :meth:`wgrad`. Collective."""
+        """A moe_backward plan; into: where weight gradients go, None to leave them to a moe_wgrad plan. Collective."""
         grads = into or Gradients()
         tensors = self.located(
             dout=staging.tokens_in,
@@ -110,11 +111,6 @@ class Recipe:
             **tensors,  # type: ignore[arg-type]
         )
 
-    def wgrad(self, backward: Plan, into: Gradients) -> Plan:
-        """A moe_wgrad plan of a backward that has left its weight gradients. Local."""
-        tensors = self.located(dw1=into.dw1, dw2=into.dw2, db1=into.db1, db2=into.db2)
-        return self.group.plain.moe_wgrad(backward, accumulate=into.accumulate, **tensors)  # type: ignore[arg-type]
-
 
 class Context:
     """One forward plan and the plans that go back from it. In use from its forward until its last gradient."""
@@ -130,41 +126,47 @@ class Context:
         self.n_tokens = -1
         self.in_use = False
         self.reserved = False  # by a CUDA graph, for good
-        self._backward: dict[object, Plan] = {}
-        self._wgrad: OrderedDict[object, Plan] = OrderedDict()
+        self._backward: dict[object, tuple[Plan, Gradients | None]] = {}  # with what the keys are the addresses of
+        self._wgrad: OrderedDict[object, tuple[Plan, dict[str, object]]] = OrderedDict()
 
     def set_tokens(self, n_tokens: int) -> None:
         """Tokens of the following forward and backward."""
         if n_tokens != self.n_tokens:
             self.forward.set_tokens(n_tokens)
-            for plan in self._backward.values():
+            for plan, _ in self._backward.values():
                 plan.set_tokens(n_tokens)
             self.n_tokens = n_tokens
 
     def backward(self, into: Gradients | None, wants_dx: bool) -> Plan:
         """The backward plan of this kind. Collective when it is first asked for."""
         key = (wants_dx, None if into is None else into.key())
-        plan = self._backward.get(key)
-        if plan is None:
+        found = self._backward.get(key)
+        if found is None:
             plan = self._recipe.backward(self.forward, self._recipe.group.staging, into, wants_dx)
             plan.set_tokens(self.n_tokens)
-            self._backward[key] = plan
-        return plan
+            found = self._backward[key] = plan, into
+        return found[0]
 
     def wgrad(self, backward: Plan, into: Gradients) -> Plan:
-        """The plan of the weight gradients that a backward has left. The oldest of too many goes."""
-        key = (id(backward), into.key())
-        plan = self._wgrad.get(key)
-        if plan is None:
-            plan = self._wgrad[key] = self._recipe.wgrad(backward, into)
+        """The local plan of the weight gradients that a backward has left. The oldest of too many goes.
+
+        Gradients are fresh tensors, so the places are looked up each time: an address alone may be that of memory which was
+        given back to the driver since.
+        """
+        places = self._recipe.located(dw1=into.dw1, dw2=into.dw2, db1=into.db1, db2=into.db2)
+        key = (id(backward), into.accumulate, tuple((name, signature(at)) for name, at in places.items()))
+        found = self._wgrad.get(key)
+        if found is None:
+            plan = self._recipe.group.plain.moe_wgrad(backward, accumulate=into.accumulate, **places)  # type: ignore[arg-type]
+            found = self._wgrad[key] = plan, places
             if len(self._wgrad) > MAX_WGRAD_PLANS and not self.reserved:
-                self._wgrad.popitem(last=False)[1].destroy()
+                self._wgrad.popitem(last=False)
         self._wgrad.move_to_end(key)
-        return plan
+        return found[0]
 
     def plans(self) -> list[Plan]:
         """All of them."""
-        return [self.forward, *self._backward.values(), *self._wgrad.values()]
+        return [self.forward, *(plan for plan, _ in (*self._backward.values(), *self._wgrad.values()))]
 
 
 class Lease:

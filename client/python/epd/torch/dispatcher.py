@@ -37,7 +37,7 @@ class _Slot:
         self._plans: dict[str, Plan] = {}
 
     def plan(self, name: str) -> Plan:
-        """One of dispatch, combine, combine_weighted, combine_bwd, combine_bwd_weighted and dispatch_bwd. Collective at first."""
+        """One of dispatch, combine, combine_bwd, the last two also _weighted, and dispatch_bwd. Collective at first."""
         plan = self._plans.get(name)
         if plan is None:
             self.group.activate()

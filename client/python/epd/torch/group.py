@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -78,6 +79,7 @@ class Group:
         self._launcher = Launcher(device)
         self._staging: Staging | None = None
         self._barrier: Plan | None = None
+        self._thread = threading.local()
         self._local: LocalPlans | None = None
         self._last_streams: dict[Group, torch.cuda.Stream] = {}
 
@@ -136,9 +138,10 @@ class Group:
             streams[self].wait_stream(last)
 
     def activate(self) -> None:
-        """Makes the GPU's context current on this thread, which may be one of autograd's. Before plans are made."""
-        if self.device.type == "cuda" and capturing_graph() is None:
+        """Makes the GPU's context current on this thread, which may be one of autograd's: addresses are looked up in it."""
+        if self.device.type == "cuda" and not hasattr(self._thread, "is_active"):
             torch.cuda.mem_get_info(self.device)
+            self._thread.is_active = True
 
     def barrier(self) -> None:
         """Every rank has arrived. Waits on the host."""

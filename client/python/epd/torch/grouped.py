@@ -24,7 +24,8 @@ def splits_of(m_splits: Splits, n_groups: int, n_rows: int, group: Group) -> tor
     if isinstance(m_splits, torch.Tensor):
         if m_splits.dtype != torch.int64 or tuple(m_splits.shape) != (n_groups,) or m_splits.device != device:
             raise ValueError(
-                f"m_splits: {m_splits.dtype} {tuple(m_splits.shape)} on {m_splits.device}, want torch.int64 ({n_groups},) on {device}"
+                f"m_splits: {m_splits.dtype} {tuple(m_splits.shape)} on {m_splits.device}, want torch.int64 ({n_groups},) "
+                f"on {device}"
             )
         return m_splits.contiguous()
     if len(m_splits) != n_groups or min(m_splits, default=0) < 0 or sum(m_splits) > n_rows:
@@ -36,7 +37,8 @@ def check_offsets(offsets: torch.Tensor, n_groups: int, device: torch.device) ->
     """Checks the first rows of groups."""
     if offsets.dtype != torch.int64 or tuple(offsets.shape) != (n_groups + 1,) or offsets.device != device:
         raise ValueError(
-            f"offsets: {offsets.dtype} {tuple(offsets.shape)} on {offsets.device}, want torch.int64 ({n_groups + 1},) on {device}"
+            f"offsets: {offsets.dtype} {tuple(offsets.shape)} on {offsets.device}, want torch.int64 ({n_groups + 1},) "
+            f"on {device}"
         )
 
 
@@ -100,8 +102,9 @@ class GroupedLinear(nn.Module):
     ) -> torch.Tensor:
         """x [M, in_features]; m_splits [n_groups] i64 on the device, rows of each group, or a list, at the cost of a sync.
 
-        offsets [n_groups + 1] i64 on the device: first row of each group; without it one group follows the other. Rows after those of the groups are padding: they are neither read nor written, in out [M, out_features], in the
-        gradient dgrad_out [M, in_features], and in the tensors made here in their places, where they hold nothing of use.
+        offsets [n_groups + 1] i64 on the device: first row of each group; without it one group follows the other. Rows between
+        and after the groups are padding: they are neither read nor written, in out [M, out_features], in the gradient
+        dgrad_out [M, in_features], and in the tensors made here in their places, where they hold nothing of use.
         out, dgrad_out: buffers for the result and for the gradient of x; ValueError where they are not what is wanted. The
         result is then the buffer itself, and written in place: the product needs no copy.
         """
@@ -245,9 +248,7 @@ def activate(
     if preact.dim() != 2 or preact.shape[1] % 2 or not preact.is_contiguous():
         raise ValueError(f"preact: shape {tuple(preact.shape)}, want contiguous [M, 2F]")
     if row_weights is not None and (row_weights.dtype != torch.float32 or tuple(row_weights.shape) != (len(preact),)):
-        raise ValueError(
-            f"row_weights: {row_weights.dtype} {tuple(row_weights.shape)}, want torch.float32 ({len(preact)},)"
-        )
+        raise ValueError(f"row_weights: {row_weights.dtype} {tuple(row_weights.shape)}, want torch.float32 ({len(preact)},)")
     return _Activate.apply(group, preact, m_splits, offsets, row_weights, word)
 
 
@@ -333,7 +334,7 @@ class GroupedMLP(nn.Module):
         out: torch.Tensor | None = None,
         dgrad_out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x [M, hidden], m_splits, offsets and the buffers as in GroupedLinear; row_weights [M] f32 multiply the rows before fc2."""
+        """x [M, hidden], m_splits, offsets and the buffers as in GroupedLinear; row_weights [M] f32 multiply rows of fc2."""
         group = self.fc1.group
         splits = splits_of(m_splits, self.fc1.n_groups, x.shape[0], group)
         if out is not None:  # before anything runs

@@ -15,7 +15,7 @@ from ..buffer import Location
 from ..plan import Plan
 from ..words import Op
 from .group import Group
-from .memory import CudaMemory
+from .memory import CudaMemory, signature
 
 MAX_PLANS = 128  # of one group; the one that was not used for longest goes
 
@@ -47,7 +47,7 @@ class LocalPlans:
                 tensors[name] = self._group.memory.locate(given, name)
             elif given is not None:
                 tensors[name] = [self._group.memory.locate(part, f"{name}[{i}]") for i, part in enumerate(given)]
-        key = (op, tuple(options.items()), tuple((name, _signature(at)) for name, at in tensors.items()))
+        key = (op, tuple(options.items()), tuple((name, signature(at)) for name, at in tensors.items()))
         found = self._plans.get(key)
         if found is None:
             plan = self._group.plain.plan(op, **options, **tensors)
@@ -65,9 +65,3 @@ class LocalPlans:
             stale = [key for key, (_, places) in self._plans.items() if any(id(at.buffer) in gone for at in places)]
             for key in stale:
                 del self._plans[key]
-
-
-def _signature(at: Location | list[Location]) -> object:
-    if isinstance(at, list):
-        return tuple(_signature(part) for part in at)
-    return id(at.buffer), at.offset, at.dtype, at.shape
