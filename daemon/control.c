@@ -8,6 +8,7 @@
 
 #include "daemon/clock.h"
 #include "daemon/document.h"
+#include "daemon/group_span.h"
 #include "daemon/member.h"
 #include "daemon/rank_plan.h"
 #include "daemon/stats_document.h"
@@ -160,6 +161,8 @@ static json_t *rank_document(const struct group *group, uint32_t rank)
     struct member *member = group->members[rank];
     set(object, "rank", number(rank));
     set(object, "present", json_boolean(member != NULL));
+    if (group->span)
+        set(object, "node", number(rank / group->span->n_ranks));
     if (!member)
         return object;
     const int missing = group->gather.n_arrived && !(group->gather.arrived >> rank & 1);

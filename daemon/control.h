@@ -17,7 +17,7 @@
  * (rank|control), state, pid, uid, connected_ms, idle_ms, requests, groups, buffers, plans, heap_bytes,
  * imported_bytes, saved_bytes, in_flight, output_bytes}] groups   groups [{group_id, name, uid, state
  * (joining|open|broken), reason, epoch, world_size, dtype, overflow, n_experts, top_k, hidden, ffn,
- * max_tokens, capacity_rows, alignment, deadline_ms, launches, failed, in_flight, ranks [{rank, present,
+ * max_tokens, capacity_rows, alignment, deadline_ms, launches, failed, in_flight, ranks [{rank, present, node (of a group that spans nodes),
  * session_id, pid, device_idx, queued, waiting_for (bool), heap_bytes}]}] plans    plans [{plan_id,
  * session_id, group_id, rank, op, plan_key, state, shape_hash (hex text), saved_bytes, launches, failed,
  * queued, in_flight, flag_idx}] devices  backend, devices [{device_idx, uuid (hex text), name, memory_bytes,

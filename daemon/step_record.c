@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 
+#include "daemon/group_span.h"
 #include "daemon/rank_plan.h"
 
 uint64_t step_record_begin(struct group *group, const struct launch *launch, uint64_t ordinal,
@@ -14,6 +15,10 @@ uint64_t step_record_begin(struct group *group, const struct launch *launch, uin
     entry->first_ns = entry->last_ns = now_ns;
     entry->world_size = ordinal ? group->world_size : 1;
     entry->op = (uint32_t)launch->plan->op;
+    /* Ranks of other nodes are theirs to miss. */
+    for (uint32_t rank = 0; group->span && rank < group->world_size; rank++)
+        if (rank - group_first_rank(group) >= group_n_ranks(group))
+            entry->arrived |= 1ull << rank;
     entry->state = RECORDER_GATHERING;
     return entry->serial;
 }
