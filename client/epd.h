@@ -289,7 +289,8 @@ struct epd_group_options {
     enum epd_dtype dtype; /* [in] of tokens and weights: EPD_F32 (host backend only), EPD_BF16, EPD_F16 */
     enum epd_overflow overflow; /* [in] unspecified: EPD_OVERFLOW_ERROR */
     uint32_t deadline_ms;       /* [in] how long a step waits for its last rank; 0: the daemon's default */
-    uint32_t n_nodes;           /* [in] 0 or 1: all ranks use this node's daemon; else the number of nodes of its fabric:
+    uint32_t
+        n_nodes; /* [in] 0 or 1: all ranks use this node's daemon; else the number of nodes of its fabric:
                                  * rank r is on node r / (world_size / n_nodes) */
 };
 
@@ -417,6 +418,19 @@ EPD_API enum epd_status epd_plan_wait(struct epd_plan *plan, uint32_t timeout_ms
  * epd_plan_wait would; EPD_OK also while all are in flight, and while another thread waits. What lost the connection, if it is
  * lost. */
 EPD_API enum epd_status epd_plan_check(struct epd_plan *plan);
+
+/* A copy inside the group's device, contiguous bytes. */
+struct epd_copy {
+    void *to;
+    const void *from;
+    uint64_t bytes;
+};
+
+/* CUDA backend: epd_plan_check, then in the order of the stream the first n_before copies, epd_plan_launch, and the n_after copies
+ * that follow them in the array. One call for a step whose tensors are not those that the plan is bound to. If it fails before
+ * the launch nothing is in flight; copies may have been made. */
+EPD_API enum epd_status epd_plan_step(struct epd_plan *plan, void *stream, const struct epd_copy *copies,
+                                      uint32_t n_before, uint32_t n_after);
 
 /* CUDA backend: records the launch's flag operations into the graph that the stream is capturing; nothing is sent. */
 EPD_API enum epd_status epd_plan_capture(struct epd_plan *plan, void *stream);
