@@ -46,7 +46,7 @@ def structs() -> dict[str, list[tuple[str, str, int]]]:
     found = {}
     for name, body in re.findall(r"struct (epd_\w+) \{(.*?)\};", text(), flags=re.DOTALL):
         fields = []
-        for declaration in filter(None, (part.strip() for part in body.split(";"))):
+        for declaration in filter(None, (" ".join(part.split()) for part in body.split(";"))):
             kind, names = re.fullmatch(r"(.*?[\s*])((?:\w+(?:\[\d+\])?(?:,\s*)?)+)", declaration).groups()
             for field in names.split(","):
                 bare, length = re.fullmatch(r"\s*(\w+)(?:\[(\d+)\])?", field).groups()
