@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -249,14 +250,47 @@ END_TEST
 
 /* ---- joins ---- */
 
-START_TEST(a_late_node_is_waited_for)
+/* What a service manager hears of the nodes, like systemd's. */
+static int open_notify_socket(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/notify", fabric.directory);
+    const int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    setenv("NOTIFY_SOCKET", address.sun_path, 1);
+    return fd;
+}
+
+static unsigned count_ready(int fd)
+{
+    char text[256];
+    unsigned n = 0;
+    for (ssize_t bytes; (bytes = recv(fd, text, sizeof(text) - 1, 0)) > 0;) {
+        text[bytes] = 0;
+        n += strstr(text, "READY=1") != NULL;
+    }
+    return n;
+}
+
+START_TEST(a_late_node_is_waited_for_and_only_then_all_are_ready)
 {
     struct rank_team team;
     fabric_prepare(&fabric, 2, 2, 0);
+    const int notify = open_notify_socket();
     fabric_start_node(&fabric, 1, NULL, quick);
     sleep_ms(500);
     ck_assert_uint_eq(fabric_log_count(&fabric, 1, "fabric complete"), 0);
+    ck_assert_uint_eq(count_ready(notify), 0);
     fabric_start_node(&fabric, 0, NULL, quick);
+    fabric_wait_complete(&fabric, 1);
+    unsigned n_ready = 0;
+    for (long began = now_ms(); n_ready < 2; sleep_ms(5)) {
+        n_ready += count_ready(notify);
+        ck_assert_msg(now_ms() - began < 5000, "%u nodes are ready", n_ready);
+    }
+    close(notify);
+    (void)unlink(getenv("NOTIFY_SOCKET"));
+    unsetenv("NOTIFY_SOCKET");
     fabric_ranks_start(&fabric, &team, "spanning", world_size(), healthy_rank, NULL);
     ck_assert_uint_eq(ranks_wait(&team, 60), 0);
     fabric_stop(&fabric);
@@ -435,8 +469,8 @@ static void chaos_rank(const struct rank *rank)
 
 START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
 {
-    static const char *const restless[] = {"--node-dead",       NODE_DEAD, "--join", "1s", "--plan", "1s",
-                                           "--restart-limit", "0",       NULL};
+    static const char *const restless[] = {"--node-dead", NODE_DEAD,         "--join", "1s", "--plan",
+                                           "1s",          "--restart-limit", "0",      NULL};
     struct rank_team teams[2];
     uint64_t seed = 42;
     fabric_start(&fabric, 2, 2, restless);
@@ -472,7 +506,7 @@ int main(void)
     tcase_add_test(tests, a_node_that_is_cut_off_is_named_within_the_dead_timer);
     tcase_add_test(tests, a_node_with_another_secret_is_kept_out);
     tcase_add_test(tests, strangers_at_the_rendezvous_change_nothing);
-    tcase_add_test(tests, a_late_node_is_waited_for);
+    tcase_add_test(tests, a_late_node_is_waited_for_and_only_then_all_are_ready);
     tcase_add_test(tests, joins_that_do_not_meet_name_the_field_and_the_node);
     tcase_add_test(tests, disagreements_about_plans_and_steps_name_the_nodes);
     tcase_add_test(tests, many_groups_step_at_once_and_far_ahead);

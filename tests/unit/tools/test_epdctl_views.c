@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "client/epdctl/bottleneck.h"
+#include "client/epdctl/fabric_view.h"
 #include "client/epdctl/list_view.h"
 #include "client/epdctl/quantity.h"
 #include "client/epdctl/stats_view.h"
@@ -185,6 +186,7 @@ START_TEST(views_survive_documents_without_anything)
         plans_view(document, output.file);
         devices_view(document, output.file);
         dump_view(document, 40, output.file);
+        fabric_view(document, NULL, output.file);
         fflush(output.file);
         ck_assert_msg(!strstr(output.text, "nan"), "not a number in:\n%s", output.text);
         ck_assert_msg(!strstr(output.text, "(null)"), "a null in:\n%s", output.text);
@@ -260,6 +262,50 @@ START_TEST(status_without_a_worker_says_when_the_next_starts)
 }
 END_TEST
 
+static const char fabric_text[] =
+    "{'n_nodes': 2, 'node': 0, 'rendezvous': 'h:7741', 'complete': true, 'fabric_epoch': 3, 'last_error': '',"
+    " 'uptime_ms': 4000, 'agreement': {'steps': 200, 'mean_ns': 50000, 'max_ns': 900000, 'ahead': 150},"
+    " 'nodes': [{'node': 0, 'state': 'self', 'linked': false, 'address': '', 'version': '0.1.0', 'since_ms': "
+    "9000,"
+    "            'rtt_ns': 0, 'losses': 0, 'sent_bytes': 0, 'received_bytes': 0, 'last_error': ''},"
+    "           {'node': 1, 'state': 'present', 'linked': true, 'address': '10.0.0.2:4', 'version': '0.1.0',"
+    "            'since_ms': 60000, 'rtt_ns': 120000, 'losses': 2, 'sent_bytes': 2048, 'received_bytes': "
+    "1024,"
+    "            'last_error': ''}],"
+    " 'groups': [{'group_id': 5, 'name': 'train', 'state': 'open', 'first_rank': 0, 'n_ranks': 2, 'steps': "
+    "200,"
+    "             'announced': 3, 'rails': {'swaps': 400, 'swap_ns': 2000000000,"
+    "             'nodes': [{'node': 1, 'sent_bytes': 3000000, 'received_bytes': 1000000}]}}]}";
+
+START_TEST(fabric_shows_nodes_rails_and_agreements)
+{
+    struct output output;
+    json_t *document = parse(fabric_text), *before = parse(fabric_text);
+    output_open(&output);
+    fabric_view(document, NULL, output.file);
+    fflush(output.file);
+    ck_assert_ptr_nonnull(strstr(output.text, "node 0 of 2, complete, epoch 3, rendezvous h:7741"));
+    ck_assert_ptr_nonnull(strstr(output.text, "50.0 us on average, 900 us at most; 75 %"));
+    ck_assert_ptr_nonnull(strstr(output.text, "10.0.0.2:4"));
+    ck_assert_ptr_nonnull(strstr(output.text, "2.00 MB/s")); /* 4 MB in 2 s of swaps */
+    ck_assert_ptr_nonnull(strstr(output.text, "5.00 ms"));   /* a swap */
+    output_close(&output);
+    json_t *rail = json_array_get(
+        json_object_get(json_object_get(json_array_get(json_object_get(before, "groups"), 0), "rails"),
+                        "nodes"),
+        0);
+    json_object_set_new(rail, "sent_bytes", json_integer(0));
+    json_object_set_new(before, "uptime_ms", json_integer(1000));
+    output_open(&output);
+    fabric_view(document, before, output.file);
+    fflush(output.file);
+    ck_assert_ptr_nonnull(strstr(output.text, "1.00 MB/s")); /* 3 MB in the 3 s between */
+    output_close(&output);
+    json_decref(document);
+    json_decref(before);
+}
+END_TEST
+
 static Suite *views_suite(void)
 {
     Suite *suite = suite_create("epdctl views");
@@ -273,6 +319,7 @@ static Suite *views_suite(void)
     tcase_add_test(tcase, lists_show_dashes_for_unknown_keys);
     tcase_add_test(tcase, groups_show_the_awaited_rank);
     tcase_add_test(tcase, dump_names_missing_ranks_and_keeps_the_newest);
+    tcase_add_test(tcase, fabric_shows_nodes_rails_and_agreements);
     tcase_add_test(tcase, status_without_a_worker_says_when_the_next_starts);
     suite_add_tcase(suite, tcase);
     return suite;
