@@ -5,8 +5,10 @@
 # What building and running epd takes.
 epd_build_packages="build-essential cmake ninja-build pkg-config libuv1-dev libprotobuf-c-dev protobuf-c-compiler libinih-dev \
 libjansson-dev libopenblas-dev"
+# What groups across nodes take on top (EPD_FABRIC): rails between nodes, and the proof of the shared secret.
+epd_fabric_packages="libucx-dev libsodium-dev"
 # What the tests, the manuals and the other compiler take on top.
-epd_test_packages="check scdoc clang clang-format libclang-rt-14-dev util-linux python3 python3-numpy python3-pytest"
+epd_test_packages="check scdoc clang clang-format libclang-rt-14-dev util-linux iproute2 python3 python3-numpy python3-pytest"
 
 say() {
     printf '\n== %s\n' "$*"

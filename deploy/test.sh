@@ -69,7 +69,7 @@ check() {
 configure_and_build() {
     local build=$root/build-test-$1
     shift
-    cmake -S "$root" -B "$build" -G Ninja "$@" >"$build.log" 2>&1 || {
+    cmake -S "$root" -B "$build" -G Ninja -DEPD_FABRIC=ON "$@" >"$build.log" 2>&1 || {
         cat "$build.log"
         return 1
     }
@@ -210,7 +210,7 @@ part_shell() {
 # One function, so that bash has read the whole file before a run of minutes begins.
 main() {
     # shellcheck disable=SC2086 # lists of names
-    install_packages $epd_build_packages $epd_test_packages
+    install_packages $epd_build_packages $epd_fabric_packages $epd_test_packages
 
     for part in ${only:-$parts}; do
         say "$part"
