@@ -302,3 +302,42 @@ def test_stats_and_info_tell_about_the_session(socket):
         group.barrier()()
         stats = client.stats()
         assert isinstance(stats, dict) and group.name in str(stats)
+
+
+def test_what_belongs_to_gpus_says_so_on_the_host_backend(socket):
+    def body(group):
+        barrier = group.barrier()
+        calls = {
+            "epd_buffer_register_cuda": lambda: group.register_cuda(4096, 16),
+            "epd_memory_range": lambda: group.memory_range(4096),
+            "epd_plan_capture": lambda: barrier.capture(0),
+            "epd_plan_arm": lambda: barrier.arm(),
+        }
+        for name, call in calls.items():
+            with failing(epd.Unsupported, name, "CUDA backend"):
+                call()
+        barrier()
+        barrier.check()
+
+    in_group(socket, 1, body)
+
+
+def test_a_failed_step_is_found_by_check_once(socket):
+    def body(group):
+        idx, x = group.alloc((1, 2), "i32"), group.alloc((1, 8))
+        idx[...] = (0, 99)
+        dispatch = group.dispatch(x=x, topk_idx=idx, recv_x=group.alloc((group.info.capacity_rows, 8)))
+        dispatch.launch()
+        for _ in range(1000):
+            try:
+                dispatch.check()
+            except epd.BadRouting as error:
+                assert error.rank == 0 and "99" in str(error)
+                break
+            time.sleep(0.01)
+        else:
+            raise AssertionError("a bad routing was not told")
+        dispatch.check()
+        dispatch.wait()
+
+    in_group(socket, 1, body, **SIZES)

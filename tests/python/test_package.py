@@ -36,7 +36,8 @@ def test_a_wheel_builds_with_every_module_and_the_type_marker(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"epd-{epd.__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
-    want = {f"epd/{path.name}" for path in (CLIENT / "python" / "epd").iterdir() if path.suffix in (".py", ".typed")}
+    package = CLIENT / "python" / "epd"
+    want = {f"epd/{path.relative_to(package)}" for path in package.rglob("*") if path.suffix in (".py", ".typed")}
     assert want <= names and "epd/py.typed" in names
     assert {name.split("/")[0] for name in names} == {"epd", f"epd-{epd.__version__}.dist-info"}
     # and works from there, with nothing else of the tree

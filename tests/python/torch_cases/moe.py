@@ -238,6 +238,7 @@ def buffers_are_used_and_their_contract_is_checked(rank: Rank) -> None:
             "x: shape": (inputs.x[rank.rank][:, 1:], inputs.idx[rank.rank]),
             "x: dtype": (inputs.x[rank.rank].double(), inputs.idx[rank.rank]),
             "topk_idx: shape": (inputs.x[rank.rank], inputs.idx[rank.rank][1:]),
+            "topk_idx: device": (inputs.x[rank.rank], inputs.idx[rank.rank].to("meta")),
             "topk_idx: dtype": (inputs.x[rank.rank], inputs.idx[rank.rank].float()),
             "at most": (inputs.x[rank.rank].repeat(10, 1), inputs.idx[rank.rank].repeat(10, 1)),
         }.items():

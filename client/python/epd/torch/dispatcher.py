@@ -163,7 +163,7 @@ class Dispatcher:
         """x [T, H]; topk_idx [T, K] i32 or i64, -1 = not routed; topk_weights [T, K], None: ones. Collective."""
         sizes = self.group.sizes
         check.tokens(x, "x", sizes.hidden, sizes.max_tokens, sizes.dtype, self.group.device)
-        check.routing(topk_idx, topk_weights, x.shape[0], sizes.top_k)
+        check.routing(topk_idx, topk_weights, x.shape[0], sizes.top_k, self.group.device)
         lease = self._pool.lease()
         slot: Any = lease.context()
         slot.reserved |= self.group.is_capturing()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes as c
 import dataclasses
 import os
 import threading
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import client as epd_client
-from .. import structs
 from ..driver import uuid_of
 from ..errors import InvalidDevice
 from ..group import Group as PlainGroup
@@ -55,8 +53,6 @@ class Staging:
         self.topk_weights = memory.empty((n, k), torch.float32)
         self.d_weights = memory.empty((n, k), torch.float32)
         self._n = n
-        self.forward_copies = Copies(4)
-        self.backward_copies = Copies(3)
         self._views = self._all = (self.tokens_in, self.tokens_out, self.topk_idx, self.topk_weights, self.d_weights)
 
     def views(self, n_tokens: int) -> tuple[torch.Tensor, ...]:
@@ -65,21 +61,6 @@ class Staging:
             self._views = tuple(tensor[:n_tokens] for tensor in self._all)
             self._n = n_tokens
         return self._views
-
-
-class Copies:
-    """Copies around a launch, for :meth:`epd.Plan.step`: an array of ``struct epd_copy``, filled anew for each step."""
-
-    def __init__(self, n: int) -> None:
-        self._words = (c.c_uint64 * (3 * n))()  # of each: to, from, bytes
-        self.array = c.cast(self._words, c.POINTER(structs.epd_copy))
-
-    def set(self, i: int, to: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy i moves all of source, which is contiguous and like to."""
-        words = self._words
-        words[3 * i] = to.data_ptr()
-        words[3 * i + 1] = source.data_ptr()
-        words[3 * i + 2] = source.numel() * source.element_size()
 
 
 class Group:
@@ -140,22 +121,21 @@ class Group:
         """One step of a plan, in the order of the current stream. Raises how an earlier step of it has failed."""
         self._launcher(plan)
 
-    def follow(self) -> int | None:
+    def follow(self) -> None:
         """Lets the current stream wait for the group's last stream, where that is another one: staging is shared.
 
-        While a graph is captured the order of its own streams counts, and its replays come here. Returns the stream as a
-        number, None while a graph is captured and on the host backend.
+        While a graph is captured the order of its own streams counts, and its replays come here.
         """
         if self.device.type != "cuda":
-            return None
+            return
         graph, raw = capturing_graph(), raw_stream(self.device.index)
         streams = self._last_streams if graph is None else graph.last_streams
         last = streams.get(self)
-        if last is None or last.cuda_stream != raw:
-            streams[self] = torch.cuda.current_stream(self.device)
-            if last is not None:
-                streams[self].wait_stream(last)
-        return raw if graph is None else None
+        if last is not None and last.cuda_stream == raw:
+            return
+        streams[self] = torch.cuda.current_stream(self.device)
+        if last is not None:
+            streams[self].wait_stream(last)
 
     def activate(self) -> None:
         """Makes the GPU's context current on this thread, which may be one of autograd's: addresses are looked up in it."""

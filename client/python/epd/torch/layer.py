@@ -123,12 +123,21 @@ class Layer:
     ) -> tuple[torch.Tensor | None, torch.Tensor, Gradients | None]:
         """dx, d_weights [T, K] f32 and fresh weight gradients, where these are not added to main_grad or delayed."""
         context = lease.context()
+        n_tokens = dout.shape[0]
         wanted = wanted_gradients(weights)
         into = None if self.delay_wgrad else main_gradients(weights, wanted)
         if not any(wanted):
             into = Gradients()
         plan = context.backward(into, wants_dx)
-        dx, d_weights = self._step_backward(plan, dout, wants_dx, grad_input)
+        tokens_in, tokens_out, _, _, d_weights = self.group.staging.views(n_tokens)
+        self.group.follow()
+        tokens_in.copy_(dout)
+        self.group.launch(plan)
+        dx = None
+        if wants_dx:
+            dx = torch.empty_like(tokens_out) if grad_input is None else grad_input.detach()
+            dx.copy_(tokens_out)
+        d_weights = d_weights.clone()
         if into is not None:
             lease.end()
             return dx, d_weights, None
@@ -182,44 +191,18 @@ class Layer:
         out: torch.Tensor | None,
     ) -> torch.Tensor:
         tokens_in, tokens_out, idx, probs, _ = staging.views(x.shape[0])
-        stream = self.group.follow()
-        # An alias, for autograd makes its result a part of the graph, and the caller's buffer must not become one.
-        result = torch.empty_like(tokens_out) if out is None else out.detach()
-        if stream is not None and topk_weights is not None and _are_plain(x, topk_idx, topk_weights):
-            copies = staging.forward_copies
-            copies.set(0, tokens_in, x)
-            copies.set(1, idx, topk_idx)
-            copies.set(2, probs, topk_weights)
-            copies.set(3, result, tokens_out)
-            plan.step(stream, copies.array, 3, 1)
-            return _written(result) if out is not None else result
+        self.group.follow()
         if x.data_ptr() != tokens_in.data_ptr():
             tokens_in.copy_(x)
         idx.copy_(topk_idx)
-        probs.fill_(1) if topk_weights is None else probs.copy_(topk_weights)
+        if topk_weights is None:
+            probs.fill_(1)
+        else:
+            probs.copy_(topk_weights)
         self.group.launch(plan)
+        # An alias, for autograd makes its result a part of the graph, and the caller's buffer must not become one.
+        result = torch.empty_like(tokens_out) if out is None else out.detach()
         return result.copy_(tokens_out)
-
-    def _step_backward(
-        self, plan: Plan, dout: torch.Tensor, wants_dx: bool, grad_input: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        staging = self.group.staging
-        tokens_in, tokens_out, _, _, place = staging.views(dout.shape[0])
-        stream = self.group.follow()
-        d_weights, dx = torch.empty_like(place), None
-        if wants_dx:
-            dx = torch.empty_like(tokens_out) if grad_input is None else grad_input.detach()
-        if stream is not None and dout.is_contiguous() and dout.dtype == tokens_in.dtype:
-            copies = staging.backward_copies
-            copies.set(0, tokens_in, dout)
-            copies.set(1, d_weights, place)
-            if dx is not None:
-                copies.set(2, dx, tokens_out)
-            plan.step(stream, copies.array, 1, 1 + (dx is not None))
-            return dx if dx is None or grad_input is None else _written(dx), d_weights
-        tokens_in.copy_(dout)
-        self.group.launch(plan)
-        return None if dx is None else dx.copy_(tokens_out), d_weights.copy_(place)
 
     def _fresh_gradients(self, lease: Lease, plan: Plan, weights: Weights, wanted: tuple[bool, ...]) -> Gradients:
         def like(tensor: torch.Tensor) -> torch.Tensor:
@@ -253,23 +236,6 @@ class Layer:
             check.buffer(out, "out", shape, sizes.dtype, device)
         if grad_input is not None:
             check.buffer(grad_input, "grad_input", shape, sizes.dtype, device)
-
-
-def _are_plain(x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor) -> bool:
-    """Whether bytes can be copied as they are, without PyTorch's conversions."""
-    return (
-        x.is_contiguous()
-        and topk_idx.dtype == torch.int64
-        and topk_idx.is_contiguous()
-        and topk_weights.dtype == torch.float32
-        and topk_weights.is_contiguous()
-    )
-
-
-def _written(tensor: torch.Tensor) -> torch.Tensor:
-    """Tells autograd that a tensor of the caller was written."""
-    torch.autograd.graph.increment_version(tensor)
-    return tensor
 
 
 def wanted_gradients(weights: Weights) -> tuple[bool, bool, bool, bool]:
