@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="no PyTorch")
 from torch_cases import adapters, grouped, moe  # noqa: E402
 from torch_cases.rank import Rank  # noqa: E402
 
-CASES = moe.CASES + grouped.CASES + adapters.CASES
+CASES = moe.CASES + moe.HOST_CASES + grouped.CASES + adapters.CASES
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import epd
 import epd.torch
@@ -289,6 +290,26 @@ def a_bad_routing_is_told_and_the_group_goes_on(rank: Rank) -> None:
         compare(step(module, inputs, rank), module, oracle.run(inputs, rank.rank), rank)
 
 
+def files_and_mappings_are_flat_over_many_steps(rank: Rank) -> None:
+    inputs = sized(70, rank, [8] * rank.world)
+
+    def counted() -> tuple[int, int]:
+        gc.collect()
+        with open("/proc/self/maps") as maps:
+            return len(os.listdir("/proc/self/fd")), sum(1 for _ in maps)
+
+    with rank.group(**SIZES) as group:
+        module = epd.torch.MoE(group)
+        load(module, inputs, rank)
+        before = (0, 0)
+        for i in range(120):
+            step(module, inputs, rank)
+            if i == 40:
+                before = counted()
+        after = counted()
+        assert after[0] <= before[0] + 4 and after[1] <= before[1] + 40, (before, after)
+
+
 CASES = [
     gradients_equal_the_reference,
     several_dimensions_and_no_weights_are_taken,
@@ -301,3 +322,4 @@ CASES = [
     parts_and_frozen_weights_are_taken,
     a_bad_routing_is_told_and_the_group_goes_on,
 ]
+HOST_CASES = [files_and_mappings_are_flat_over_many_steps]
