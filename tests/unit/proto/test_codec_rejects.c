@@ -287,8 +287,8 @@ START_TEST(control_requests_are_checked)
 {
     static struct bench bench;
 
-    REFUSED(MESSAGE_CONTROL, m->control.verb = 0, "control verb: given 0, want 1..9");
-    REFUSED(MESSAGE_CONTROL, m->control.verb = 10, "control verb: given 10, want 1..9");
+    REFUSED(MESSAGE_CONTROL, m->control.verb = 0, "control verb: given 0, want 1..10");
+    REFUSED(MESSAGE_CONTROL, m->control.verb = 11, "control verb: given 11, want 1..10");
     REFUSED(MESSAGE_CONTROL, m->control.session_id = 0, "control session_id: given 0, want an id");
     REFUSED(MESSAGE_CONTROL, m->control.verb = CONTROL_STATS,
             "control session_id 17 and reason: given, but only evict takes them");
