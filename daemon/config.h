@@ -66,6 +66,7 @@ struct config {
     /* [cuda] */
     char gemm_engine[CONFIG_TEXT_BYTES];
     uint64_t comm_blocks;
+    uint64_t graphs;
     /* [fabric] */
     uint64_t nodes;
     char node_rank[CONFIG_TEXT_BYTES];

@@ -90,6 +90,9 @@ static const struct config_key keys[] = {
      "grouped GEMM engine (empty: the best)"},
     {"cuda", "comm_blocks", CONFIG_COUNT, AT(comm_blocks), "0", 0, 1024, NULL, 0,
      "thread blocks for communication (0: the kernels' default)"},
+    {"cuda", "graphs", CONFIG_COUNT, AT(graphs), "0", 0, 1, NULL, 0,
+     "1: moe_forward and moe_backward plans are replayed as CUDA graphs while their number of tokens stays "
+     "the same"},
 
     {"fabric", "nodes", CONFIG_COUNT, AT(nodes), "0", 0, EPD_MAX_NODES, NULL, 0,
      "nodes whose daemons are joined (0: what NNODES or SLURM_NNODES says if there is a secret_file, else "

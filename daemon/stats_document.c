@@ -94,7 +94,7 @@ static json_t *histogram_document(const struct histogram *histogram)
     return object;
 }
 
-static json_t *op_document(const struct stats_op *op, enum epd_op kind)
+static json_t *op_document(const struct stats_op *op, enum epd_op kind, const char *phases_name)
 {
     json_t *object = json_object(), *phases = json_object();
     set(object, "op", json_string(op_name(kind)));
@@ -111,16 +111,17 @@ static json_t *op_document(const struct stats_op *op, enum epd_op kind)
     for (int phase = 1; phase < EPD_PHASE_COUNT; phase++)
         if (op->phase_ns[phase])
             set(phases, phase_name((enum epd_phase)phase), number(op->phase_ns[phase]));
-    set(object, "phase_ns", phases);
+    set(object, phases_name, phases);
     return object;
 }
 
-static json_t *ops_document(const struct stats *stats)
+/* On a device that works by itself only the submission of a phase is timed on the host, and is called so. */
+static json_t *ops_document(const struct stats *stats, const char *phases_name)
 {
     json_t *list = json_array();
     for (int op = 1; op < EPD_OP_COUNT; op++)
         if (stats->ops[op].launches)
-            (void)json_array_append_new(list, op_document(&stats->ops[op], (enum epd_op)op));
+            (void)json_array_append_new(list, op_document(&stats->ops[op], (enum epd_op)op, phases_name));
     return list;
 }
 
@@ -198,7 +199,8 @@ void stats_fill_document(struct worker *worker, json_t *document)
     set(document, "sessions", sessions_document(worker));
     set(document, "requests", requests_document(stats));
     set(document, "errors", statuses_document(stats->errors));
-    set(document, "ops", ops_document(stats));
+    set(document, "ops",
+        ops_document(stats, node_backend(worker->node) == EPD_BACKEND_CUDA ? "submit_ns" : "phase_ns"));
     set(document, "failed_launches", statuses_document(stats->failed_launches));
     set(document, "groups", groups_document(worker));
     set(document, "limits_hit", stats_limits_document(worker));

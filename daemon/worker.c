@@ -262,6 +262,7 @@ static enum epd_status open_node(struct worker *worker, struct epd_error *error)
         .heap_limit_bytes = config->heap_per_device,
         .gemm_engine = config->gemm_engine[0] ? config->gemm_engine : NULL,
         .comm_blocks = (uint32_t)config->comm_blocks,
+        .graphs = config->graphs != 0,
         .notify = notify_loop,
         .notify_arg = &worker->notify,
     };

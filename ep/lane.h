@@ -2,8 +2,8 @@
  *
  * A job is run on the lane thread, then polled there until it has ended, then completed on the loop thread.
  * Jobs run in the order they were given, one at a time; a job that needs polling holds up neither the next
- * one's run nor its end: it may be waiting for a client that waits for the other. What guarantees that lanes
- * never wait for each other in opposite orders is said in node.h. */
+ * one's run nor its end: it may be waiting for a client that waits for the other. What guarantees that neither
+ * lanes nor the queues they fill wait for each other in opposite orders is said in node.h. */
 #ifndef EPD_EP_LANE_H
 #define EPD_EP_LANE_H
 

@@ -7,7 +7,13 @@
  *
  * Order: one lane is one FIFO. The loop thread submits a step to all its lanes in one go, so any two steps reach all lanes
  * in the same order, and a lane that waits for another inside a step waits for work that is already ahead of it there:
- * no two groups can wait for each other in opposite orders. */
+ * no two groups can wait for each other in opposite orders.
+ *
+ * On devices that work by themselves two groups may stand in opposite orders, for their clients come when they like. What
+ * keeps them from waiting for each other: each has a queue of its own on every device, and no two queues share a hardware
+ * channel, so one that waits for a client holds up no other; no kernel that waits for another device begins before the
+ * clients of all its ranks have come (step_lane.c); and such kernels of all groups of a device fit on it together, with
+ * room to spare for the others' (team.c), so each of them runs whatever else waits. */
 #ifndef EPD_EP_NODE_H
 #define EPD_EP_NODE_H
 
@@ -25,7 +31,7 @@ struct node_config {
     uint64_t heap_limit_bytes; /* of owned memory per device; 0 = no limit */
     const char *gemm_engine;   /* NULL = best; a name that is absent fails node_open */
     uint32_t comm_blocks;      /* CUDA: blocks for communication; 0 = default */
-    int graphs;                /* CUDA: replay plans as graphs where steps are alike */
+    int graphs;                /* CUDA: plans are replayed as graphs where steps are alike */
     void (*notify)(void *arg);
     void *notify_arg;
 };

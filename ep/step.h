@@ -18,6 +18,7 @@ struct step_rank_result {
     /* payload moved between two buffers for no other reason: 0 on every zero-copy path */
     uint64_t copied_bytes;
     uint64_t flops; /* of the grouped GEMMs */
+    /* Where work goes on later: the time its submission took, of a replayed graph all of it in the first phase. */
     uint64_t phase_ns[EPD_PHASE_COUNT];
     uint64_t end_ns; /* CLOCK_MONOTONIC when done was set */
 };
