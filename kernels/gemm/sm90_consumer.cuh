@@ -1,4 +1,4 @@
-/* The two warpgroups of a block that multiply: a tile's products, then its epilogue. */
+/* The two warpgroups of a block that multiply (TN, NN): a tile's products, then its epilogue. */
 #ifndef EPD_KERNELS_GEMM_SM90_CONSUMER_CUH
 #define EPD_KERNELS_GEMM_SM90_CONSUMER_CUH
 
@@ -55,65 +55,6 @@ __device__ __forceinline__ void finish_tokens(const sm90_args &args, epilogue_pl
     }
 }
 
-/* All eight columns of the product with ones are the same: the first lane of four stores. */
-__device__ __forceinline__ void store_dbias(const sm90_args &args, const epilogue_place &at, int group,
-                                            float low, float high)
-{
-    for (uint32_t i = 0; i < 2; i++) {
-        uint32_t outer = at.outer_first + at.warp * 16 + i * 8 + (at.lane >> 2);
-        if ((at.lane & 3) != 0 || outer >= args.outer)
-            continue;
-        size_t element = static_cast<size_t>(group) * args.outer + outer;
-        float old = args.accumulate ? load_any(args.dbias, args.dtype_bias, element) : 0.0f;
-        store_any(args.dbias, args.dtype_bias, element, old + (i ? high : low));
-    }
-}
-
-/* The matrix of the tile's group. */
-__device__ __forceinline__ void *group_matrix(const sm90_args &args, int group)
-{
-    size_t group_bytes = static_cast<size_t>(args.outer) * args.inner * (args.dtype_c == EPD_F32 ? 4 : 2);
-    return args.c_parts ? args.c_parts[group] : static_cast<uint8_t *>(args.c_data) + group * group_bytes;
-}
-
-__device__ __forceinline__ void finish_columns(const sm90_args &args, epilogue_place &at, const tile &now,
-                                               float (&d)[128])
-{
-    uint32_t inner_first = (now.place >> 16) * args.tile_inner;
-    const CUtensorMap *map = args.c_parts_map ? args.c_parts_map + now.group : &args.c;
-    int group = args.c_parts_map ? 0 : now.group;
-    if (args.c_parts_map)
-        acquire_map(map);
-    if (args.dtype_c == EPD_F32)
-        store_columns_f32(args, at, map, group, inner_first, d);
-    else if (args.accumulate && args.dtype_c == EPD_F16)
-        add_columns<true>(args, at, group_matrix(args, now.group), inner_first, d);
-    else if (args.accumulate)
-        add_columns<false>(args, at, group_matrix(args, now.group), inner_first, d);
-    else if (args.dtype_c == EPD_F16)
-        store_columns<true>(args, at, map, group, inner_first, d);
-    else
-        store_columns<false>(args, at, map, group, inner_first, d);
-}
-
-/* One tile of NT; the tile after the last column is the sum of dY's rows. */
-template <class Op>
-__device__ __forceinline__ void finish_group(consumer &with, epilogue_place &at, const tile &now,
-                                             float (&d)[128])
-{
-    const sm90_args &args = with.args;
-    uint32_t inner_first = (now.place >> 16) * args.tile_inner;
-    if (inner_first >= args.inner) {
-        with.multiply<Op, 8, true>(now.rows, d);
-        store_dbias(args, at, now.group, now.rows ? d[0] : 0.0f, now.rows ? d[2] : 0.0f);
-    } else if (now.rows == 0) {
-        store_zeros(args, at, group_matrix(args, now.group), inner_first);
-    } else {
-        multiply_columns<Op>(with, now.rows, d);
-        finish_columns(args, at, now, d);
-    }
-}
-
 template <class Op> __device__ void consume(const sm90_args &args, const shared_layout &shared)
 {
     consumer with(args, shared);
@@ -140,15 +81,13 @@ template <class Op> __device__ void consume(const sm90_args &args, const shared_
         if constexpr (Op::BACKWARD) {
             multiply_tokens<Op>(with, now.rows, d);
             finish_backward<Op>(with, at, d);
-        } else if constexpr (Op::TOKENS_INNER) {
+        } else {
             row_pair bias = load_bias<Op>(args, at, now.group);
             multiply_tokens<Op>(with, now.rows, d);
             if (args.row_weights)
                 finish_tokens<Op, true>(args, at, bias, d);
             else
                 finish_tokens<Op, false>(args, at, bias, d);
-        } else {
-            finish_group<Op>(with, at, now, d);
         }
     }
     store_wait_read<0>();

@@ -337,6 +337,18 @@ __device__ __forceinline__ void store_act(const sm90_args &args, const epilogue_
                        load_shared(staged_64(at.staging, row, piece)));
 }
 
+/* Read where it is used: what the compiler makes of threadIdx it keeps in registers, and NT has none to spare. */
+__device__ __forceinline__ epilogue_place place_now(const sm90_args &args, uint32_t stages)
+{
+    uint32_t idx = thread_idx();
+    epilogue_place at;
+    at.staging = stages + args.n_stages * args.stage_bytes + idx / 128 * STAGING_BYTES;
+    at.barrier = 1 + idx / 128;
+    at.warp = idx / 32 & 3;
+    at.lane = idx & 31;
+    return at;
+}
+
 /* NT needs no other warp: each has a buffer of two boxes of 16 rows of 128 bytes, and lanes 0 and 1 copy a box each. */
 __device__ __forceinline__ uint32_t warp_round_begin(const epilogue_place &at)
 {
@@ -353,34 +365,55 @@ __device__ __forceinline__ void warp_round_written()
     __syncwarp();
 }
 
-/* NT to 16 bits, overwriting: D and memory are both [outer, inner]; 128 columns a round, the copies clip at the matrix. */
-template <bool HALF>
-__device__ __forceinline__ void store_columns(const sm90_args &args, const epilogue_place &at,
-                                              const CUtensorMap *map, int group, uint32_t inner_first,
-                                              float (&d)[128])
-{
-    uint32_t outer = at.outer_first + at.warp * 16;
+/* NT to 16 bits, overwriting: D and memory are both [outer, inner]; 128 columns a round, the copies clip at the matrix.
+ * Results are rounded at the tile's end and leave while the tensor cores work on the next tile, half of them at a time: a
+ * tile of NT may be as short as its group, and its epilogue a fifth of it. (For TN and NN this gained nothing: there power
+ * decides, and they have no registers for it.) */
+struct late_columns {
+    uint32_t v[64];
+    uint32_t inner_first, outer, group;
+    uint32_t n_left = 0; /* halves */
+
+    template <bool HALF>
+    __device__ __forceinline__ void keep(const epilogue_place &at, int group_, uint32_t inner_first_,
+                                         float (&d)[128])
+    {
 #pragma unroll
-    for (uint32_t first = 0; first < SM90_INNER_MAX; first += 128) {
-        if (first >= args.tile_inner)
-            break;
-        uint32_t v[32];
-#pragma unroll
-        for (uint32_t i = 0; i < 32; i++)
-            v[i] = pack<HALF>(d[first / 2 + i * 2], d[first / 2 + i * 2 + 1]);
-        uint32_t buffer = warp_round_begin(at);
+        for (uint32_t i = 0; i < 64; i++)
+            v[i] = pack<HALF>(d[i * 2], d[i * 2 + 1]);
+        inner_first = inner_first_;
+        outer = at.outer_first + at.warp * 16;
+        group = group_;
+        n_left = 2;
+    }
+
+    template <uint32_t ROUND>
+    __device__ __forceinline__ void store(const sm90_args &args, const epilogue_place &at) const
+    {
+        uint32_t buffer = warp_round_begin(at), first = ROUND * 128;
 #pragma unroll
         for (uint32_t pair = 0; pair < 8; pair++) {
-            uint32_t row = at.lane & 15, piece = pair % 4 * 2 + (at.lane >> 4), *four = v + pair * 4;
+            uint32_t row = at.lane & 15, piece = pair % 4 * 2 + (at.lane >> 4);
+            const uint32_t *four = v + ROUND * 32 + pair * 4;
             store_matrix(staged(buffer + pair / 4 * BOX_BYTES, row, piece), four[0], four[1], four[2],
                          four[3]);
         }
         warp_round_written();
         if (at.lane < 2 && outer < args.outer && first + at.lane * 64 < args.tile_inner)
-            store_3d(map, buffer + at.lane * BOX_BYTES, inner_first + first + at.lane * 64, outer, group);
+            store_3d(args.c_parts_map ? args.c_parts_map + group : &args.c, buffer + at.lane * BOX_BYTES,
+                     inner_first + first + at.lane * 64, outer, args.c_parts_map ? 0 : group);
         store_commit();
     }
-}
+
+    __device__ __forceinline__ void step(const sm90_args &args, const epilogue_place &at)
+    {
+        if (n_left == 2)
+            store<0>(args, at);
+        else if (n_left == 1)
+            store<1>(args, at);
+        n_left -= n_left != 0;
+    }
+};
 
 /* NT to fp32, overwriting or adding: 64 columns a round. */
 __device__ __forceinline__ void store_columns_f32(const sm90_args &args, const epilogue_place &at,

@@ -12,6 +12,7 @@
 #define EPD_KERNELS_GEMM_SM90_KERNEL_CUH
 
 #include "kernels/gemm/sm90_consumer.cuh"
+#include "kernels/gemm/sm90_groups.cuh"
 #include "kernels/gemm/sm90_pipeline.cuh"
 
 namespace sm90 {
@@ -100,7 +101,7 @@ __device__ __forceinline__ void produce_preact(const sm90_args &args, const shar
 
 template <class Op> __device__ void produce(const sm90_args &args, const shared_layout &shared)
 {
-    tile_reader tiles(shared.box);
+    typename reader_of<Op>::type tiles(shared.box);
     uint32_t rank = cluster_rank(), full = smem_address(shared.box->full),
              empty = smem_address(shared.box->empty);
     uint32_t box_bytes = (Op::TOKENS_INNER ? args.box_rows : 64) * SM90_STEP * 2;
@@ -167,7 +168,10 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(N_THREADS, 1)
         __syncwarp();
     } else {
         registers_raise<232>();
-        consume<Op>(args, shared);
+        if constexpr (Op::TOKENS_INNER)
+            consume<Op>(args, shared);
+        else
+            consume_groups<Op>(args, shared);
     }
     /* Nobody leaves while the other block may still copy to it or tell it something. */
     cluster_sync();

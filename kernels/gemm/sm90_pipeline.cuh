@@ -2,6 +2,8 @@
 #ifndef EPD_KERNELS_GEMM_SM90_PIPELINE_CUH
 #define EPD_KERNELS_GEMM_SM90_PIPELINE_CUH
 
+#include <stddef.h>
+
 #include "kernels/gemm/sm90_epilogue.cuh"
 #include "kernels/gemm/sm90_schedule.cuh"
 
@@ -85,6 +87,44 @@ struct tile_reader {
     {
         n_read++;
     }
+};
+
+/* The same in two registers, for NT, which has none to spare. */
+struct lean_reader {
+    uint32_t box; /* shared address of the mailbox */
+    uint32_t n_read = 0;
+
+    __device__ lean_reader(mailbox *box_) : box(smem_address(box_))
+    {
+    }
+
+    __device__ tile wait() const
+    {
+        uint32_t slot = n_read % N_SLOTS;
+        barrier_wait(box + offsetof(mailbox, tile_full) + slot * 8, n_read / N_SLOTS & 1);
+        uint4 posted = load_shared(box + offsetof(mailbox, tiles) + slot * 16);
+        return {static_cast<int>(posted.x), static_cast<int>(posted.y), static_cast<int>(posted.z),
+                static_cast<int>(posted.w)};
+    }
+
+    /* By one thread for each reader. */
+    __device__ void release()
+    {
+        barrier_arrive_peer(peer_address(box + offsetof(mailbox, tile_empty) + n_read % N_SLOTS * 8, 0));
+    }
+
+    __device__ void advance()
+    {
+        n_read++;
+    }
+};
+
+template <class Op, bool LEAN = !Op::TOKENS_INNER> struct reader_of {
+    using type = tile_reader;
+};
+
+template <class Op> struct reader_of<Op, true> {
+    using type = lean_reader;
 };
 
 } // namespace sm90

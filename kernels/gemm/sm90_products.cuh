@@ -7,6 +7,13 @@
 
 namespace sm90 {
 
+/* What a product does besides: TN and NN nothing. */
+struct nothing_late {
+    __device__ __forceinline__ void operator()() const
+    {
+    }
+};
+
 /* One warpgroup's view of the ring. */
 struct consumer {
     const sm90_args &args;
@@ -61,9 +68,10 @@ struct consumer {
             wgmma<N, Op::F16, Op::A_OUTER_MAJOR, Op::B_OUTER_MAJOR>::run(d, a, b, keep);
     }
 
-    /* d = sum over the reduction, `length` elements of it (TN, NN: the copy engine fills the last step with zeros). */
-    template <class Op, int N, bool SUM>
-    __device__ __forceinline__ void multiply(uint32_t length, float (&d)[128])
+    /* d = sum over the reduction, `length` elements of it (TN, NN: the copy engine fills the last step with zeros). late() is
+     * called once a step, when the step's products are on their way. */
+    template <class Op, int N, bool SUM, class Late>
+    __device__ __forceinline__ void multiply(uint32_t length, float (&d)[128], Late late)
     {
         constexpr uint64_t A_PART = descriptor_step<Op::A_OUTER_MAJOR>(),
                            B_PART = descriptor_step<Op::B_OUTER_MAJOR>();
@@ -79,6 +87,7 @@ struct consumer {
             for (uint32_t part = 0; part < 4; part++)
                 multiply_part<Op, N, SUM>(a + part * A_PART, b + part * B_PART, step | part, d);
             wgmma_commit();
+            late();
             wgmma_wait<1>();
             if (step > 0)
                 release(before);
@@ -112,7 +121,7 @@ __device__ __forceinline__ void multiply_tokens(consumer &with, uint32_t rows, f
 {
 #define CASE(blocks)                                                                                         \
     case blocks:                                                                                             \
-        with.multiply<Op, (blocks)*8, false>(with.args.reduction, d);                                        \
+        with.multiply<Op, (blocks)*8, false>(with.args.reduction, d, nothing_late());                        \
         break
 #define CASES(first)                                                                                         \
     CASE(first);                                                                                             \
@@ -135,21 +144,21 @@ __device__ __forceinline__ void multiply_tokens(consumer &with, uint32_t rows, f
 #undef CASE
 }
 
-template <class Op>
-__device__ __forceinline__ void multiply_columns(consumer &with, uint32_t rows, float (&d)[128])
+template <class Op, class Late>
+__device__ __forceinline__ void multiply_columns(consumer &with, uint32_t rows, float (&d)[128], Late late)
 {
     switch (with.args.tile_inner) {
     case 64:
-        with.multiply<Op, 64, false>(rows, d);
+        with.multiply<Op, 64, false>(rows, d, late);
         break;
     case 128:
-        with.multiply<Op, 128, false>(rows, d);
+        with.multiply<Op, 128, false>(rows, d, late);
         break;
     case 192:
-        with.multiply<Op, 192, false>(rows, d);
+        with.multiply<Op, 192, false>(rows, d, late);
         break;
     default:
-        with.multiply<Op, 256, false>(rows, d);
+        with.multiply<Op, 256, false>(rows, d, late);
         break;
     }
 }

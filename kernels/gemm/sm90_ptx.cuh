@@ -13,6 +13,13 @@ __device__ __forceinline__ uint32_t smem_address(const void *pointer)
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+__device__ __forceinline__ uint32_t thread_idx()
+{
+    uint32_t idx;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(idx));
+    return idx;
+}
+
 __device__ __forceinline__ uint32_t cluster_rank()
 {
     uint32_t rank;
