@@ -1,0 +1,93 @@
+#include "daemon/fabric_dial.h"
+
+#include <stdio.h>
+
+#include "daemon/clock.h"
+#include "daemon/worker.h"
+
+static void on_connection(uv_stream_t *server, int status)
+{
+    struct fabric *fabric = server->data;
+    struct epd_error error = {0};
+    struct fabric_link *link = NULL;
+    size_t place = 0;
+    while (place < FABRIC_MAX_STRANGERS && fabric->strangers[place])
+        place++;
+    if (status < 0)
+        return;
+    if (fabric_link_accept(&fabric->owner, server, &link, &error) != EPD_OK) {
+        (void)log_limited(fabric->worker->log, LOG_WARN, "fabric_accept", clock_ns(), "%s", error.text);
+        return;
+    }
+    if (place == FABRIC_MAX_STRANGERS) {
+        (void)error_set(&error, EPD_QUOTA, "%d connections have yet to show the secret",
+                        FABRIC_MAX_STRANGERS);
+        fabric_link_close(link, &error);
+        return;
+    }
+    fabric->strangers[place] = link;
+}
+
+static int connecting(const struct fabric *fabric)
+{
+    return fabric->looking_up || fabric->strangers[0] || fabric->nodes[0].link;
+}
+
+static void retry_later(struct fabric *fabric, const char *why)
+{
+    (void)snprintf(fabric->last_error, sizeof(fabric->last_error), "%.100s: %.100s", fabric->config.host,
+                   why);
+    fabric->retry_ms =
+        fabric->retry_ms * 2 < FABRIC_RETRY_MAX_MS ? fabric->retry_ms * 2 : FABRIC_RETRY_MAX_MS;
+    fabric->retry_at_ns = clock_ns() + clock_ms_to_ns(fabric->retry_ms);
+}
+
+static void on_address(uv_getaddrinfo_t *lookup, int status, struct addrinfo *found)
+{
+    struct fabric *fabric = lookup->data;
+    struct epd_error error = {0};
+    fabric->looking_up = 0;
+    if (status < 0)
+        retry_later(fabric, uv_strerror(status));
+    else if (!fabric->stopped &&
+             fabric_link_connect(&fabric->owner, found->ai_addr, &fabric->strangers[0], &error) != EPD_OK)
+        retry_later(fabric, error.text);
+    uv_freeaddrinfo(found);
+}
+
+void fabric_dial(struct fabric *fabric, uint64_t now_ns)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    if (connecting(fabric) || now_ns < fabric->retry_at_ns)
+        return;
+    retry_later(fabric, fabric->last_error[0] ? "trying" : "first try");
+    fabric->looking_up = 1;
+    const int failed = uv_getaddrinfo(&fabric->worker->loop, &fabric->lookup, on_address, fabric->config.host,
+                                      fabric->config.port, &hints);
+    if (failed) {
+        fabric->looking_up = 0;
+        retry_later(fabric, uv_strerror(failed));
+    }
+}
+
+enum epd_status fabric_listen(struct fabric *fabric, struct epd_error *error)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    const char *host = fabric->config.host, *port = fabric->config.port;
+    uv_loop_t *loop = &fabric->worker->loop;
+    int failed = uv_getaddrinfo(loop, &fabric->lookup, NULL, host, port, &hints);
+    if (failed)
+        return error_set(error, EPD_INVALID_ARGUMENT, "fabric rendezvous %.150s:%s: %s", host, port,
+                         uv_strerror(failed));
+    struct addrinfo *found = fabric->lookup.addrinfo;
+    (void)uv_tcp_init(loop, &fabric->server);
+    fabric->server.data = fabric;
+    failed = uv_tcp_bind(&fabric->server, found->ai_addr, 0);
+    if (!failed)
+        failed = uv_listen((uv_stream_t *)&fabric->server, FABRIC_MAX_STRANGERS, on_connection);
+    uv_freeaddrinfo(found);
+    if (failed)
+        return error_set(error, EPD_SYSTEM, "fabric rendezvous %.150s:%s: %s", host, port,
+                         uv_strerror(failed));
+    return EPD_OK;
+}
