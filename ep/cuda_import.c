@@ -48,20 +48,6 @@ static struct backend_import import_at(const struct memory_request *request, str
 
 /* ---- cudaMalloc ---- */
 
-/* A client may say that its memory lies here and send the handle of another GPU's. */
-static enum epd_status ipc_check_owner(const struct cuda_imports *imports, const void *opened,
-                                       struct epd_error *error)
-{
-    struct cudaPointerAttributes attributes;
-    if (cuda_runtime_check(cudaPointerGetAttributes(&attributes, opened), "imported memory", error))
-        return error->status;
-    if (attributes.device != imports->heap->ordinal)
-        return error_set(error, EPD_INVALID_DEVICE,
-                         "imported memory: the IPC handle is of memory on GPU %d, want GPU %d",
-                         attributes.device, imports->heap->ordinal);
-    return EPD_OK;
-}
-
 static enum epd_status ipc_open(struct cuda_imports *imports, const struct memory_request *request,
                                 CUdeviceptr *base, size_t *size, struct epd_error *error)
 {
@@ -79,8 +65,7 @@ static enum epd_status ipc_open(struct cuda_imports *imports, const struct memor
                          cudaGetErrorString(result));
     }
     *base = (CUdeviceptr)(uintptr_t)opened;
-    if (ipc_check_owner(imports, opened, error) ||
-        cuda_driver_check(driver, driver->cuMemGetAddressRange(NULL, size, *base), "imported memory",
+    if (cuda_driver_check(driver, driver->cuMemGetAddressRange(NULL, size, *base), "imported memory",
                           error) ||
         check_range(request, *size, error)) {
         (void)cudaIpcCloseMemHandle(opened);
