@@ -108,12 +108,18 @@ run backend_process 120 "$tests/backend/test_gpu_process" "$epd"
 run backend_local 120 "$tests/backend/test_gpu_local" "$epd"
 run backend_recover 120 "$tests/backend/test_gpu_recover" "$epd"
 run backend_reclaim 120 "$tests/backend/test_gpu_reclaim" "$epd" "$build/client/epdctl/epdctl"
+fault=$tests/fault/test_gpu_fault
+shim=$tests/fault/libgpu_fault_shim.so
+for suite in ranks workers input memory; do
+    run "fault_$suite" 180 "$fault" "$epd" "$shim" "$suite"
+done
 run training 180 "$root/deploy/gpu-train.sh" "$build" "$out"
 
 # The same clients with the daemon and all of them in one MPS server.
 if mps_start; then
     run backend_process_mps 120 "$tests/backend/test_gpu_process" "$epd"
     run backend_local_mps 120 "$tests/backend/test_gpu_local" "$epd"
+    run fault_mps 120 "$fault" "$epd" "$shim" mps
     mps_stop
 fi
 

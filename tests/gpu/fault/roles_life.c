@@ -9,7 +9,7 @@
 #define RECOVER_MS 30000
 #define N_STEPS    20
 #define SLOW_US    300000
-#define N_QUEUED   3
+#define N_QUEUED   1
 
 static int is_loss(enum epd_status status)
 {
