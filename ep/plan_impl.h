@@ -30,11 +30,11 @@ enum plan_record { PLAN_RECORD_ROUTE, PLAN_RECORD_LAYOUT, PLAN_RECORD_EXPERT, PL
 
 /* Where the intermediate tensors of an op lie: shared scratch, the saved context, or the caller's memory. */
 struct plan_work {
-    void *recv_x;       /* [C, H] slots that X is pushed into */
-    void *preact;       /* [C, 2F]; in backward also its gradient, in place; NULL in a forward that writes none */
-    void *act;          /* [C, F]; in backward d_act, then the weighted activation, in place */
-    void *dout;         /* [C, H] slots that DOUT is pushed into */
-    void *y;            /* [C, H] what combine reads: y, or the gradient of recv_x */
+    void *recv_x; /* [C, H] slots that X is pushed into */
+    void *preact; /* [C, 2F]; in backward also its gradient, in place; NULL in a forward that writes none */
+    void *act;    /* [C, F]; in backward d_act, then the weighted activation, in place */
+    void *dout;   /* [C, H] slots that DOUT is pushed into */
+    void *y;      /* [C, H] what combine reads: y, or the gradient of recv_x */
     float *row_scalars; /* [C] what gather reads */
     void *workspace;    /* of the backend's exchange; NULL if it takes none */
     float *dot;         /* of a weight_grad; NULL likewise */
@@ -91,10 +91,10 @@ struct plan {
     int recordable; /* its phases are several launches of one queue that read nothing from the device */
 
     /* Lane thread of the rank: what backward and wgrad may use. */
-    uint64_t generation;        /* dispatch, moe_forward: steps begun */
-    uint64_t failed_generation; /* of them, the latest that failed after it was submitted; 0: none */
-    int context_kept;           /* moe_forward: recv_x and preact are those of this generation and unused */
-    uint64_t held_generation;   /* moe_backward: forward generation whose wgrad is outstanding; 0: none */
+    uint64_t generation;         /* dispatch, moe_forward: steps begun */
+    uint64_t failed_generation;  /* of them, the latest that failed after it was submitted; 0: none */
+    int context_kept;            /* moe_forward: recv_x and preact are those of this generation and unused */
+    uint64_t held_generation;    /* moe_backward: forward generation whose wgrad is outstanding; 0: none */
     struct backend_graph *graph; /* its phases with graph_tokens tokens; NULL: not recorded */
     uint32_t graph_tokens;
     uint32_t last_tokens; /* of the latest fused step that was not replayed, plus 1; 0: none */
