@@ -25,7 +25,7 @@ struct options {
     int sessions;             /* measure idle sessions */
     uint32_t n_sessions;
     int link, peer_loss;
-    int plan_scale; /* plan for many ranks; alone, without a daemon */
+    int plan_scale;    /* plan for many ranks; alone, without a daemon */
     uint32_t n_rounds; /* of peer_loss */
     int suite;         /* several jobs, and a failed one does not end it */
     int json;
