@@ -10,6 +10,7 @@
 extern "C" {
 #include "kernels/gemm/engine.h"
 }
+#include "tests/gpu/gemm/compare.cuh"
 #include "tests/gpu/gemm/reference.cuh"
 
 #define CHECK(call)                                                                                          \
@@ -110,11 +111,6 @@ static void *device(size_t bytes)
     return memory;
 }
 
-static size_t out_bytes(enum epd_dtype dtype)
-{
-    return dtype == EPD_F32 ? 4 : 2;
-}
-
 static struct buffers make_buffers(const struct test_case *test, int64_t max_rows)
 {
     struct buffers out = {};
@@ -212,65 +208,11 @@ static void reset_outputs(const struct test_case *test, const struct buffers *b)
         CHECK(cudaMemset(b->dbias, 0xff, (size_t)test->groups * test->n * 4));
 }
 
-struct difference {
-    double cosine, worst; /* worst |got - want| / (1 + |want|) */
-    size_t bad, touched;
-};
-
-static double tolerance(enum epd_dtype dtype)
-{
-    return dtype == EPD_F32 ? 1e-4 : dtype == EPD_F16 ? 2e-3 : 1.6e-2;
-}
-
-static struct difference compare(const std::vector<uint8_t> &got, enum epd_dtype dtype,
-                                 const std::vector<double> &want)
-{
-    struct difference out = {};
-    double xx = 0, yy = 0, xy = 0;
-    for (size_t i = 0; i < want.size(); i++) {
-        if (isnan(want[i])) {
-            const uint8_t *at = got.data() + i * out_bytes(dtype);
-            for (size_t j = 0; j < out_bytes(dtype); j++)
-                out.touched += at[j] != 0xff;
-            continue;
-        }
-        double x = load_element(got.data(), dtype, i), y = want[i];
-        double error = fabs(x - y) / (1.0 + fabs(y));
-        if (!(error <= tolerance(dtype)))
-            out.bad++;
-        if (!(error <= out.worst))
-            out.worst = error;
-        xx += x * x;
-        yy += y * y;
-        xy += x * y;
-    }
-    out.cosine = xx + yy > 0 ? 1.0 - 2.0 * xy / (xx + yy) : 0.0;
-    return out;
-}
-
 static std::vector<uint8_t> fetch(const void *memory, size_t bytes)
 {
     std::vector<uint8_t> out(bytes);
     CHECK(cudaMemcpy(out.data(), memory, bytes, cudaMemcpyDeviceToHost));
     return out;
-}
-
-static double activate(enum epd_activation kind, double g, double u)
-{
-    if (kind == EPD_SWIGLU)
-        return g / (1.0 + exp(-g)) * u;
-    if (kind == EPD_RELU2)
-        return g < 0 ? 0.0 : g * g * u;
-    return 0.5 * g * (1.0 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))) * u;
-}
-
-static int report(const char *what, const struct difference *d)
-{
-    int failed = d->bad || d->touched || !(d->cosine < 1e-5);
-    if (failed)
-        printf("    %s: bad %zu touched %zu worst %.3g cosine %.3g\n", what, d->bad, d->touched, d->worst,
-               d->cosine);
-    return failed;
 }
 
 static std::vector<double> fetch_reference(const struct buffers *b, size_t n)
@@ -279,14 +221,6 @@ static std::vector<double> fetch_reference(const struct buffers *b, size_t n)
     CHECK(cudaDeviceSynchronize());
     CHECK(cudaMemcpy(out.data(), b->reference, n * 8, cudaMemcpyDeviceToHost));
     return out;
-}
-
-/* f and f'. */
-static void gate_of(enum epd_activation kind, double g, double *value, double *slope)
-{
-    const double h = 1e-6;
-    *value = activate(kind, g, 1.0);
-    *slope = (activate(kind, g + h, 1.0) - activate(kind, g - h, 1.0)) / (2.0 * h);
 }
 
 /* want: d_act [max_rows, F]. In place, rows of nobody keep the NaN of the pre-activation, all bits set as well. */
