@@ -7,7 +7,8 @@
  *
  * Order: one lane is one FIFO. The loop thread submits a step to all its lanes in one go, so any two steps reach all lanes
  * in the same order, and a lane that waits for another inside a step waits for work that is already ahead of it there:
- * no two groups can wait for each other in opposite orders.
+ * no two groups can wait for each other in opposite orders. A step of a team that spans nodes (hop.h) also waits for
+ * lanes of other nodes: all nodes submit such steps in one order, which the caller sees to (fabric_coordinator.h).
  *
  * On devices that work by themselves two groups may stand in opposite orders, for their clients come when they like. What
  * keeps them from waiting for each other: each has a queue of its own on every device, and no two queues share a hardware
