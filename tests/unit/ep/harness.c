@@ -410,10 +410,15 @@ void harness_destroy_plan(struct harness *harness, struct plan *plan)
     harness_wait(harness, &gone);
 }
 
-void crew_plan_destroy(struct crew_plan *plan)
+void crew_plan_destroy_sets(struct crew_plan *plan)
 {
     for (uint32_t i = 0; i < plan->n_nodes; i++)
         plan_set_destroy(plan->sets[i]);
+}
+
+void crew_plan_destroy(struct crew_plan *plan)
+{
+    crew_plan_destroy_sets(plan);
     for (uint32_t i = 0; i < plan->n; i++)
         harness_destroy_plan(plan->crew->harness, plan->plans[i]);
 }

@@ -118,6 +118,8 @@ struct crew_plan {
 struct plan *draft_create(struct draft *draft, struct crew *crew, struct epd_error *error);
 void crew_plan_create(struct crew_plan *plan, struct crew *crew, struct draft *drafts, uint32_t n);
 void crew_plan_destroy(struct crew_plan *plan);
+/* Of every node; the plans stay. */
+void crew_plan_destroy_sets(struct crew_plan *plan);
 /* Waits until the plan is gone. */
 void harness_destroy_plan(struct harness *harness, struct plan *plan);
 

@@ -155,7 +155,7 @@ START_TEST(submit_refuses_dead_plans_and_too_many_tokens)
     ck_assert_int_eq(gone, 1);
     ck_assert_int_eq(step_submit(pair.forward.set, pair.layer.n_tokens, seqs, NULL, NULL, &error),
                      EPD_UNKNOWN_ID);
-    plan_set_destroy(pair.forward.set);
+    crew_plan_destroy_sets(&pair.forward);
     for (uint32_t r = 0; r < 4; r++)
         if (r != 1)
             harness_destroy_plan(&pair.harness, pair.forward.plans[r]);
@@ -171,8 +171,8 @@ START_TEST(plans_and_sets_may_go_while_a_step_runs)
     int gone = 0;
     pair_init(&pair, 2, "uniform f32");
     launch_start(&pair.forward, pair.layer.n_tokens, 0, &outcome);
-    plan_set_destroy(pair.forward.set);
-    plan_set_destroy(pair.backward.set);
+    crew_plan_destroy_sets(&pair.forward);
+    crew_plan_destroy_sets(&pair.backward);
     for (uint32_t r = 0; r < 4; r++) {
         plan_destroy(pair.forward.plans[r], count_gone, &gone);
         plan_destroy(pair.backward.plans[r], count_gone, &gone);
