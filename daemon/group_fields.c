@@ -15,10 +15,18 @@ const char *group_field_name(size_t field)
 
 void group_field_values(const struct message_group_config *config, int64_t values[GROUP_N_FIELDS])
 {
-    const int64_t all[GROUP_N_FIELDS] = {config->n_experts,   config->top_k,      config->hidden,
-                                         config->ffn,         config->max_tokens, config->capacity_rows,
-                                         config->alignment,   config->dtype,      config->overflow,
-                                         config->deadline_ms, config->n_nodes};
+    const uint32_t n_nodes = config->n_nodes ? config->n_nodes : 1; /* two words for the same */
+    const int64_t all[GROUP_N_FIELDS] = {config->n_experts,
+                                         config->top_k,
+                                         config->hidden,
+                                         config->ffn,
+                                         config->max_tokens,
+                                         config->capacity_rows,
+                                         config->alignment,
+                                         config->dtype,
+                                         config->overflow,
+                                         config->deadline_ms,
+                                         n_nodes};
     memcpy(values, all, sizeof(all));
 }
 

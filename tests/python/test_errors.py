@@ -123,6 +123,8 @@ def test_bad_splits_and_capacity_overflow_are_told(socket):
         ({"overflow": "explode"}, epd.InvalidArgument, ("overflow", "'explode'", "drop")),
         ({"device": 99}, epd.InvalidDevice, ("device", 99)),
         ({"rank": 2}, epd.InvalidArgument, ("rank", 2)),
+        ({"n_nodes": 2}, epd.Unsupported, ("n_nodes", 2, "fabric")),
+        ({"n_nodes": -1}, epd.InvalidArgument, ("n_nodes", -1)),
         ({"deadline": -1.0}, epd.InvalidArgument, ("deadline", -1.0)),
         ({"world_size": None}, epd.InvalidArgument, ("world_size", "$WORLD_SIZE")),
     ],
@@ -138,6 +140,17 @@ def test_ranks_that_disagree_all_learn_the_field(socket):
     def body(rank):
         with epd.connect(socket) as client, failing(epd.GroupMismatch, "hidden", 40, 32):
             client.join(name, 2, rank, **(SIZES | {"hidden": (32, 40)[rank]}))
+
+    on_threads(2, body)
+
+
+def test_no_nodes_and_one_node_are_the_same(socket):
+    name = fresh_name()
+
+    def body(rank):
+        with epd.connect(socket) as client, client.join(name, 2, rank, **(SIZES | {"n_nodes": rank})) as group:
+            assert group.info.world_size == 2
+            group.barrier()()
 
     on_threads(2, body)
 

@@ -126,6 +126,7 @@ class Client:
         overflow: str | Overflow = Overflow.ERROR,
         deadline: float | None = None,
         device: DeviceLike | None = None,
+        n_nodes: int = 1,
     ) -> Group:
         """Joins a group. Collective: returns when all ranks have joined under the name.
 
@@ -135,10 +136,12 @@ class Client:
         received row is a multiple of it, a power of two. dtype: of tokens and weights, f32 (host backend only), bf16 or f16.
         overflow: "error" or "drop" what passes the capacity. deadline: seconds a step waits for its last rank, None = the
         daemon's default. device: a :class:`Device`, its UUID or its place in :attr:`devices`; by default ``$LOCAL_RANK``
-        where that is set, else the rank, modulo their number.
+        where that is set, else the rank's place on its node, modulo their number. n_nodes: 1 if all ranks use this daemon, else
+        all nodes of its fabric, with as many ranks on each: rank r is on node r // (world_size / n_nodes).
 
         Raises :class:`epd.GroupMismatch` (names the field and both values), :class:`epd.Timeout` (names the missing ranks),
-        :class:`epd.InUse` (the rank is taken), :class:`epd.InvalidArgument` and its kin, :class:`epd.Quota`.
+        :class:`epd.InUse` (the rank is taken), :class:`epd.InvalidArgument` and its kin, :class:`epd.Unsupported` (several
+        nodes of a daemon that is in no fabric), :class:`epd.Quota`.
         """
         options = structs.sized(
             structs.epd_group_options,
@@ -156,6 +159,7 @@ class Client:
             dtype=dtype_of(dtype, "join"),
             overflow=word_of(Overflow, overflow, "overflow"),
             deadline_ms=milliseconds(deadline, "deadline"),
+            n_nodes=_count(n_nodes, "n_nodes"),
         )
         joined = c.c_void_p()
         with self._handle as pointer:

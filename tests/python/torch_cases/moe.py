@@ -310,6 +310,17 @@ def files_and_mappings_are_flat_over_many_steps(rank: Rank) -> None:
         assert after[0] <= before[0] + 4 and after[1] <= before[1] + 40, (before, after)
 
 
+def nodes_reach_the_daemon(rank: Rank) -> None:
+    """One node can be said; two are refused by a daemon that is in no fabric."""
+    with rank.group(**SIZES, n_nodes=1) as group:
+        group.barrier()
+    try:
+        with rank.group(**SIZES, n_nodes=2):
+            raise AssertionError("a daemon without a fabric has made a group of two nodes")
+    except epd.Unsupported as refused:
+        assert "n_nodes: 2" in str(refused), refused
+
+
 CASES = [
     gradients_equal_the_reference,
     several_dimensions_and_no_weights_are_taken,
@@ -322,4 +333,4 @@ CASES = [
     parts_and_frozen_weights_are_taken,
     a_bad_routing_is_told_and_the_group_goes_on,
 ]
-HOST_CASES = [files_and_mappings_are_flat_over_many_steps]
+HOST_CASES = [files_and_mappings_are_flat_over_many_steps, nodes_reach_the_daemon]

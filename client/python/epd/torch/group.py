@@ -181,6 +181,7 @@ def join(
     overflow: str | Overflow = Overflow.ERROR,
     deadline: float | None = None,
     device: torch.device | str | int | None = None,
+    n_nodes: int = 1,
     client: epd_client.Client | None = None,
     socket: str | None = None,
 ) -> Group:
@@ -214,6 +215,7 @@ def join(
             overflow=overflow,
             deadline=deadline,
             device=uuid,
+            n_nodes=n_nodes,
         )
     except BaseException:
         if own is not None:
