@@ -263,7 +263,11 @@ static void account_local(struct step *step)
 static void release_absent(struct step_lane *lane)
 {
     struct step *step = lane->step;
+    struct epd_error ignored = {.status = EPD_OK};
     int late = clock_now_ns() - lane->begun_ns > PLAN_READY_NS;
+    /* Not before the queue stands at these waits: an earlier launch of the same plan would take the flag. */
+    if (!backend_of(lane)->queue_reached(lane->team_lane->queue, lane->before_ticket, &ignored))
+        return;
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
         struct plan *plan = step->plans[lane->ranks[i]];
         struct step_rank *rank = &step->ranks[lane->ranks[i]];

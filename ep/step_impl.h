@@ -32,9 +32,10 @@ struct step_lane {
     struct step *step;
     struct team_lane *team_lane;
     uint32_t n_ranks;
-    const uint32_t *ranks; /* positions in the set, rising; borrowed */
-    uint64_t ready_ticket; /* of the wait for its ranks' ready flags */
-    uint64_t ticket;       /* of all its work */
+    const uint32_t *ranks;  /* positions in the set, rising; borrowed */
+    uint64_t before_ticket; /* of all that lies before the waits for its ranks' ready flags */
+    uint64_t ready_ticket;  /* of these waits */
+    uint64_t ticket;        /* of all its work */
     uint64_t begun_ns;
     int delivered; /* what its ranks report has come */
     int committed; /* fused, and all lanes have met: from here on every one launches, or breaks the team */

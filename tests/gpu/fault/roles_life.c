@@ -9,7 +9,7 @@
 #define RECOVER_MS 30000
 #define N_STEPS    20
 #define SLOW_US    300000
-#define N_QUEUED   1
+#define N_QUEUED   3 /* launches of one plan: released one after the other */
 
 static int is_loss(enum epd_status status)
 {
