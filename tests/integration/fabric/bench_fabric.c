@@ -26,7 +26,7 @@
 struct bench {
     struct op_case op_case;
     unsigned n_steps, depth; /* steps launched ahead of the one that is waited for */
-    double *step_ns; /* [MAX_STEPS] of rank 0, shared */
+    double *step_ns;         /* [MAX_STEPS] of rank 0, shared */
 };
 
 static double now_ns(void)
@@ -149,9 +149,9 @@ static void run(struct bench *bench, unsigned n_nodes)
     fabric_ranks_start(&fabric, &team, "bench", N_RANKS, bench_rank, bench);
     while (*(volatile double *)&bench->step_ns[bench->n_steps - 1] == 0)
         usleep(10000);
-    printf(
-        "{\"bench\": \"fabric\", \"nodes\": %u, \"depth\": %u, \"ranks\": %d, \"tokens\": %u, \"hidden\": %u, \"ffn\": %u",
-        n_nodes, bench->depth, N_RANKS, c->max_tokens, c->hidden, c->ffn);
+    printf("{\"bench\": \"fabric\", \"nodes\": %u, \"depth\": %u, \"ranks\": %d, \"tokens\": %u, \"hidden\": "
+           "%u, \"ffn\": %u",
+           n_nodes, bench->depth, N_RANKS, c->max_tokens, c->hidden, c->ffn);
     if (n_nodes > 1)
         report_crossing(bench, &fabric);
     if (ranks_wait(&team, 60))

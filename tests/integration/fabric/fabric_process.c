@@ -46,20 +46,29 @@ __attribute__((format(printf, 1, 2))) static int shell(const char *format, ...)
     return system(command);
 }
 
-int fabric_namespaces_available(void)
+/* The process that opened them, whose children make them. */
+static int namespaces_id;
+
+int fabric_namespaces_open(void)
 {
-    const int made =
-        geteuid() == 0 &&
-        shell("ip netns add epdt%d-try 2>/dev/null && ip -n epdt%d-try link add epdtry type bridge "
-              "2>/dev/null",
-              (int)getpid(), (int)getpid()) == 0;
-    (void)shell("ip netns del epdt%d-try 2>/dev/null", (int)getpid());
+    const int id = (int)getpid();
+    const int made = geteuid() == 0 && shell("ip netns add epdt%d-try 2>/dev/null && "
+                                             "ip -n epdt%d-try link add epdtry type bridge 2>/dev/null",
+                                             id, id) == 0;
+    (void)shell("ip netns del epdt%d-try 2>/dev/null", id);
+    if (made)
+        namespaces_id = id;
     return made;
+}
+
+void fabric_namespaces_close(void)
+{
+    (void)shell("ip netns list | grep -o '^epdt%d-[a-z0-9]*' | xargs -r -n 1 ip netns del", namespaces_id);
 }
 
 static void make_namespaces(const struct fabric_process *fabric)
 {
-    const int id = (int)getpid();
+    const int id = namespaces_id;
     int failed = shell("ip netns add epdt%d-hub && ip -n epdt%d-hub link add br0 type bridge && "
                        "ip -n epdt%d-hub link set br0 up",
                        id, id, id);
@@ -77,13 +86,13 @@ static void make_namespaces(const struct fabric_process *fabric)
 static void drop_namespaces(const struct fabric_process *fabric)
 {
     for (unsigned i = 0; i < fabric->n_nodes; i++)
-        (void)shell("ip netns del epdt%d-n%u", (int)getpid(), i);
-    (void)shell("ip netns del epdt%d-hub", (int)getpid());
+        (void)shell("ip netns del epdt%d-n%u", namespaces_id, i);
+    (void)shell("ip netns del epdt%d-hub", namespaces_id);
 }
 
 void fabric_cut(const struct fabric_process *fabric, unsigned node, int cut)
 {
-    if (shell("ip -n epdt%d-hub link set v%u %s", (int)getpid(), node, cut ? "down" : "up"))
+    if (shell("ip -n epdt%d-hub link set v%u %s", namespaces_id, node, cut ? "down" : "up"))
         die(fabric, "the link cannot be set");
 }
 
@@ -92,7 +101,7 @@ static int enter_namespace(const struct fabric_process *fabric, unsigned node)
 {
     char path[96];
     const int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    snprintf(path, sizeof(path), "/run/netns/epdt%d-n%u", (int)getpid(), node);
+    snprintf(path, sizeof(path), "/run/netns/epdt%d-n%u", namespaces_id, node);
     const int there = open(path, O_RDONLY | O_CLOEXEC);
     if (home < 0 || there < 0 || setns(there, CLONE_NEWNET) != 0)
         die(fabric, "the namespace cannot be entered");

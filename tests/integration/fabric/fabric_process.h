@@ -17,8 +17,10 @@ struct fabric_process {
 
 /* EPD_TEST_NODES, or 1: a daemon by itself. */
 unsigned fabric_wanted(void);
-/* 1 if this process may make network namespaces. */
-int fabric_namespaces_available(void);
+/* 1 if this process may make network namespaces; it and its children can from now on. Before any fabric in them; closing
+ * removes what a child that ended early has left. */
+int fabric_namespaces_open(void);
+void fabric_namespaces_close(void);
 
 /* Starts all nodes and waits until the fabric is complete. extra: arguments of every node. */
 void fabric_start(struct fabric_process *fabric, unsigned n_nodes, unsigned n_devices,

@@ -1,0 +1,97 @@
+#include "tests/integration/fabric/fabric_ranks.h"
+
+#include <check.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "tests/reference/op_cases.h"
+
+const char *const fabric_quick[] = {"--node-dead", FABRIC_NODE_DEAD, "--join", "3s", "--plan", "3s", NULL};
+
+long fabric_now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+void fabric_sleep_ms(long ms)
+{
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
+    nanosleep(&t, NULL);
+}
+
+struct epd_plan *fabric_forward_plan(struct layer *layer, struct layer_tensor *f)
+{
+    static const enum epd_role roles[] = {EPD_ROLE_X,  EPD_ROLE_TOPK_IDX, EPD_ROLE_TOPK_WEIGHTS,
+                                          EPD_ROLE_W1, EPD_ROLE_B1,       EPD_ROLE_W2,
+                                          EPD_ROLE_B2};
+    for (int i = FORWARD_X; i <= FORWARD_B2; i++)
+        f[i] = layer_input(layer, roles[i]);
+    f[FORWARD_OUT] = layer_output(layer, EPD_ROLE_OUT);
+    f[FORWARD_SPLITS] = layer_output(layer, EPD_ROLE_M_SPLITS);
+    const struct epd_plan_options options = {.op = EPD_OP_MOE_FORWARD};
+    return layer_plan(layer, options, f, FORWARD_COUNT);
+}
+
+struct epd_plan *fabric_barrier_plan(struct layer *layer)
+{
+    struct epd_plan *plan = NULL;
+    const struct epd_plan_options options = {.size = sizeof(options), .op = EPD_OP_BARRIER};
+    RANK_CHECK(epd_plan_create(layer->group, &options, &plan) == EPD_OK);
+    return plan;
+}
+
+void fabric_healthy_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[FORWARD_COUNT];
+    layer_open(&layer, rank, rank->arg ? rank->arg : op_case_named(FABRIC_CASE));
+    struct epd_plan *plan = fabric_forward_plan(&layer, f);
+    for (int i = 0; i < 20; i++)
+        RANK_CHECK(layer_step(plan) == EPD_OK);
+    epd_plan_destroy(plan);
+    layer_close(&layer);
+}
+
+void fabric_until_lost_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[FORWARD_COUNT];
+    layer_open(&layer, rank, op_case_named(FABRIC_CASE));
+    struct epd_plan *plan = fabric_forward_plan(&layer, f);
+    enum epd_status status = EPD_OK;
+    long began_ms = 0;
+    while (status == EPD_OK) {
+        began_ms = fabric_now_ms();
+        status = layer_step(plan);
+    }
+    RANK_CHECK(fabric_now_ms() - began_ms < FABRIC_TOLD_WITHIN_MS);
+    RANK_CHECK(status == EPD_PEER_LOST);
+    RANK_CHECK(strstr(epd_error_text(), rank->arg) != NULL);
+    layer_close(&layer);
+}
+
+void fabric_ranks_end(const struct fabric_process *fabric, struct rank_team *team, unsigned n_kept)
+{
+    unsigned n_failed = 0;
+    for (unsigned r = 0; r < n_kept; r++) {
+        int status = 0;
+        ck_assert_int_eq(waitpid(team->pids[r], &status, 0), team->pids[r]);
+        n_failed += !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+    }
+    for (unsigned r = n_kept; r < team->world_size; r++) {
+        kill(team->pids[r], SIGKILL);
+        waitpid(team->pids[r], NULL, 0);
+    }
+    if (n_failed)
+        fabric_print_logs(fabric);
+    ck_assert_uint_eq(n_failed, 0);
+}
+
+unsigned fabric_world_size(void)
+{
+    return op_case_named(FABRIC_CASE)->world_size;
+}
