@@ -289,8 +289,9 @@ struct epd_group_options {
     enum epd_dtype dtype; /* [in] of tokens and weights: EPD_F32 (host backend only), EPD_BF16, EPD_F16 */
     enum epd_overflow overflow; /* [in] unspecified: EPD_OVERFLOW_ERROR */
     uint32_t deadline_ms;       /* [in] how long a step waits for its last rank; 0: the daemon's default */
-    uint32_t n_nodes;           /* [in] 0 or 1: all ranks use this node's daemon; else the number of nodes of its fabric:
-                                 * rank r is on node r / (world_size / n_nodes) */
+    /* [in] 0 or 1: all ranks use this node's daemon; else the number of nodes of its fabric: rank r is on node
+     * r / (world_size / n_nodes) */
+    uint32_t n_nodes;
 };
 
 /* Collective: returns when all ranks have joined. Errors: EPD_GROUP_MISMATCH (names the field and both values),

@@ -62,7 +62,7 @@ static void play_death(struct fake *daemon)
 static void script(struct fake *daemon)
 {
     play_creation(daemon, 100);
-    fake_answer_plan(daemon, 2); /* + 4 */
+    fake_answer_plan(daemon, 2);        /* + 4 */
     fake_expect(daemon, MESSAGE_STATS); /* whether anything is lost */
     fake_answer_error(daemon, EPD_NO_MEMORY, "any answer will do");
     for (int i = 0; i < 3; i++) {
