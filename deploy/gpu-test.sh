@@ -114,6 +114,10 @@ for suite in ranks workers input memory; do
     run "fault_$suite" 180 "$fault" "$epd" "$shim" "$suite"
 done
 run training 180 "$root/deploy/gpu-train.sh" "$build" "$out"
+if python3 -c 'import torch' > /dev/null 2>&1 && [ -e "$build/client/libepd.so" ]; then
+    run torch 400 "$(command -v env)" -u CUDA_MODULE_LOADING EPD_BINARY="$epd" EPD_LIBRARY="$build/client/libepd.so" \
+        PYTHONPATH="$root/client/python" PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/python/torch_gpu.py"
+fi
 
 # The same clients with the daemon and all of them in one MPS server.
 if mps_start; then
@@ -127,6 +131,8 @@ if command -v compute-sanitizer > /dev/null 2>&1 && [ "${EPD_SANITIZER:-1}" = 1 
     sanitizer=$(command -v compute-sanitizer)
     [ -x "$tests/backend/test_gpu_exchange" ] &&
         run memcheck_exchange 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/backend/test_gpu_exchange"
+    [ -x "$tests/backend/test_gpu_fused" ] &&
+        run memcheck_fused 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/backend/test_gpu_fused"
     [ -x "$tests/gemm/gemm_test" ] &&
         run memcheck_gemm 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/gemm/gemm_test" sm90 0 8
     [ -x "$tests/exchange/exchange_test" ] &&
@@ -134,7 +140,9 @@ if command -v compute-sanitizer > /dev/null 2>&1 && [ "${EPD_SANITIZER:-1}" = 1 
 fi
 
 # Benchmarks: the hand-off without MPS, then everything with it, then whatever else can do the same work here.
-if [ "${EPD_BENCH:-1}" = 1 ] && [ -x "$bench" ]; then
+if [ "${EPD_BENCH:-1}" = 1 ] && [ -x "$bench" ] && ! [ -e /dev/nvidia0 ] && ! nvidia-smi -L > /dev/null 2>&1; then
+    echo "no GPU here: nothing is measured"
+elif [ "${EPD_BENCH:-1}" = 1 ] && [ -x "$bench" ]; then
     iters=${EPD_BENCH_ITERS:-10}
     cases=${EPD_BENCH_CASES:-dsv3,qwen235b,qwen30b,mixtral,decode128}
     measure bench_without_mps 60 "$bench" --daemon "$epd" --backend cuda --op handoff --iters "$iters" --json
