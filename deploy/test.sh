@@ -2,9 +2,10 @@
 # Installs what the tests need, builds the tree in every way that has to work, runs all tests, and prints the count last:
 # "N passed, N failed". Exit code 0 only if nothing failed.
 #
+#   bare    what the quickstart builds: without CUDA, groups across nodes and tests, nothing installed for them
 #   gcc     everything with gcc, EPD_CUDA=OFF, all tests
 #   asan    with AddressSanitizer and UndefinedBehaviorSanitizer, all tests
-#   tsan    with ThreadSanitizer, the unit and integration tests but those of single kernels
+#   tsan    with ThreadSanitizer, the unit and integration tests but a few (it says which)
 #   clang   everything with clang and -Werror, and the fuzzers over their seeds
 #   cuda    EPD_CUDA=ON where nvcc is, the tests labelled gpu (they skip without a GPU)
 #   format  clang-format of every tracked C file
@@ -17,7 +18,7 @@ root=$(dirname "$here")
 # shellcheck source=lib.sh
 . "$here/lib.sh"
 
-parts="format header shell gcc clang asan tsan cuda"
+parts="format header shell bare gcc clang asan tsan cuda"
 only=
 jobs=$(nproc)
 
@@ -113,6 +114,11 @@ run_ctest() {
     if [ "$code" -ne 0 ] && [ "$failed" -eq 0 ]; then
         check "$part: ctest ended with exit code $code" false
     fi
+}
+
+part_bare() {
+    check "bare: build" configure_and_build bare -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_CUDA=OFF -DEPD_FABRIC=OFF \
+        -DEPD_TESTS=OFF
 }
 
 part_gcc() {
