@@ -54,12 +54,20 @@ finish() {
     fi
 }
 
+missing() {
+    printf '{"test":"%s","result":"not built"}\n' "$1" >> "$out/results.jsonl"
+    table="$table$(printf '%-22s not built' "$1")
+"
+}
+
 # run NAME LIMIT_S COMMAND...: everything it prints goes into NAME.log.
 run() {
     name=$1 limit=$2
     shift 2
-    if [ ! -x "$1" ] || ! wanted "$name"; then
-        return # not in this build, or not asked for
+    wanted "$name" || return
+    if [ ! -x "$1" ]; then
+        missing "$name"
+        return
     fi
     begin=$(date +%s)
     timeout -s KILL "$limit" "$@" > "$out/$name.log" 2>&1
@@ -70,7 +78,9 @@ run() {
 measure() {
     name=$1 limit=$2
     shift 2
-    if [ ! -x "$1" ] || ! wanted "$name"; then
+    wanted "$name" || return
+    if [ ! -x "$1" ]; then
+        missing "$name"
         return
     fi
     begin=$(date +%s)
@@ -160,4 +170,7 @@ fi
 
 printf '%s' "$table"
 echo "$n_failed failed"
+if [ ! -s "$out/results.jsonl" ] || ! grep -q '"result":"ok"' "$out/results.jsonl"; then
+    [ "$n_failed" -eq 0 ] && echo "nothing was run: no GPU, nothing built, or no such name in EPD_GPU_ONLY" && exit 77
+fi
 [ "$n_failed" -eq 0 ]

@@ -28,6 +28,9 @@ static void measure(struct hop_desk *desk, const struct problem *problem)
     hop_frame_lay(&sums, problem, HOP_SUMS, problem->max_tokens, NULL);
     hop_frame_lay(&scalars, problem, HOP_SCALARS, problem->max_tokens, NULL);
     desk->room[HOP_BACK] = sums.bytes > scalars.bytes ? sums.bytes : scalars.bytes;
+    /* A rank whose step is off takes whatever the others still send here. */
+    if (desk->room[HOP_THERE] < desk->room[HOP_BACK])
+        desk->room[HOP_THERE] = desk->room[HOP_BACK];
 }
 
 static uint64_t carve(struct hop_desk *desk, const struct problem *problem)

@@ -200,11 +200,6 @@ void rails_close(struct rails *rails)
     assert(!"rails that are being opened or connected are closed by their callback");
 }
 
-uint32_t rails_n_nodes(const struct rails *rails)
-{
-    return rails->n_nodes;
-}
-
 void rails_traffic(const struct rails *rails, struct rails_traffic *traffic)
 {
     memset(traffic, 0, sizeof *traffic);

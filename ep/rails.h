@@ -26,7 +26,7 @@ EPD_MUST_CHECK enum epd_status rails_open(struct node *node, uint32_t n_ranks, c
                                           rails_callback callback, void *arg, struct rails **rails,
                                           struct epd_error *error);
 const struct transport_address *rails_address(const struct rails *rails, uint32_t rank_idx);
-/* addresses[n_nodes * n_ranks] in the order of the ranks, copied. A swap that hears nothing for limit_ns fails. */
+/* addresses[n_nodes * n_ranks] in the order of the ranks, copied. A swap that takes longer than limit_ns fails. */
 EPD_MUST_CHECK enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes, uint32_t node,
                                              const struct transport_address *addresses, uint64_t limit_ns,
                                              rails_callback callback, void *arg, struct epd_error *error);
@@ -35,7 +35,6 @@ void rails_abort(struct rails *rails, const struct epd_error *why);
 /* The team is destroyed, or was never made. Goes behind what the lanes have to do. */
 void rails_close(struct rails *rails);
 void rails_traffic(const struct rails *rails, struct rails_traffic *traffic);
-uint32_t rails_n_nodes(const struct rails *rails);
 
 /* Lane thread of the rank: the swap of transport.h, counted. */
 EPD_MUST_CHECK enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx,

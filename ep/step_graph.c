@@ -1,7 +1,8 @@
 /* Whole plans as graphs of the device. In the fused form the phases of a step are launches on one queue that read
  * counts and splits on the device: the same launches whatever is routed. What is baked in is the number of tokens. So a
  * plan that runs twice with the same number is recorded in its second step and replayed from then on; a step with
- * another number is submitted launch by launch, and one more like it is recorded in its place. */
+ * another number is submitted launch by launch, and one more like it is recorded in its place. moe_forward and
+ * moe_backward only; off unless [cuda] graphs = 1, for what it gains is not measured and no test turns it on. */
 #include "ep/step_impl.h"
 
 static struct plan *plan_of(const struct step_lane *lane)
@@ -56,8 +57,10 @@ static enum epd_status record(const struct rank_run *run, struct epd_error *erro
 enum epd_status step_replay(struct step_lane *lane, struct epd_error *error)
 {
     const struct rank_run run = step_rank_run(lane, lane->ranks[0]);
-    if ((!run.plan->graph || run.plan->graph_tokens != run.n_tokens) && record(&run, error))
+    if ((!run.plan->graph || run.plan->graph_tokens != run.n_tokens) && record(&run, error)) {
+        run.plan->recordable = 0; /* it broke this step; the next is submitted launch by launch */
         return error->status;
+    }
     return run.backend->graph_launch(run.queue, run.plan->graph, error);
 }
 

@@ -281,7 +281,7 @@ static void check_limits(struct transport_rail *rail, uint64_t begun_ns)
     else if (clock_now_ns() - begun_ns > rail->limit_ns) {
         char silent[64];
         name_silent(rail, silent, sizeof silent);
-        (void)error_set(&rail->broken, EPD_TIMEOUT, "nothing came for %llu ms from node%s",
+        (void)error_set(&rail->broken, EPD_TIMEOUT, "a swap did not end in %llu ms, still due from node%s",
                         (unsigned long long)(rail->limit_ns / 1000000), silent);
     }
 }

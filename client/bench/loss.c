@@ -1,5 +1,6 @@
 #include "client/bench/loss.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <signal.h>
@@ -41,6 +42,13 @@ static void nap_ns(long ns)
     nanosleep(&nap, NULL);
 }
 
+static double number_of(const json_t *object, const char *field, int *known)
+{
+    const json_t *value = json_object_get(object, field);
+    *known = *known && json_is_number(value);
+    return json_number_value(value);
+}
+
 static enum epd_status look(struct epd_client *client, struct holdings *holdings)
 {
     char *text = NULL;
@@ -51,15 +59,19 @@ static enum epd_status look(struct epd_client *client, struct holdings *holdings
     }
     json_t *stats = json_loads(text, 0, NULL), *device;
     size_t idx;
-    *holdings = (struct holdings){
-        .n_sessions = json_number_value(json_object_get(json_object_get(stats, "sessions"), "open"))};
+    int known = 1;
+    *holdings =
+        (struct holdings){.n_sessions = number_of(json_object_get(stats, "sessions"), "open", &known)};
     json_array_foreach (json_object_get(stats, "devices"), idx, device) {
-        holdings->heap_bytes += json_number_value(json_object_get(device, "heap_bytes"));
-        holdings->imported_bytes += json_number_value(json_object_get(device, "imported_bytes"));
+        holdings->heap_bytes += number_of(device, "heap_bytes", &known);
+        holdings->imported_bytes += number_of(device, "imported_bytes", &known);
     }
     json_decref(stats);
     epd_free(text);
-    return EPD_OK;
+    if (known)
+        return EPD_OK;
+    fprintf(stderr, "epd-bench: statistics: not the fields that this program knows\n");
+    return EPD_PROTOCOL;
 }
 
 static int holds_no_more(const struct holdings *now, const struct holdings *before)
@@ -112,14 +124,25 @@ static enum epd_status wait_ready(struct board *board, uint32_t n)
     return EPD_TIMEOUT;
 }
 
+static void end_all(const pid_t *pids, uint32_t n)
+{
+    for (uint32_t rank = 0; rank < n; rank++)
+        if (pids[rank] > 0)
+            kill(pids[rank], SIGKILL);
+}
+
 static enum epd_status wait_survivors(struct board *board, const pid_t *pids, uint32_t n, uint32_t victim)
 {
     enum epd_status status = EPD_OK;
     for (uint32_t rank = 0; rank < n; rank++) {
         int wait_status = 0;
-        if (pids[rank] <= 0 || waitpid(pids[rank], &wait_status, 0) != pids[rank])
-            continue;
-        if (rank == victim || wait_status == 0)
+        pid_t ended = 0;
+        while (pids[rank] > 0 && (ended = waitpid(pids[rank], &wait_status, 0)) < 0 && errno == EINTR) {
+            end_all(pids, n); /* told to end: this round counts for nothing */
+            status = EPD_EVICTED;
+        }
+        if (pids[rank] <= 0 || ended != pids[rank] || rank == victim || wait_status == 0 ||
+            status == EPD_EVICTED)
             continue;
         if (status == EPD_OK)
             fprintf(stderr, "epd-bench: %s %u: %s\n", rank == n - 1 && n > victim + 1 ? "spare" : "rank",
@@ -127,13 +150,6 @@ static enum epd_status wait_survivors(struct board *board, const pid_t *pids, ui
         status = EPD_PEER_LOST;
     }
     return status;
-}
-
-static void end_all(const pid_t *pids, uint32_t n)
-{
-    for (uint32_t rank = 0; rank < n; rank++)
-        if (pids[rank] > 0)
-            kill(pids[rank], SIGKILL);
 }
 
 static void collect(struct loss *loss, const struct board_loss *round, uint32_t n_ranks)

@@ -76,7 +76,8 @@ static const struct row rows[] = {
     {"op", OPTION_OP, 1, 0, 0,
      "LIST  handoff, dispatch, combine, combine_weighted, dispatch_bwd, combine_bwd, grouped_gemm, "
      "moe_forward, "
-     "moe_backward, link, peer_loss, sessions, plan-scale (16 to 1,024 simulated ranks, without a daemon), "
+     "moe_backward, link, peer_loss, sessions, plan-scale (a model of the planning for 16 to 1,024 ranks, "
+     "without a daemon), "
      "with commas between, or all (the ops from handoff to "
      "moe_backward; "
      "default: all)"},

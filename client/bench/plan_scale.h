@@ -1,6 +1,7 @@
 /* epd-bench --op plan-scale: plans dispatches over many nodes, in this process alone, without a daemon. Routing is drawn
- * for every rank of 16 to 1,024; each is planned as its node would plan it, the plan is checked, and the time it took
- * stands beside what crosses the links. */
+ * for every rank of 16 to 1,024; offsets, slabs and schedule of each are computed and checked by a model of the planning that
+ * is this program's own (the daemon's planner takes 64 ranks at most and is not run), and the time it took stands beside
+ * what crosses the links. */
 #ifndef EPD_BENCH_PLAN_SCALE_H
 #define EPD_BENCH_PLAN_SCALE_H
 

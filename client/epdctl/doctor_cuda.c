@@ -70,7 +70,7 @@ static void report_peers(struct doctor *doctor, const struct driver *driver, int
 }
 
 /* Without MPS the contexts of a client and of the daemon on one GPU take turns in slices of time. The numbers are those of
- * `epd-bench --op handoff` on one H200, four ranks, with a kernel of the client before each launch. */
+ * `epd-bench --op handoff` by four ranks, one H200 each, with a kernel of the client before each launch. */
 static void report_mps(struct doctor *doctor)
 {
     const char *directory = getenv("CUDA_MPS_PIPE_DIRECTORY");
@@ -84,7 +84,7 @@ static void report_mps(struct doctor *doctor)
         "hand-off); measure here: epd-bench --op handoff",
         found ? "control pipe %s"
               : "no control pipe %s: every hand-off between a client and the daemon on one GPU "
-                "waits for a change of context, about 300 us",
+                "waits for a change of context, up to about 300 us",
         path);
 }
 

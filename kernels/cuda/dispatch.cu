@@ -108,8 +108,6 @@ static __device__ bool send_tokens(const dispatch_params &p, warp_slot &slot, se
     return ok;
 }
 
-/* The weights of this rank's tokens to every rank, for a dispatch that follows an earlier routing. Whole
- * block. */
 /* Padding rows: unit j of local expert l zeroes rows j, j + PADDING_UNITS, .. of its padding. Whole warp. */
 static constexpr uint32_t PADDING_UNITS = 128;
 

@@ -35,7 +35,11 @@ static enum epd_status check_cublas(cublasStatus_t result, const char *what, str
 {
     if (result == CUBLAS_STATUS_SUCCESS)
         return EPD_OK;
-    enum epd_status status = result == CUBLAS_STATUS_ALLOC_FAILED ? EPD_NO_MEMORY : EPD_CUDA;
+    /* Only what has met a lost context may end the worker. */
+    enum epd_status status = result == CUBLAS_STATUS_ALLOC_FAILED    ? EPD_NO_MEMORY
+                             : result == CUBLAS_STATUS_NOT_SUPPORTED ? EPD_UNSUPPORTED
+                             : result == CUBLAS_STATUS_INVALID_VALUE ? EPD_INTERNAL
+                                                                     : EPD_CUDA;
     return error_set(error, status, "%s: %s", what, cublasLtGetStatusString(result));
 }
 
@@ -61,7 +65,8 @@ static int cublaslt_supports(const struct gemm_problem *problem, int device_idx,
     if (shape->layout == EPD_GEMM_UNSPECIFIED || shape->layout > EPD_GEMM_NT)
         return refuse(reason, "layout must be TN, NN or NT", shape->layout);
     if (shape->n == 0 || shape->n % 8 != 0 || shape->k == 0 || shape->k % 8 != 0)
-        return refuse(reason, "n and k must be positive multiples of 8", shape->n % 8 ? shape->n : shape->k);
+        return refuse(reason, "n and k must be positive multiples of 8",
+                      shape->n == 0 || shape->n % 8 ? shape->n : shape->k);
     if (problem->n_groups == 0)
         return refuse(reason, "there must be a group", 0);
     if (problem->activation || problem->row_weights)

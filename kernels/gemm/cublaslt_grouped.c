@@ -1,5 +1,5 @@
 /* The engine `cublaslt_grouped`: one cuBLASLt matmul for all groups, whose sizes and pointers it reads from device memory
- * (grouped layouts). Lane thread.
+ * (grouped layouts). Lane thread. Never run: compiled against newer headers, its tables tested, no machine had the library.
  *
  * Grouped layouts came with cuBLASLt 13.2 for other chips; compute capability 9.0 needs 13.4. This file is compiled only
  * where the headers have them (gemm_engines_absent says so elsewhere). The library is asked as well: the binary may meet
@@ -47,7 +47,11 @@ static enum epd_status check_cublas(cublasStatus_t result, const char *what, str
 {
     if (result == CUBLAS_STATUS_SUCCESS)
         return EPD_OK;
-    enum epd_status status = result == CUBLAS_STATUS_ALLOC_FAILED ? EPD_NO_MEMORY : EPD_CUDA;
+    /* Only what has met a lost context may end the worker. */
+    enum epd_status status = result == CUBLAS_STATUS_ALLOC_FAILED    ? EPD_NO_MEMORY
+                             : result == CUBLAS_STATUS_NOT_SUPPORTED ? EPD_UNSUPPORTED
+                             : result == CUBLAS_STATUS_INVALID_VALUE ? EPD_INTERNAL
+                                                                     : EPD_CUDA;
     return error_set(error, status, "%s: %s", what, cublasLtGetStatusString(result));
 }
 
@@ -83,7 +87,8 @@ static int grouped_supports(const struct gemm_problem *problem, int device_idx, 
     if (shape->layout == EPD_GEMM_UNSPECIFIED || shape->layout > EPD_GEMM_NT)
         return refuse(reason, "layout must be TN, NN or NT", shape->layout);
     if (shape->n == 0 || shape->n % 8 != 0 || shape->k == 0 || shape->k % 8 != 0)
-        return refuse(reason, "n and k must be positive multiples of 8", shape->n % 8 ? shape->n : shape->k);
+        return refuse(reason, "n and k must be positive multiples of 8",
+                      shape->n == 0 || shape->n % 8 ? shape->n : shape->k);
     if (problem->n_groups == 0 || problem->n_groups > MAX_GROUPS)
         return refuse(reason, "groups must be 1..1024", problem->n_groups);
     if (problem->max_rows > INT32_MAX)

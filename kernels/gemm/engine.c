@@ -6,10 +6,10 @@ extern const struct gemm_engine gemm_engine_cublaslt;
 
 const struct gemm_engine *const gemm_engines[] = {
     &gemm_engine_sm90,
-#ifdef EPD_CUBLASLT_GROUPED
-    &gemm_engine_cublaslt_grouped,
-#endif
     &gemm_engine_cublaslt,
+#ifdef EPD_CUBLASLT_GROUPED
+    &gemm_engine_cublaslt_grouped, /* no machine with such a library has run it: by name, or where nothing else can */
+#endif
     NULL,
 };
 

@@ -3,7 +3,7 @@
  * descriptors, workspaces and algorithms are made in create() and cached in the engine plan.
  *
  *   sm90              own TMA/wgmma kernels, splits read on the device (kernels/gemm/sm90*.cu)
- *   cublaslt_grouped  grouped layouts of newer cuBLASLt, splits read on the device
+ *   cublaslt_grouped  grouped layouts of newer cuBLASLt, splits read on the device; never run yet, so it comes last
  *   cublaslt          one matmul per expert, splits read on the host: any GPU; a plan with it cannot be captured */
 #ifndef EPD_KERNELS_GEMM_ENGINE_H
 #define EPD_KERNELS_GEMM_ENGINE_H

@@ -1,4 +1,5 @@
 /* Tensor maps of the engine sm90: what the copy engine reads and writes, and in which boxes. */
+#include "kernels/cuda/error.h"
 #include "kernels/gemm/check.h"
 #include "kernels/gemm/sm90_plan.h"
 
@@ -41,8 +42,9 @@ static enum epd_status encode_map(const struct gemm_engine_plan *plan, const str
                                    view->strides, view->box, unit, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
-        return error_set(error, EPD_CUDA, "cuTensorMapEncodeTiled: error %d for a %u-dimensional view at %p",
-                         (int)result, view->n_dims, view->base);
+        return error_set(error, cuda_error_status((int)result),
+                         "cuTensorMapEncodeTiled: error %d for a %u-dimensional view at %p", (int)result,
+                         view->n_dims, view->base);
     return EPD_OK;
 }
 

@@ -222,7 +222,7 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_recv_x: Any, d_recv_weights: Any) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        slot: Any = ctx.lease.context()
+        slot: Any = _context_of(ctx)
         group = slot.group
         _, tokens_out, _, _, d_weights = slot.staging.views(slot.n_tokens)
         group.follow()
@@ -236,6 +236,12 @@ class _Dispatch(torch.autograd.Function):
         dw = d_weights.to(ctx.weights_dtype, copy=True) if ctx.needs_input_grad[3] and d_recv_weights is not None else None
         ctx.lease = None
         return None, dx, None, dw
+
+
+def _context_of(ctx: Any) -> Any:
+    if ctx.lease is None:
+        raise RuntimeError("epd: a second backward through the same dispatch or combine: its context is used up")
+    return ctx.lease.context()
 
 
 class _Combine(torch.autograd.Function):
@@ -259,7 +265,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        slot: Any = ctx.lease.context()
+        slot: Any = _context_of(ctx)
         group, (topk_weights,) = slot.group, ctx.saved_tensors
         tokens_in, _, _, probs, d_weights = slot.staging.views(slot.n_tokens)
         group.follow()

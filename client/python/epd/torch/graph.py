@@ -25,7 +25,7 @@ class CUDAGraph(_Base):
 
     A captured launch is two flag operations on the stream; ``replay`` announces it to the daemon and then replays.
     :meth:`arm` announces many replays ahead, which then cost the host nothing but their own launch. Saved contexts that were
-    used in a capture belong to the graph from then on. Token counts may differ between replays, the number of tokens of a
+    used in a capture belong to the graph from then on. The routing may differ between replays, the number of tokens of a
     rank may not. Run a step before the capture: plans are made when they are first needed.
     """
 

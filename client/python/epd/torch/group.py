@@ -41,8 +41,8 @@ class Sizes:
 class Staging:
     """Tensors that plans are bound to and that steps copy into and out of, in the order of the stream.
 
-    A plan is bound to addresses, a tensor of PyTorch comes with another one each time, so tokens pass through here: about
-    one percent of a layer's time. tokens_in, tokens_out [T, H]; topk_idx [T, K] i64; topk_weights, d_weights [T, K] f32.
+    A plan is bound to addresses, a tensor of PyTorch comes with another one each time, so tokens pass through here: one
+    copy in and one out. tokens_in, tokens_out [T, H]; topk_idx [T, K] i64; topk_weights, d_weights [T, K] f32.
     """
 
     def __init__(self, memory: Memory, sizes: Sizes) -> None:

@@ -53,7 +53,7 @@ class Layer:
         self._pool = Pool(self._make_context)
         self._inference: Plan | None = None
         self._inference_tokens = -1
-        self._delayed: deque[tuple[Lease, Plan]] = deque()
+        self._delayed: deque[tuple[Lease, Plan, Weights]] = deque()
 
     def __call__(
         self,
@@ -142,7 +142,7 @@ class Layer:
             lease.end()
             return dx, d_weights, None
         if self.delay_wgrad:
-            self._delayed.append((lease, plan))
+            self._delayed.append((lease, plan, weights))
             return dx, d_weights, None
         return dx, d_weights, self._fresh_gradients(lease, plan, weights, wanted)
 
@@ -150,9 +150,7 @@ class Layer:
         """The weight gradients of the oldest backward that has left them: into main_grad where weights have it, else grad."""
         if not self._delayed:
             raise RuntimeError("epd: backward_dw: no backward has left its weight gradients")
-        lease, plan = self._delayed.popleft()
-        weights = self._weights
-        assert weights is not None
+        lease, plan, weights = self._delayed.popleft()
         wanted = wanted_gradients(weights)
         into = main_gradients(weights, wanted)
         if into is not None:

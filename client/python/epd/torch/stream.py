@@ -20,7 +20,7 @@ def raw_stream(device_index: int) -> int:
     return int(torch.cuda.current_stream(device_index).cuda_stream)
 
 
-# Ten times as fast as the Stream object, which the step path needs only when the stream has changed.
+# Without making a Stream object, which the step path needs only when the stream has changed.
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
