@@ -102,7 +102,7 @@ static const struct config_key keys[] = {
     {"fabric", "rendezvous", CONFIG_TEXT, AT(rendezvous), "", 0, 0, NULL, 0,
      "host:port at which node 0 listens (empty: MASTER_ADDR or the first Slurm host, port 7741)"},
     {"fabric", "secret_file", CONFIG_TEXT, AT(secret_file), "", 0, 0, NULL, 0,
-     "file of 16 bytes or more, the same on all nodes and readable by nobody else"},
+     "file of 16 random bytes or more, no pass phrase; the same on all nodes and readable by nobody else"},
     {"fabric", "node_dead", CONFIG_DURATION, AT(node_dead_ms), "10s", 100, DAY_MS, NULL, 1,
      "a node that is not heard of for this long is lost; groups that span it end"},
     {"fabric", "network", CONFIG_TEXT, AT(network), "tcp", 0, 0, NULL, 0,

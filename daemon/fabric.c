@@ -192,6 +192,7 @@ static enum epd_status take_hello(struct fabric *fabric, uint32_t number,
     node->present = 1;
     node->since_ns = clock_ns();
     node->last_error[0] = 0;
+    fabric->retry_ms = FABRIC_RETRY_FIRST_MS;
     log_write(fabric->worker->log, LOG_INFO, "fabric node %u is there address %s version %s", number,
               node->address, node->version);
     if (is_coordinator(fabric))
@@ -263,14 +264,11 @@ static void on_wake(uv_async_t *wake)
 
 /* ---- links ---- */
 
-static int forget_stranger(struct fabric *fabric, const struct fabric_link *link)
+static void forget_stranger(struct fabric *fabric, const struct fabric_link *link)
 {
     for (size_t i = 0; i < FABRIC_MAX_STRANGERS; i++)
-        if (fabric->strangers[i] == link) {
+        if (fabric->strangers[i] == link)
             fabric->strangers[i] = NULL;
-            return 1;
-        }
-    return 0;
 }
 
 static int on_open(void *arg, struct fabric_link *link, uint32_t number, struct epd_error *error)
@@ -286,11 +284,10 @@ static int on_open(void *arg, struct fabric_link *link, uint32_t number, struct 
         (void)error_set(error, EPD_GROUP_MISMATCH, "the rendezvous is node %u, want node 0", number);
         return 0;
     }
-    (void)forget_stranger(fabric, link);
+    forget_stranger(fabric, link);
     node->link = link;
     node->pinged_ns = clock_ns();
     (void)snprintf(node->address, sizeof(node->address), "%s", fabric_link_address(link));
-    fabric->retry_ms = FABRIC_RETRY_FIRST_MS;
     fabric_message_init(&hello, FABRIC_HELLO);
     hello.number = FABRIC_PROTOCOL;
     (void)snprintf(hello.name, sizeof(hello.name), "%s", EPD_VERSION);
@@ -328,7 +325,8 @@ static void on_end(void *arg, struct fabric_link *link, const struct epd_error *
     (void)snprintf(fabric->last_error, sizeof(fabric->last_error), "%.60s: %.180s",
                    fabric_link_address(link)[0] ? fabric_link_address(link) : fabric->config.host, why->text);
     if (!node) {
-        const int accepted = forget_stranger(fabric, link);
+        const int accepted = is_coordinator(fabric); /* the others connect */
+        forget_stranger(fabric, link);
         if (!fabric->stopped)
             (void)log_limited(fabric->worker->log, accepted ? LOG_WARN : LOG_INFO, "fabric_refused",
                               clock_ns(), "fabric %s %.200s", accepted ? "refused" : "not connected",
@@ -342,8 +340,13 @@ static void on_end(void *arg, struct fabric_link *link, const struct epd_error *
     node->link = NULL;
     (void)snprintf(node->last_error, sizeof(node->last_error), "%s", why->text);
     fabric->retry_at_ns = clock_ns() + clock_ms_to_ns(fabric->retry_ms);
-    if (node->present && !fabric->stopped)
+    if (fabric->stopped)
+        return;
+    if (node->present)
         lose(fabric, number, why);
+    else
+        (void)log_limited(fabric->worker->log, LOG_WARN, "fabric_early", clock_ns(),
+                          "fabric node %u ended before it was there reason %s", number, why->text);
 }
 
 /* ---- the beat ---- */
@@ -391,7 +394,9 @@ static enum epd_status load(struct fabric *fabric, struct epd_error *error)
         return error->status;
     if (transport->load(&options, error) != EPD_OK)
         return error->status;
-    return arena_init(&fabric->arena, FABRIC_MAX_ARENA_BYTES);
+    if (arena_init(&fabric->arena, FABRIC_MAX_ARENA_BYTES) != EPD_OK)
+        return error_set(error, EPD_NO_MEMORY, "fabric: no memory for its messages");
+    return EPD_OK;
 }
 
 enum epd_status fabric_create(struct worker *worker, struct fabric **result, struct epd_error *error)
@@ -415,6 +420,7 @@ enum epd_status fabric_create(struct worker *worker, struct fabric **result, str
         return error->status;
     }
     if (is_coordinator(fabric) && !(fabric->coordinator = coordinator_create(fabric))) {
+        arena_fini(&fabric->arena);
         free(fabric);
         return error_set(error, EPD_NO_MEMORY, "fabric: no memory");
     }

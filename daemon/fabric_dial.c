@@ -76,9 +76,10 @@ enum epd_status fabric_listen(struct fabric *fabric, struct epd_error *error)
     const char *host = fabric->config.host, *port = fabric->config.port;
     uv_loop_t *loop = &fabric->worker->loop;
     int failed = uv_getaddrinfo(loop, &fabric->lookup, NULL, host, port, &hints);
-    if (failed)
-        return error_set(error, EPD_INVALID_ARGUMENT, "fabric rendezvous %.150s:%s: %s", host, port,
-                         uv_strerror(failed));
+    if (failed) /* other than these two it may work later: a name server that is not up yet */
+        return error_set(
+            error, failed == UV_EAI_NONAME || failed == UV_EAI_SERVICE ? EPD_INVALID_ARGUMENT : EPD_SYSTEM,
+            "fabric rendezvous %.150s:%s: %s", host, port, uv_strerror(failed));
     struct addrinfo *found = fabric->lookup.addrinfo;
     (void)uv_tcp_init(loop, &fabric->server);
     fabric->server.data = fabric;

@@ -22,6 +22,8 @@ struct fabric_link {
     uint32_t node; /* of the other side, once it is known */
     struct fabric_hello mine, theirs;
     int heard_hello;
+    int failing; /* a send could not be done: ends for `why` as soon as the loop runs */
+    struct epd_error why;
     struct fabric_keys keys;
     uint64_t n_sent, n_received; /* frames */
     uint64_t sent_bytes, received_bytes, heard_ns;
@@ -62,6 +64,21 @@ static void end(struct fabric_link *link, enum epd_status status, const char *te
 
 /* ---- output ---- */
 
+static void on_failed(uv_timer_t *timer)
+{
+    struct fabric_link *link = timer->data;
+    fabric_link_close(link, &link->why);
+}
+
+/* Who sends is in the midst of what on_end would take from him: the link ends once the loop runs again. */
+static void fail(struct fabric_link *link, enum epd_status status, const char *text)
+{
+    link->failing = 1;
+    (void)error_set(&link->why, status, "%s", text);
+    (void)uv_read_stop((uv_stream_t *)&link->tcp);
+    (void)uv_timer_start(&link->timer, on_failed, 0, 0); /* cannot fail: not closing */
+}
+
 static void on_written(uv_write_t *write, int status)
 {
     struct fabric_link *link = write->data;
@@ -72,13 +89,15 @@ static void on_written(uv_write_t *write, int status)
 
 static struct output *output_of(struct fabric_link *link, size_t bytes)
 {
+    if (link->failing)
+        return NULL;
     if (uv_stream_get_write_queue_size((uv_stream_t *)&link->tcp) > FABRIC_MAX_OUTPUT_BYTES) {
-        end(link, EPD_QUOTA, "it does not read");
+        fail(link, EPD_QUOTA, "it does not read");
         return NULL;
     }
     struct output *output = malloc(sizeof(*output) + bytes);
     if (!output)
-        end(link, EPD_NO_MEMORY, "no memory for a message");
+        fail(link, EPD_NO_MEMORY, "no memory for a message");
     return output;
 }
 
@@ -89,7 +108,7 @@ static void write_out(struct fabric_link *link, struct output *output, size_t by
     const int result = uv_write(&output->write, (uv_stream_t *)&link->tcp, &buffer, 1, on_written);
     if (result < 0) {
         free(output);
-        end(link, EPD_PEER_LOST, uv_strerror(result));
+        fail(link, EPD_PEER_LOST, uv_strerror(result));
         return;
     }
     link->sent_bytes += bytes;
@@ -110,7 +129,7 @@ static void send_raw(struct fabric_link *link, const void *first, size_t n_first
 void fabric_link_send(struct fabric_link *link, const void *data, size_t bytes)
 {
     assert(bytes <= FABRIC_MAX_MESSAGE_BYTES);
-    if (link->state != FABRIC_LINK_OPEN)
+    if (link->state != FABRIC_LINK_OPEN || link->failing)
         return;
     struct output *output = output_of(link, FRAME_HEAD_BYTES + bytes + FABRIC_MAC_BYTES);
     if (!output)
@@ -129,6 +148,8 @@ static void open_link(struct fabric_link *link)
     const struct fabric_hello *connector = link->side == FABRIC_CONNECTOR ? &link->mine : &link->theirs;
     const struct fabric_hello *listener = link->side == FABRIC_CONNECTOR ? &link->theirs : &link->mine;
     struct epd_error error = {0};
+    if (link->failing)
+        return;
     fabric_auth_derive(link->owner->key, link->side, connector, listener, &link->keys);
     link->node = link->theirs.node;
     link->state = FABRIC_LINK_OPEN;
@@ -191,8 +212,7 @@ static size_t prove_connector(struct fabric_link *link)
     }
     fabric_auth_prove(link->owner->key, FABRIC_CONNECTOR, &link->mine, &link->theirs, mac);
     send_raw(link, mac, sizeof(mac), NULL, 0);
-    if (link->state == FABRIC_LINK_PROVING)
-        open_link(link);
+    open_link(link);
     return FABRIC_HELLO_BYTES + FABRIC_MAC_BYTES;
 }
 
@@ -223,6 +243,8 @@ static size_t take_frame(struct fabric_link *link)
 
 static size_t take_one(struct fabric_link *link)
 {
+    if (link->failing)
+        return 0;
     if (link->state == FABRIC_LINK_OPEN)
         return take_frame(link);
     if (link->state != FABRIC_LINK_PROVING)
@@ -257,7 +279,8 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buffer)
         link->used -= taken;
         memmove(link->input, link->input + taken, link->used);
     }
-    if (link->state == FABRIC_LINK_PROVING && link->used >= FABRIC_HELLO_BYTES + FABRIC_MAC_BYTES)
+    if (link->state == FABRIC_LINK_PROVING && !link->failing &&
+        link->used >= FABRIC_HELLO_BYTES + FABRIC_MAC_BYTES)
         end(link, EPD_PROTOCOL, "too much before it has shown the secret");
 }
 

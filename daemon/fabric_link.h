@@ -42,7 +42,8 @@ EPD_MUST_CHECK enum epd_status fabric_link_accept(const struct fabric_link_owner
 EPD_MUST_CHECK enum epd_status fabric_link_connect(const struct fabric_link_owner *owner,
                                                    const struct sockaddr *address, struct fabric_link **link,
                                                    struct epd_error *error);
-/* Open links only. A link whose output is full ends. */
+/* Open links only. A link whose output is full ends: not before the loop runs again, so that nothing is called from
+ * here, and what is sent until then is dropped. */
 void fabric_link_send(struct fabric_link *link, const void *data, size_t bytes);
 /* on_end comes, unless it has come already. */
 void fabric_link_close(struct fabric_link *link, const struct epd_error *why);
