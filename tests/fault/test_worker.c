@@ -112,6 +112,7 @@ START_TEST(a_worker_killed_in_flight_again_and_again_is_replaced_and_the_ranks_g
         pid_t worker = daemon_worker(&epd_daemon);
         sleep_ms(n * 7 % 20);
         atomic_fetch_add(&load->n_kills, 1);
+        ck_assert_int_gt(worker, 0);
         kill(worker, SIGKILL);
         (void)daemon_wait_worker(&epd_daemon, worker);
         wait_for_steps(load, N_GOOD_BETWEEN);
@@ -135,6 +136,7 @@ START_TEST(a_restart_faster_than_any_timer_is_noticed_by_the_boot_id)
     ck_assert_int_eq(epd_client_info(client, &old), EPD_OK);
     for (int n = 0; n < 5; n++) {
         pid_t worker = daemon_worker(&epd_daemon);
+        ck_assert_int_gt(worker, 0);
         kill(worker, SIGKILL);
         (void)daemon_wait_worker(&epd_daemon, worker);
         enum epd_status status =
@@ -167,6 +169,7 @@ START_TEST(ids_of_an_earlier_worker_are_called_stale)
     const uint64_t buffer = wire.reply.reply_buffer.buffer_id;
     wire_close(&wire);
     pid_t worker = daemon_worker(&epd_daemon);
+    ck_assert_int_gt(worker, 0);
     kill(worker, SIGKILL);
     (void)daemon_wait_worker(&epd_daemon, worker);
     wire_open(&wire, epd_daemon.socket_path);
@@ -219,7 +222,7 @@ START_TEST(a_worker_that_always_dies_is_restarted_with_backoff_and_given_up_at_t
     int code = -1, status;
     for (int waited = 0; waited < 60000; waited++) {
         pid_t worker = daemon_worker(&d);
-        if (worker)
+        if (worker > 0)
             kill(worker, SIGKILL);
         if (waitpid(d.pid, &status, WNOHANG) == d.pid) {
             code = WEXITSTATUS(status);
@@ -248,6 +251,7 @@ START_TEST(while_no_worker_runs_the_control_socket_says_why_and_ranks_wait)
     d.pid = spawn_epd(arguments, d.log_path);
     pid_t worker = daemon_wait_worker(&d, 0);
     ck_assert(file_wait(d.log_path, "worker ready", 20000));
+    ck_assert_int_gt(worker, 0);
     kill(worker, SIGKILL);
     ck_assert(file_wait(d.log_path, "worker restarts in_ms", 5000));
     json_t *status = control_ask(d.control_path, CONTROL_STATUS, NULL);

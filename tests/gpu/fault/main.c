@@ -24,11 +24,25 @@
 struct fixture fixture;
 static const char *shim_library;
 
-void suite_add(TCase *cases, const TTest *test)
+static unsigned n_added, n_left_out;
+
+void suite_add_on(TCase *cases, int n_gpus, const TTest *test)
 {
     const char *only = getenv("EPD_TEST_ONLY");
-    if (!only || strstr(test->name, only))
-        tcase_add_test(cases, test);
+    if (only && !strstr(test->name, only))
+        return;
+    if (fixture.n_gpus < n_gpus) {
+        printf("SKIP: %s needs %d GPUs\n", test->name, n_gpus);
+        n_left_out++;
+        return;
+    }
+    tcase_add_test(cases, test);
+    n_added++;
+}
+
+void suite_add(TCase *cases, const TTest *test)
+{
+    suite_add_on(cases, 1, test);
 }
 
 struct team fixture_team(const char *role, const char *group_name, unsigned world, unsigned slot)
@@ -135,6 +149,24 @@ static const struct {
               {"memory", add_memory_tests},
               {"mps", add_mps_tests}};
 
+/* All of the names, joined by '+', are suites. */
+static int names_known(const char *names)
+{
+    for (const char *name = names;; name++) {
+        const size_t length = strcspn(name, "+");
+        int known = 0;
+        for (size_t i = 0; i < sizeof suites / sizeof suites[0]; i++)
+            known |= strlen(suites[i].name) == length && strncmp(name, suites[i].name, length) == 0;
+        if (!known) {
+            fprintf(stderr, "no suite \"%.*s\"\n", (int)length, name);
+            return 0;
+        }
+        name += length;
+        if (!*name)
+            return 1;
+    }
+}
+
 /* names: one or more, joined by '+'. */
 static int run(const char *names)
 {
@@ -148,6 +180,11 @@ static int run(const char *names)
         if (strstr(names, suites[i].name))
             suites[i].add(cases);
     suite_add_tcase(suite, cases);
+    if (!n_added) {
+        if (!n_left_out)
+            fprintf(stderr, "EPD_TEST_ONLY names no test of %s\n", names);
+        return n_left_out ? SKIPPED : 2;
+    }
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_VERBOSE);
     const int n_failed = srunner_ntests_failed(runner);
@@ -160,12 +197,13 @@ int main(int argc, char **argv)
     int code = 0;
     if (team_rank_main(argc, argv, &code))
         return code;
-    if (argc != 4) {
-        fprintf(stderr, "usage: %s EPD SHIM ranks|workers|input|memory|mps\n", argv[0]);
+    if (argc != 4 || !names_known(argv[3])) {
+        fprintf(stderr, "usage: %s EPD SHIM SUITE[+SUITE...], of ranks, workers, input, memory, mps\n",
+                argv[0]);
         return 2;
     }
     fixture.n_gpus = team_count_gpus();
-    if (!fixture.n_gpus || (strcmp(argv[3], "mps") == 0 && !getenv("CUDA_MPS_PIPE_DIRECTORY"))) {
+    if (!fixture.n_gpus || (strstr(argv[3], "mps") && !getenv("CUDA_MPS_PIPE_DIRECTORY"))) {
         printf("SKIP: no %s\n", fixture.n_gpus ? "MPS server (CUDA_MPS_PIPE_DIRECTORY)" : "GPU");
         return SKIPPED;
     }

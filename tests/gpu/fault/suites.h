@@ -29,6 +29,8 @@ void add_mps_tests(TCase *cases);
 
 /* All tests, or those whose name contains EPD_TEST_ONLY. */
 void suite_add(TCase *cases, const TTest *test);
+/* The same; with fewer GPUs the test would check nothing: then it says SKIP and stays out. */
+void suite_add_on(TCase *cases, int n_gpus, const TTest *test);
 /* Runs a role in a team of `world`; every rank must end well, and the worker must be the same. */
 void expect_role(const char *role, unsigned world);
 /* Starts a daemon with these arguments besides those of the fixture's. */

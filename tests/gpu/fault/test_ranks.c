@@ -23,8 +23,9 @@ static void kill_idle_team(void)
     team_start(&team);
     team_wait_ready(&team, fixture.board, 1);
     for (unsigned rank = 0; rank < team.world; rank++)
-        kill(team.pids[rank], SIGKILL);
-    (void)team_wait(&team, TEAM_MS);
+        kill(team.pids[rank], SIGKILL); /* all at once */
+    for (unsigned rank = 0; rank < team.world; rank++)
+        team_kill(&team, rank);
 }
 
 START_TEST(clients_killed_while_idle_leave_no_gpu_memory_and_nobody_notices)

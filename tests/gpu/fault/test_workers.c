@@ -42,6 +42,7 @@ START_TEST(a_worker_killed_in_flight_is_replaced_and_no_stream_hangs)
         const pid_t worker = daemon_worker(&fixture.daemon);
         const double begin = now_ms();
         sleep_ms(n * 7 % 20);
+        ck_assert_int_gt(worker, 0);
         kill(worker, SIGKILL);
         (void)daemon_wait_worker(&fixture.daemon, worker);
         team_wait_steps(&team, fixture.board, 3);
@@ -54,6 +55,7 @@ END_TEST
 START_TEST(a_worker_killed_while_nobody_asks_is_replaced)
 {
     const pid_t worker = daemon_worker(&fixture.daemon);
+    ck_assert_int_gt(worker, 0);
     kill(worker, SIGKILL);
     (void)daemon_wait_worker(&fixture.daemon, worker);
     expect_role("steps", fixture.world);
@@ -108,6 +110,7 @@ START_TEST(a_killed_supervisor_leaves_no_gpu_memory_taken)
     team_start(&team);
     team_wait_ready(&team, fixture.board, 1);
     const pid_t worker = daemon_worker(&other);
+    ck_assert_int_gt(worker, 0);
     kill(other.pid, SIGKILL);
     waitpid(other.pid, NULL, 0);
     for (int waited = 0; kill(worker, 0) == 0 && waited < 5000; waited++)

@@ -22,6 +22,7 @@
 #define N_RANKS   4
 #define MAX_STEPS 10000
 #define MAX_DEPTH 8
+#define STUCK_NS  60e9 /* without another step */
 
 struct bench {
     struct op_case op_case;
@@ -118,7 +119,9 @@ static double sent_by(const json_t *document)
     return bytes;
 }
 
-static void report_crossing(const struct bench *bench, const struct fabric_process *fabric)
+/* What has crossed, as members of a JSON object; 0 if a node does not tell. */
+static int tell_crossing(const struct bench *bench, const struct fabric_process *fabric, char *text,
+                         size_t size)
 {
     const struct op_case *c = &bench->op_case;
     const double tokens = crossing_tokens(c);
@@ -127,40 +130,65 @@ static void report_crossing(const struct bench *bench, const struct fabric_proce
     for (unsigned i = 0; i < fabric->n_nodes; i++) {
         json_decref(document);
         document = ask(fabric->nodes[i].control_path);
+        if (!document)
+            return 0;
         sent += sent_by(document);
     }
-    printf(", \"crossing_tokens\": %.0f, \"wire_bytes_per_step\": %.0f, \"formula_bytes\": %.0f"
-           ", \"agreement_mean_us\": %.1f, \"agreement_max_us\": %.1f, \"agreed_ahead\": %.0f",
-           tokens, sent / bench->n_steps,
-           tokens * (c->hidden * (double)dtype_bytes(c->dtype) + 8 * c->top_k + 4 * c->hidden),
-           field_number_in(document, "agreement", "mean_ns") * 1e-3,
-           field_number_in(document, "agreement", "max_ns") * 1e-3,
-           field_number_in(document, "agreement", "ahead"));
+    snprintf(text, size,
+             ", \"crossing_tokens\": %.0f, \"wire_bytes_per_step\": %.0f, \"formula_bytes\": %.0f"
+             ", \"agreement_mean_us\": %.1f, \"agreement_max_us\": %.1f, \"agreed_ahead\": %.0f",
+             tokens, sent / bench->n_steps,
+             tokens * (c->hidden * (double)dtype_bytes(c->dtype) + 8 * c->top_k + 4 * c->hidden),
+             field_number_in(document, "agreement", "mean_ns") * 1e-3,
+             field_number_in(document, "agreement", "max_ns") * 1e-3,
+             field_number_in(document, "agreement", "ahead"));
     json_decref(document);
+    return 1;
 }
 
-static void run(struct bench *bench, unsigned n_nodes)
+static int wait_for_steps(const struct bench *bench)
+{
+    double since = now_ns();
+    for (unsigned n = 0; n < bench->n_steps;) {
+        if (((volatile double *)bench->step_ns)[n] != 0) {
+            since = now_ns();
+            n++;
+        } else if (now_ns() - since > STUCK_NS) {
+            fprintf(stderr, "bench_fabric: no step after %u of %u\n", n, bench->n_steps);
+            return 0;
+        } else {
+            usleep(10000);
+        }
+    }
+    return 1;
+}
+
+/* 0 if anything went wrong; then there are no numbers. */
+static int run(struct bench *bench, unsigned n_nodes)
 {
     struct fabric_process fabric;
     struct rank_team team;
+    char crossing[512] = "";
     const struct op_case *c = &bench->op_case;
     fabric_start(&fabric, n_nodes, N_RANKS / n_nodes, NULL);
-    bench->step_ns[bench->n_steps - 1] = 0;
+    memset(bench->step_ns, 0, MAX_STEPS * sizeof(double));
     fabric_ranks_start(&fabric, &team, "bench", N_RANKS, bench_rank, bench);
-    while (*(volatile double *)&bench->step_ns[bench->n_steps - 1] == 0)
-        usleep(10000);
-    printf("{\"bench\": \"fabric\", \"nodes\": %u, \"depth\": %u, \"ranks\": %d, \"tokens\": %u, \"hidden\": "
-           "%u, \"ffn\": %u",
-           n_nodes, bench->depth, N_RANKS, c->max_tokens, c->hidden, c->ffn);
-    if (n_nodes > 1)
-        report_crossing(bench, &fabric);
-    if (ranks_wait(&team, 60))
+    const int stepped = wait_for_steps(bench);
+    int good = stepped && (n_nodes == 1 || tell_crossing(bench, &fabric, crossing, sizeof(crossing)));
+    if (ranks_wait(&team, stepped ? 60 : 0)) {
         fabric_print_logs(&fabric);
-    qsort(bench->step_ns, bench->n_steps, sizeof(double), by_value);
-    printf(", \"step_median_us\": %.1f, \"step_p99_us\": %.1f}\n", bench->step_ns[bench->n_steps / 2] * 1e-3,
-           bench->step_ns[bench->n_steps * 99 / 100] * 1e-3);
-    fflush(stdout);
+        good = 0;
+    }
     fabric_stop(&fabric);
+    if (!good)
+        return 0;
+    qsort(bench->step_ns, bench->n_steps, sizeof(double), by_value);
+    printf("{\"bench\": \"fabric\", \"nodes\": %u, \"depth\": %u, \"ranks\": %d, \"tokens\": %u, \"hidden\": "
+           "%u, \"ffn\": %u%s, \"step_median_us\": %.1f, \"step_p99_us\": %.1f}\n",
+           n_nodes, bench->depth, N_RANKS, c->max_tokens, c->hidden, c->ffn, crossing,
+           bench->step_ns[bench->n_steps / 2] * 1e-3, bench->step_ns[bench->n_steps * 99 / 100] * 1e-3);
+    fflush(stdout);
+    return 1;
 }
 
 int main(int argc, char **argv)
@@ -171,7 +199,11 @@ int main(int argc, char **argv)
     bench.op_case.capacity = OP_CAPACITY_AMPLE;
     bench.op_case.biased = 0;
     if (argc > 1)
-        bench.n_steps = (unsigned)atoi(argv[1]) % MAX_STEPS;
+        bench.n_steps = (unsigned)atoi(argv[1]);
+    if (bench.n_steps < 1 || bench.n_steps > MAX_STEPS) {
+        fprintf(stderr, "bench_fabric: steps must be 1 to %d\n", MAX_STEPS);
+        return 2;
+    }
     if (argc > 2)
         bench.op_case.max_tokens = (uint32_t)atoi(argv[2]);
     if (argc > 3)
@@ -179,8 +211,8 @@ int main(int argc, char **argv)
     if (argc > 4)
         bench.op_case.ffn = (uint32_t)atoi(argv[4]);
     for (bench.depth = 1; bench.depth <= 4; bench.depth += 3) {
-        run(&bench, 1);
-        run(&bench, 2);
+        if (!run(&bench, 1) || !run(&bench, 2))
+            return 1;
     }
     return 0;
 }

@@ -31,7 +31,12 @@ static void die(const struct fabric_process *fabric, const char *what)
 unsigned fabric_wanted(void)
 {
     const char *text = getenv("EPD_TEST_NODES");
-    return text ? (unsigned)atoi(text) : 1;
+    const int n = text ? atoi(text) : 1;
+    if (n < 1 || n > FABRIC_PROCESS_MAX_NODES) {
+        fprintf(stderr, "EPD_TEST_NODES is 1 to %d\n", FABRIC_PROCESS_MAX_NODES);
+        exit(EXIT_FAILURE);
+    }
+    return (unsigned)n;
 }
 
 /* ---- network namespaces: one for each node, and one with the bridge between them ---- */

@@ -10,7 +10,7 @@
 
 static struct fabric_process fabric;
 
-START_TEST(a_node_that_is_cut_off_is_named_within_the_dead_timer)
+START_TEST(a_node_that_is_cut_off_is_named_soon_after)
 {
     struct rank_team team;
     fabric_start_in_namespaces(&fabric, 3, 1, fabric_quick);
@@ -37,7 +37,7 @@ int main(void)
     Suite *suite = suite_create("fabric_cut");
     TCase *tests = tcase_create("fabric_cut");
     tcase_set_timeout(tests, 120);
-    tcase_add_test(tests, a_node_that_is_cut_off_is_named_within_the_dead_timer);
+    tcase_add_test(tests, a_node_that_is_cut_off_is_named_soon_after);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

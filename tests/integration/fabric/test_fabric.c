@@ -2,8 +2,11 @@
 #include <arpa/inet.h>
 #include <check.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -320,12 +323,36 @@ END_TEST
 
 /* ---- again and again ---- */
 
-#define CHAOS_MS 6000
+#define CHAOS_MS           6000
+#define FABRIC_CHAOS_RANKS 8
 
-/* Joins, steps, and begins anew whatever happens; what went well was right. */
+/* Of a group, shared by its ranks and the test. */
+struct chaos {
+    atomic_ulong n_launched[FABRIC_CHAOS_RANKS]; /* counted before each launch */
+    atomic_ulong n_good;
+};
+
+static void chaos_read(struct chaos *chaos, unsigned world_size, unsigned long *n_launched)
+{
+    for (unsigned r = 0; r < world_size; r++)
+        n_launched[r] = atomic_load(&chaos->n_launched[r]);
+}
+
+/* 1 if it went well; n_launched is what was so before it. */
+static int chaos_step(struct chaos *chaos, const struct rank *rank, struct epd_plan *plan,
+                      unsigned long *n_launched)
+{
+    chaos_read(chaos, rank->world_size, n_launched);
+    atomic_fetch_add(&chaos->n_launched[rank->rank], 1);
+    return epd_plan_launch(plan, NULL) == EPD_OK && epd_plan_wait(plan, 0) == EPD_OK;
+}
+
+/* Joins, steps, and begins anew whatever happens. What went well was right: a barrier lets nobody through before all have come,
+ * so since this rank launched the step before (or joined), every other one has launched. */
 static void chaos_rank(const struct rank *rank)
 {
     const struct op_case *c = op_case_named(FABRIC_CASE);
+    struct chaos *chaos = *(struct chaos *const *)rank->arg;
     const long until_ms = fabric_now_ms() + CHAOS_MS;
     for (int round = 0; fabric_now_ms() < until_ms; round++) {
         struct layer layer = {.op_case = c, .rank = rank};
@@ -335,12 +362,17 @@ static void chaos_rank(const struct rank *rank)
         struct epd_plan_options options = {.size = sizeof(options), .op = EPD_OP_BARRIER};
         op_inputs_init(&layer.inputs, c);
         struct epd_group_options join = layer_group_options(&layer);
+        unsigned long before[FABRIC_CHAOS_RANKS], now[FABRIC_CHAOS_RANKS];
+        chaos_read(chaos, rank->world_size, before);
         if (epd_open(&open_options, &layer.client) == EPD_OK &&
             epd_group_join(layer.client, &join, &layer.group) == EPD_OK &&
             epd_plan_create(layer.group, &options, &plan) == EPD_OK)
-            while (fabric_now_ms() < until_ms && epd_plan_launch(plan, NULL) == EPD_OK &&
-                   epd_plan_wait(plan, 0) == EPD_OK)
-                ;
+            while (fabric_now_ms() < until_ms && chaos_step(chaos, rank, plan, now)) {
+                for (unsigned r = 0; r < rank->world_size; r++)
+                    RANK_CHECK(atomic_load(&chaos->n_launched[r]) > before[r]);
+                memcpy(before, now, sizeof(before));
+                atomic_fetch_add(&chaos->n_good, 1);
+            }
         epd_close(layer.client);
         op_inputs_fini(&layer.inputs);
         fabric_sleep_ms(5);
@@ -352,18 +384,29 @@ START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
     static const char *const restless[] = {"--node-dead", FABRIC_NODE_DEAD,  "--join", "1s", "--plan",
                                            "1s",          "--restart-limit", "0",      NULL};
     struct rank_team teams[2];
+    struct chaos *chaos[2];
+    unsigned n_killed = 0;
     uint64_t seed = 42;
+    ck_assert_uint_le(fabric_world_size(), FABRIC_CHAOS_RANKS);
     fabric_start(&fabric, 2, 2, restless);
-    fabric_ranks_start(&fabric, &teams[0], "one", fabric_world_size(), chaos_rank, NULL);
-    fabric_ranks_start(&fabric, &teams[1], "other", fabric_world_size(), chaos_rank, NULL);
+    for (int i = 0; i < 2; i++) {
+        chaos[i] = mmap(NULL, sizeof(*chaos[i]), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        ck_assert(chaos[i] != MAP_FAILED);
+        fabric_ranks_start(&fabric, &teams[i], i ? "other" : "one", fabric_world_size(), chaos_rank,
+                           &chaos[i]);
+    }
     for (const long until_ms = fabric_now_ms() + CHAOS_MS; fabric_now_ms() < until_ms;) {
         fabric_sleep_ms((long)(values_random(&seed) % 600));
         const pid_t worker = daemon_worker(&fabric.nodes[values_random(&seed) % 2]);
         if (worker > 0)
-            kill(worker, SIGKILL);
+            n_killed += kill(worker, SIGKILL) == 0;
     }
     for (int i = 0; i < 2; i++)
         ck_assert_uint_eq(ranks_wait(&teams[i], 60), 0);
+    printf("%u workers killed, %lu and %lu steps went well\n", n_killed, atomic_load(&chaos[0]->n_good),
+           atomic_load(&chaos[1]->n_good));
+    ck_assert_uint_gt(n_killed, 0);
+    ck_assert_uint_gt(atomic_load(&chaos[0]->n_good) + atomic_load(&chaos[1]->n_good), 0);
     for (int i = 0; i < 2; i++)
         daemon_wait_worker(&fabric.nodes[i], 0);
     ck_assert_uint_eq(fabric_run(&fabric, "after", fabric_world_size(), fabric_healthy_rank, NULL), 0);

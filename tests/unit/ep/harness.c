@@ -42,6 +42,19 @@ static void load_transport(void)
     ck_assert_msg(transport && transport->load(&options, &error) == EPD_OK, "%s", error.text);
 }
 
+static uint32_t nodes_wanted(void)
+{
+    const char *text = getenv("EPD_TEST_NODES");
+    const int n = text ? atoi(text) : 1;
+    ck_assert_msg(n >= 1 && n <= HARNESS_MAX_NODES, "EPD_TEST_NODES is 1 to %d", HARNESS_MAX_NODES);
+    return (uint32_t)n;
+}
+
+int harness_spans(uint32_t world_size)
+{
+    return world_size % nodes_wanted() == 0;
+}
+
 void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_limit_bytes)
 {
     struct epd_error error = {.status = EPD_OK};
@@ -53,9 +66,7 @@ void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_lim
         .notify = ring_bell,
         .notify_arg = harness,
     };
-    const char *n_nodes = getenv("EPD_TEST_NODES");
-    harness->n_nodes = n_nodes ? (uint32_t)atoi(n_nodes) : 1;
-    ck_assert(harness->n_nodes >= 1 && harness->n_nodes <= HARNESS_MAX_NODES);
+    harness->n_nodes = nodes_wanted();
     if (harness->n_nodes > 1)
         load_transport();
     for (uint32_t i = 0; i < harness->n_nodes; i++)

@@ -28,6 +28,8 @@ struct harness {
     int imports;           /* clients bring memfds of their own instead of memory of the heap */
 };
 
+/* 1 if a crew of these ranks spans all the nodes that EPD_TEST_NODES asks for. */
+int harness_spans(uint32_t world_size);
 void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_limit_bytes);
 /* Checks that every byte, import and fd is back. */
 void harness_close(struct harness *harness);

@@ -243,10 +243,14 @@ static void check_rest(const struct exchange *exchange)
 
 START_TEST(every_exchange_matches_the_reference_in_every_case)
 {
+    unsigned n_run = 0;
     for (size_t i = 0; i < n_op_cases; i++) {
         struct harness harness;
         struct exchange exchange;
         struct outcome outcome;
+        if (!harness_spans(op_cases[i].world_size))
+            continue;
+        n_run++;
         harness_open(&harness, 1 + i % 3, 0);
         exchange_init(&exchange, &harness, &op_cases[i]);
         const struct layer *layer = &exchange.layer;
@@ -263,6 +267,8 @@ START_TEST(every_exchange_matches_the_reference_in_every_case)
         exchange_fini(&exchange);
         harness_close(&harness);
     }
+    printf("%u of %zu cases\n", n_run, n_op_cases);
+    ck_assert_uint_gt(n_run, 0);
 }
 END_TEST
 

@@ -1,4 +1,5 @@
 /* Whole layers, forward and backward, on one to eight devices, against the reference. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,10 +58,17 @@ END_TEST
 
 START_TEST(a_layer_and_its_gradients_match_the_reference_in_every_case)
 {
-    for (size_t i = 0; i < n_op_cases; i++)
+    unsigned n_run = 0;
+    for (size_t i = 0; i < n_op_cases; i++) {
+        if (!harness_spans(op_cases[i].world_size))
+            continue;
         run_case(&op_cases[i], op_cases[i].world_size,
                  (struct layer_modes){.saved = EPD_SAVED_CONTEXT,
                                       .parts = i % 3 == 1 && op_cases[i].n_experts < 32});
+        n_run++;
+    }
+    printf("%u of %zu cases\n", n_run, n_op_cases);
+    ck_assert_uint_gt(n_run, 0);
 }
 END_TEST
 
