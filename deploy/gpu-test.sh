@@ -6,7 +6,8 @@
 # exit code is 0 if nothing failed.
 #
 # Environment: EPD_GPU_ONLY="NAME..." runs only these; EPD_SANITIZER=0 and EPD_BENCH=0 leave those out; EPD_BENCH_ITERS (10),
-# EPD_BENCH_ROUNDS (20, killed ranks) and EPD_BENCH_CASES (all five) say how much is measured.
+# EPD_BENCH_ROUNDS (20, killed ranks) and EPD_BENCH_CASES (all five) say how much is measured; EPD_GPU_LIMIT bounds the seconds
+# that any one of them may take, below its own limit.
 set -u
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
@@ -38,6 +39,15 @@ wanted() {
     return 1
 }
 
+# limit_of SECONDS: the lower of it and EPD_GPU_LIMIT.
+limit_of() {
+    if [ -n "${EPD_GPU_LIMIT:-}" ] && [ "$EPD_GPU_LIMIT" -lt "$1" ]; then
+        echo "$EPD_GPU_LIMIT"
+    else
+        echo "$1"
+    fi
+}
+
 # finish NAME CODE SECONDS: a line of the table.
 finish() {
     case $2 in
@@ -47,8 +57,10 @@ finish() {
     *) word=FAILED n_failed=$((n_failed + 1)) ;;
     esac
     printf '{"test":"%s","result":"%s","code":%d,"seconds":%d}\n' "$1" "$word" "$2" "$3" >> "$out/results.jsonl"
-    table="$table$(printf '%-22s %-8s %4d s' "$1" "$word" "$3")
+    line=$(printf '%-22s %-8s %4d s' "$1" "$word" "$3")
+    table="$table$line
 "
+    echo "$line" # as it comes: whoever is cut off has seen something
     if [ "$word" = FAILED ] || [ "$word" = timeout ]; then
         tail -n 15 "$out/$1.log" | cut -c1-300
     fi
@@ -62,7 +74,7 @@ missing() {
 
 # run NAME LIMIT_S COMMAND...: everything it prints goes into NAME.log.
 run() {
-    name=$1 limit=$2
+    name=$1 limit=$(limit_of "$2")
     shift 2
     wanted "$name" || return
     if [ ! -x "$1" ]; then
@@ -76,7 +88,7 @@ run() {
 
 # measure NAME LIMIT_S COMMAND...: its JSON lines go into NAME.jsonl, the rest into NAME.log.
 measure() {
-    name=$1 limit=$2
+    name=$1 limit=$(limit_of "$2")
     shift 2
     wanted "$name" || return
     if [ ! -x "$1" ]; then
