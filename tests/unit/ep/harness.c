@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,6 +13,8 @@
 
 /* Sanitizer builds on a busy machine are slow; a test that hangs still ends. */
 #define TEST_TIMEOUT_S 300
+/* Of one test where Check has no fork to end. */
+#define CUDA_TEST_LIMIT_S 100
 
 /* Poison between tensors. */
 #define GAP_BYTES 256u
@@ -505,22 +508,43 @@ void launch_expect(struct crew_plan *plan, const uint32_t *n_tokens, enum epd_st
                       status_name(outcome.ranks[i].status), status_name(status), outcome.entries[i].text);
 }
 
-int suite_run(const char *name, const TTest *const *tests, size_t n_tests)
+/* A case of each test, so that one can be named. */
+static SRunner *runner_create(const char *name, const TTest *const *tests, size_t n_tests)
 {
-    if (!harness_memory_begin())
-        return HARNESS_SKIPPED;
     Suite *suite = suite_create(name);
-    TCase *tcase = tcase_create(name);
-    tcase_set_timeout(tcase, TEST_TIMEOUT_S);
-    for (size_t i = 0; i < n_tests; i++)
+    for (size_t i = 0; i < n_tests; i++) {
+        TCase *tcase = tcase_create(tests[i]->name);
+        tcase_set_timeout(tcase, TEST_TIMEOUT_S);
         tcase_add_test(tcase, tests[i]);
-    suite_add_tcase(suite, tcase);
+        suite_add_tcase(suite, tcase);
+    }
     SRunner *runner = srunner_create(suite);
     /* A process that has used CUDA cannot go on in a fork. */
     if (harness_memory_backend() != EPD_BACKEND_HOST)
         srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_ENV);
-    int n_failed = srunner_ntests_failed(runner);
+    return runner;
+}
+
+/* One after the other, each with its name before it: what hangs is the last one named, and without forks
+ * nobody but the alarm ends it. */
+int suite_run(const char *name, const TTest *const *tests, size_t n_tests)
+{
+    const char *only = getenv("EPD_TEST_CASE");
+    if (!harness_memory_begin())
+        return HARNESS_SKIPPED;
+    SRunner *runner = runner_create(name, tests, n_tests);
+    for (size_t i = 0; i < n_tests; i++) {
+        if (only && !strstr(tests[i]->name, only))
+            continue;
+        printf("%s\n", tests[i]->name);
+        fflush(stdout);
+        if (srunner_fork_status(runner) == CK_NOFORK)
+            alarm(CUDA_TEST_LIMIT_S);
+        srunner_run(runner, name, tests[i]->name, CK_SILENT);
+        alarm(0);
+    }
+    srunner_print(runner, CK_ENV);
+    int n_failed = srunner_ntests_failed(runner), n_run = srunner_ntests_run(runner);
     srunner_free(runner);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return n_failed || n_run == 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -150,6 +150,7 @@ void launch_expect(struct crew_plan *plan, const uint32_t *n_tokens, enum epd_st
 /* What suite_run returns where the backend cannot run. */
 #define HARNESS_SKIPPED 77
 
+/* EPD_TEST_CASE in the environment: only tests whose name has it. */
 int suite_run(const char *name, const TTest *const *tests, size_t n_tests);
 
 #endif
