@@ -2,7 +2,6 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 #include "daemon/member.h"
 #include "daemon/rank_plan.h"
 #include "daemon/stats_document.h"
+#include "proto/mps.h"
 
 static json_t *number(uint64_t value)
 {
@@ -82,9 +82,9 @@ static json_t *status_document(struct worker *worker)
 {
     json_t *document = header(worker, "status");
     const struct registry *registry = &worker->registry;
-    const char *pipe = getenv("CUDA_MPS_PIPE_DIRECTORY");
+    char mps_path[512];
     set(document, "backend", json_string(backend_name(node_backend(worker->node))));
-    set(document, "mps", json_boolean(pipe && access(pipe, F_OK) == 0));
+    set(document, "mps", json_boolean(mps_find(mps_path, sizeof(mps_path))));
     set(document, "peer_watch", json_string(peer_watch_name(worker->peer_watch)));
     set(document, "draining", json_boolean(worker->state != WORKER_SERVING));
     if (worker->fabric)

@@ -3,10 +3,9 @@
  * CUDA header is needed. */
 #include <dlfcn.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/stat.h>
 
 #include "client/epdctl/doctor.h"
+#include "proto/mps.h"
 
 #define MAX_CUDA_DEVICES 16
 /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR */
@@ -73,11 +72,8 @@ static void report_peers(struct doctor *doctor, const struct driver *driver, int
  * `epd-bench --op handoff` by four ranks, one H200 each, with a kernel of the client before each launch. */
 static void report_mps(struct doctor *doctor)
 {
-    const char *directory = getenv("CUDA_MPS_PIPE_DIRECTORY");
     char path[512];
-    struct stat info;
-    (void)snprintf(path, sizeof(path), "%s/control", directory ? directory : "/tmp/nvidia-mps");
-    const int found = stat(path, &info) == 0;
+    const int found = mps_find(path, sizeof(path));
     doctor_report(
         doctor, found ? FINDING_OK : FINDING_WARN, "MPS",
         "start nvidia-cuda-mps-control -d before the daemon and its clients (measured on an H200: 20 us a "
