@@ -73,14 +73,15 @@ static void complete_job(struct lane_job *job)
     rails->callback(rails->callback_arg, &rails->first);
 }
 
-static void post_all(struct rails *rails, void (*run)(struct lane_job *job, struct lane *lane))
+static void post_all(struct rails *rails, void (*run)(struct lane_job *job, struct lane *lane),
+                     int (*poll)(struct lane_job *job, struct lane *lane))
 {
     rails->n_jobs_left = rails->n_ranks;
     rails->first = (struct epd_error){.status = EPD_OK};
     for (uint32_t i = 0; i < rails->n_ranks; i++) {
         struct rail *rail = &rails->ranks[i];
         rail->error = (struct epd_error){.status = EPD_OK};
-        rail->job = (struct lane_job){.run = run, .complete = complete_job};
+        rail->job = (struct lane_job){.run = run, .poll = poll, .complete = complete_job};
         lane_post(rail->lane, &rail->job);
     }
 }
@@ -90,6 +91,14 @@ static void run_open(struct lane_job *job, struct lane *lane)
     struct rail *rail = rail_of_job(job);
     (void)lane;
     (void)!rail->rails->transport->rail_open(&rail->rail, &rail->address, &rail->error);
+}
+
+/* A library may take its time: other jobs of the lane go on meanwhile. */
+static int poll_connect(struct lane_job *job, struct lane *lane)
+{
+    struct rail *rail = rail_of_job(job);
+    (void)lane;
+    return rail->error.status || rail->rails->transport->rail_connected(rail->rail, &rail->error);
 }
 
 static void run_connect(struct lane_job *job, struct lane *lane)
@@ -133,7 +142,7 @@ enum epd_status rails_open(struct node *node, uint32_t n_ranks, const uint32_t *
         rails->ranks[i].lane = node->lanes[device_idx[i]];
     }
     *result = rails;
-    post_all(rails, run_open);
+    post_all(rails, run_open, NULL);
     return EPD_OK;
 }
 
@@ -157,7 +166,7 @@ enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes, uint32_t no
     rails->limit_ns = limit_ns;
     rails->callback = callback;
     rails->callback_arg = arg;
-    post_all(rails, run_connect);
+    post_all(rails, run_connect, poll_connect);
     return EPD_OK;
 }
 
@@ -194,7 +203,7 @@ void rails_close(struct rails *rails)
     rails->callback = ignore;
     if (rails->n_jobs_left == 0) {
         rails->closed = 1;
-        post_all(rails, run_close);
+        post_all(rails, run_close, NULL);
         return;
     }
     assert(!"rails that are being opened or connected are closed by their callback");
@@ -220,6 +229,7 @@ enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transp
                            struct epd_error *error)
 {
     struct rail *rail = &rails->ranks[rank_idx];
+    assert(rails->transport->rail_swap);
     const uint64_t begun_ns = clock_now_ns();
     enum epd_status status = rails->transport->rail_swap(rail->rail, parts, error);
     atomic_fetch_add(&rail->waited_ns, clock_now_ns() - begun_ns);
@@ -235,6 +245,36 @@ enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transp
         atomic_fetch_add(&rail->received_bytes[node], parts[node].received_bytes);
     }
     return EPD_OK;
+}
+
+enum epd_status rails_swap_on(struct rails *rails, uint32_t rank_idx, const struct transport_move *moves,
+                              struct CUstream_st *stream, struct epd_error *error)
+{
+    struct rail *rail = &rails->ranks[rank_idx];
+    const uint64_t begun_ns = clock_now_ns();
+    assert(rails->transport->rail_swap_on);
+    enum epd_status status = rails->transport->rail_swap_on(rail->rail, moves, stream, error);
+    atomic_fetch_add(&rail->waited_ns, clock_now_ns() - begun_ns);
+    if (status) {
+        note_broken(rails, error);
+        return status;
+    }
+    atomic_fetch_add(&rail->n_swaps, 1);
+    for (uint32_t node = 0; node < rails->n_nodes; node++) {
+        if (node == rails->node)
+            continue;
+        atomic_fetch_add(&rail->sent_bytes[node], moves[node].send_bytes);
+        atomic_fetch_add(&rail->received_bytes[node], moves[node].receive_bytes);
+    }
+    return EPD_OK;
+}
+
+enum epd_status rails_check(struct rails *rails, uint32_t rank_idx, struct epd_error *error)
+{
+    enum epd_status status = rails->transport->rail_check(rails->ranks[rank_idx].rail, error);
+    if (status)
+        note_broken(rails, error);
+    return status;
 }
 
 int rails_broken(const struct rails *rails, struct epd_error *why)

@@ -14,3 +14,9 @@ const struct transport *transport_host(struct epd_error *reason)
     return NULL;
 #endif
 }
+
+const struct transport *transport_cuda(struct epd_error *reason)
+{
+    (void)error_set(reason, EPD_UNSUPPORTED, "this build has no transport between nodes for CUDA");
+    return NULL;
+}

@@ -5,8 +5,14 @@
  * on all. So messages need no names beyond their number, none is ever unexpected, and a node that has nothing to say
  * says so. A rail that has failed stays failed: every later swap ends at once with the first error, which names the node.
  *
+ * There are two kinds. Where work is done at once (host backend) rail_swap moves host memory and returns when the
+ * messages are there. Where work goes on later (CUDA) rail_swap_on puts a swap of device memory into a stream: it is
+ * done in the order of the stream, the host waits for nothing, and both sides know all sizes beforehand. What arrived of
+ * a swap that failed or was aborted is undefined, the stream goes on behind it all the same: kernels that read it must
+ * bear anything, and rail_check tells what has happened.
+ *
  * Threads: a rail lives on one lane; `abort` alone may be called from anywhere, and ends a swap that waits within
- * TRANSPORT_LOOK_MS. Messages are not checked here: who reads them checks them. */
+ * TRANSPORT_LOOK_MS (one in a stream within a second). Messages are not checked here: who reads them checks them. */
 #ifndef EPD_EP_TRANSPORT_H
 #define EPD_EP_TRANSPORT_H
 
@@ -41,6 +47,17 @@ struct transport_part {
     uint64_t received_bytes; /* out */
 };
 
+/* What a swap on a stream takes to and from one node. Both sides give the same sizes: send_bytes here is receive_bytes
+ * there. */
+struct transport_move {
+    const void *send; /* [send_bytes] device memory, untouched until the swap has ended */
+    uint64_t send_bytes;
+    void *receive; /* [receive_bytes] device memory, apart from everything that is sent */
+    uint64_t receive_bytes;
+};
+
+struct CUstream_st;
+
 struct transport {
     const char *name;
     /* Once, before any thread runs: loads the library, which may want its settings in the environment. */
@@ -48,20 +65,32 @@ struct transport {
     /* Lane thread. */
     enum epd_status (*rail_open)(struct transport_rail **rail, struct transport_address *address,
                                  struct epd_error *error);
-    /* addresses[n_nodes]; that of this node is not looked at. */
+    /* Begins; addresses[n_nodes] are copied. */
     enum epd_status (*rail_connect)(struct transport_rail *rail, uint32_t n_nodes, uint32_t node,
                                     const struct transport_address *addresses, uint64_t limit_ns,
                                     struct epd_error *error);
-    /* parts[n_nodes]; that of this node is not looked at. EPD_PEER_LOST names the node that is gone, or carries what
-     * abort was given; EPD_TIMEOUT after limit_ns of connect. */
+    /* Waits for nothing. 1: it is decided, and *error is OK or says why not, EPD_TIMEOUT after limit_ns. 0: later. */
+    int (*rail_connected)(struct transport_rail *rail, struct epd_error *error);
+    /* NULL where there is rail_swap_on. parts[n_nodes]; that of this node is not looked at. EPD_PEER_LOST names the
+     * node that is gone, or carries what abort was given; EPD_TIMEOUT after limit_ns of connect. */
     enum epd_status (*rail_swap)(struct transport_rail *rail, struct transport_part *parts,
                                  struct epd_error *error);
+    /* NULL where there is rail_swap. moves[n_nodes]; that of this node is not looked at, and 0 bytes are no message.
+     * stream: of the lane's device. Returns when all of it is in the stream; an error if it is not, or if the rail has
+     * failed before. Lanes of one rail give their swaps in one order, on any stream. */
+    enum epd_status (*rail_swap_on)(struct transport_rail *rail, const struct transport_move *moves,
+                                    struct CUstream_st *stream, struct epd_error *error);
+    /* Whether the rail still works, for swaps that are in a stream: waits for nothing. The first error is told, and has
+     * ended what waits in streams, as abort does. NULL where rail_swap_on is NULL. */
+    enum epd_status (*rail_check)(struct transport_rail *rail, struct epd_error *error);
     /* Any thread; the first one counts. */
     void (*rail_abort)(struct transport_rail *rail, const struct epd_error *why);
     void (*rail_close)(struct transport_rail *rail);
 };
 
-/* The transport between nodes of this build; NULL, and the reason, if it has none. */
+/* The transport between nodes that hands over host memory; NULL, and the reason, if this build has none. */
 const struct transport *transport_host(struct epd_error *reason);
+/* Likewise, device memory of CUDA. */
+const struct transport *transport_cuda(struct epd_error *reason);
 
 #endif
