@@ -58,7 +58,7 @@ double *board_memory(const struct board *board, uint32_t rank);
 /* The sentence with which a rank failed; "" if it did not. */
 char *board_text(const struct board *board, uint32_t rank);
 struct board_loss *board_loss(const struct board *board);
-/* What rank 0 learned from the daemon's stats: bytes copied on the way, or -1. */
+/* What rank 0 learned from the daemon's stats: bytes copied in the job, or -1. */
 double *board_copied_bytes(const struct board *board);
 
 /* Waits for all ranks. EPD_PEER_LOST after board_abort, EPD_TIMEOUT when a rank does not come. */

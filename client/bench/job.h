@@ -8,6 +8,7 @@
 #define JOB_NAME_BYTES 32
 #define JOB_PATH_BYTES 128
 #define JOB_MAX_RANKS  64
+#define JOB_MAX_TOP_K  32
 
 enum job_op {
     JOB_HANDOFF_BARRIER,      /* a barrier op of all ranks: launch to done */

@@ -14,6 +14,7 @@
 #include "client/bench/report.h"
 #include "client/bench/sessions.h"
 #include "client/bench/solo.h"
+#include "proto/mps.h"
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
@@ -56,13 +57,11 @@ static uint32_t n_processors(void)
     return sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
 }
 
-/* Where CUDA finds the control daemon of MPS, if there is one. */
-static int mps_is_there(void)
+/* -1: the question does not arise. */
+static int mps_is_there(enum epd_backend_kind backend)
 {
-    const char *directory = getenv("CUDA_MPS_PIPE_DIRECTORY");
     char path[512];
-    (void)snprintf(path, sizeof(path), "%s/control", directory ? directory : "/tmp/nvidia-mps");
-    return access(path, F_OK) == 0;
+    return backend == EPD_BACKEND_CUDA ? mps_find(path, sizeof(path)) : -1;
 }
 
 /* Asks the daemon what it runs on. */
@@ -85,7 +84,7 @@ static enum epd_status meet_daemon(struct bench *bench)
     bench->report.n_devices = info.n_devices;
     (void)snprintf(bench->device_name, sizeof(bench->device_name), "%s", info.devices[0].name);
     bench->report.device = bench->device_name;
-    bench->report.mps = info.backend == EPD_BACKEND_CUDA ? mps_is_there() : -1;
+    bench->report.mps = mps_is_there(info.backend);
     return EPD_OK;
 }
 
@@ -232,6 +231,11 @@ static enum epd_status measure_job(struct bench *bench, const struct job *job)
         status = solo_run(job, bench->report.n_devices, &solo);
     if (status == EPD_OK)
         status = crew_run(&bench->crew, job, &result);
+    if (status == EPD_OK && !(result.median_ns > 0)) {
+        fprintf(stderr, "epd-bench: %s of %s took no time: nothing was measured\n", job_op_name(job->op),
+                job->case_name);
+        status = EPD_INTERNAL;
+    }
     if (status == EPD_OK && with_solo)
         status = run_solo_again(job, bench->report.n_devices, &solo);
     /* GPUs that ranks share are not told apart by rank. */
@@ -358,6 +362,10 @@ static enum epd_status bench_run(struct bench *bench)
         status = first_failure(status, bench_loss(bench));
     if (goes_on(bench, status) && options->sessions)
         status = first_failure(status, bench_sessions(bench));
+    if (status == EPD_OK && bench->report.n_results == 0) {
+        fprintf(stderr, "epd-bench: nothing was measured\n");
+        status = EPD_INTERNAL;
+    }
     return status;
 }
 

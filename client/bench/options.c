@@ -60,7 +60,7 @@ static const struct row rows[] = {
     {"hidden", OPTION_HIDDEN, 1, 1, 1u << 20, "N  hidden size, instead of the case's"},
     {"ffn", OPTION_FFN, 1, 1, 1u << 20, "N  ffn size, instead of the case's"},
     {"experts", OPTION_EXPERTS, 1, 1, 1u << 16, "N  experts of all ranks, instead of the case's"},
-    {"topk", OPTION_TOP_K, 1, 1, 32, "N  experts of a token, instead of the case's"},
+    {"topk", OPTION_TOP_K, 1, 1, JOB_MAX_TOP_K, "N  experts of a token, instead of the case's"},
     {"capacity-rows", OPTION_CAPACITY, 1, 0, 1u << 30,
      "N  rows a rank can receive (0: all that could arrive)"},
     {"capacity-factor", OPTION_CAPACITY_FACTOR, 1, 0, 0,
@@ -183,13 +183,13 @@ static int want_op(struct options *options, const char *name)
 static int take_ops(struct options *options, const char *list)
 {
     char name[32];
-    while (*list) {
+    do {
         const size_t length = strcspn(list, ",");
         (void)snprintf(name, sizeof(name), "%.*s", (int)length, list);
         if (want_op(options, name))
             return -1;
         list += length + (list[length] == ',');
-    }
+    } while (*list);
     return 0;
 }
 
@@ -211,13 +211,13 @@ static int add_case(struct options *options, const char *name)
 static int take_cases(struct options *options, const char *list)
 {
     char name[JOB_NAME_BYTES];
-    while (*list) {
+    do {
         const size_t length = strcspn(list, ",");
         (void)snprintf(name, sizeof(name), "%.*s", (int)length, list);
         if (add_case(options, name))
             return -1;
         list += length + (list[length] == ',');
-    }
+    } while (*list);
     return 0;
 }
 
@@ -363,18 +363,17 @@ static void set_defaults(struct options *options)
 {
     *options = (struct options){
         .n_sessions = 1000, .n_rounds = 20, .capacity_factor = -1, .rank = -1, .board_fd = -1};
-    options->daemon.backend = "auto";
     options->job.n_iterations = 50;
     options->job.n_warmup = 5;
     options->job.client_kernel_us = 50;
 }
 
-static int any_op(const struct options *options)
+static int n_ops(const struct options *options)
 {
+    int n = options->sessions + options->link + options->peer_loss + options->plan_scale;
     for (int op = 0; op < JOB_OP_COUNT; op++)
-        if (options->wanted[op])
-            return 1;
-    return options->sessions || options->link || options->peer_loss || options->plan_scale;
+        n += options->wanted[op];
+    return n;
 }
 
 static enum options_result take_option(struct options *options, const struct row *row)
@@ -396,6 +395,27 @@ static enum options_result take_option(struct options *options, const struct row
     return OPTIONS_RUN;
 }
 
+/* What would be left out without a word is refused. Errors have been printed. */
+static int options_check(const struct options *options)
+{
+    const struct daemon_options *daemon = &options->daemon;
+    if (options->suite && n_ops(options) > 0) {
+        fprintf(stderr, "epd-bench: --suite names the ops, --op is one too many\n");
+        return -1;
+    }
+    if (options->plan_scale && n_ops(options) > 1) {
+        fprintf(stderr, "epd-bench: --op plan-scale runs without a daemon, alone\n");
+        return -1;
+    }
+    if (options->socket_path && (daemon->backend || daemon->devices || daemon->program)) {
+        fprintf(stderr,
+                "epd-bench: --socket uses a daemon that runs; --backend, --devices and --daemon are of "
+                "one that is started\n");
+        return -1;
+    }
+    return 0;
+}
+
 enum options_result options_parse(struct options *options, int argc, char **argv)
 {
     struct option table[N_ROWS + 1];
@@ -413,9 +433,13 @@ enum options_result options_parse(struct options *options, int argc, char **argv
         fprintf(stderr, "epd-bench: what is '%s'? all arguments are options, see --help\n", argv[optind]);
         return OPTIONS_USAGE_ERROR;
     }
+    if (options_check(options))
+        return OPTIONS_USAGE_ERROR;
+    if (!options->daemon.backend)
+        options->daemon.backend = "auto";
     if (options->suite)
         options->link = options->peer_loss = 1;
-    if (options->suite || !any_op(options))
+    if (options->suite || n_ops(options) == 0)
         want_all(options);
     return OPTIONS_RUN;
 }

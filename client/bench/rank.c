@@ -1,6 +1,5 @@
 #include "client/bench/rank.h"
 
-#include <jansson.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +7,7 @@
 
 #include "client/bench/board.h"
 #include "client/bench/clock.h"
+#include "client/bench/copied.h"
 #include "client/bench/loss.h"
 #include "client/bench/op.h"
 
@@ -90,21 +90,13 @@ static enum epd_status iterate_stream(struct board *board, struct op *op)
     return status == EPD_OK ? board_barrier(board) : status;
 }
 
-/* Bytes that the daemon copied in our op so far, from its statistics; -1 if they do not say. */
+/* Bytes that the daemon has copied in our op so far; -1 if it does not say. */
 static double read_copied_bytes(struct op *op)
 {
     char *text = NULL;
     if (epd_stats(op->client, &text) != EPD_OK)
         return -1;
-    double copied = -1;
-    json_t *stats = json_loads(text, 0, NULL), *entry;
-    size_t idx;
-    json_array_foreach (json_object_get(stats, "ops"), idx, entry) {
-        const char *name = json_string_value(json_object_get(entry, "op"));
-        if (name && strcmp(name, job_op_name(op->job->op)) == 0)
-            copied = json_number_value(json_object_get(entry, "copied_bytes"));
-    }
-    json_decref(stats);
+    const double copied = copied_in(text, op->job->op);
     epd_free(text);
     return copied;
 }
@@ -117,10 +109,11 @@ static enum epd_status run_op(struct board *board, struct op *op)
     enum epd_status status = board_barrier(board);
     if (status == EPD_OK)
         status = op_enter(op);
+    const double copied = status == EPD_OK && op->rank == 0 ? read_copied_bytes(op) : -1;
     if (status == EPD_OK)
         status = op->gpu.state ? iterate_stream(board, op) : iterate(board, op);
     if (status == EPD_OK && op->rank == 0)
-        *board_copied_bytes(board) = read_copied_bytes(op);
+        *board_copied_bytes(board) = copied_between(copied, read_copied_bytes(op));
     op_leave(op);
     return status;
 }

@@ -145,6 +145,7 @@ static void print_job_row(struct report *report, const struct job *job, const st
 void report_job(struct report *report, const struct job *job, const struct result *result,
                 const struct traffic *traffic, const struct result *solo)
 {
+    report->n_results++;
     if (report->json)
         print_job_json(report, job, result, traffic, solo);
     else
@@ -153,6 +154,7 @@ void report_job(struct report *report, const struct job *job, const struct resul
 
 void report_link(struct report *report, double gb_per_s)
 {
+    report->n_results++;
     report->link_gb_per_s = gb_per_s;
     if (!report->json) {
         printf("link: %.1f GB/s leave each of %u GPUs while all store to all others\n", gb_per_s,
@@ -187,6 +189,7 @@ static void report_times(struct report *report, const struct job *job, const cha
 
 void report_loss(struct report *report, const struct job *job, const struct loss_result *result)
 {
+    report->n_results++;
     report_times(report, job, "told", &result->told);
     report_times(report, job, "reclaim", &result->reclaim);
     report_times(report, job, "serve", &result->serve);
@@ -204,6 +207,7 @@ void report_failure(const struct report *report, const struct job *job, enum epd
 
 void report_sessions(struct report *report, const struct sessions_result *result)
 {
+    report->n_results++;
     if (!report->json) {
         printf(
             "%u idle sessions: %.1f KiB each (%.1f KiB of the worker's own, %.1f KiB shared page), %.2f open "

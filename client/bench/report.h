@@ -14,6 +14,7 @@ struct report {
     const char *device;   /* name of its first device */
     int mps;              /* CUDA: an MPS server is there for the ranks and the daemon */
     double link_gb_per_s; /* what the links can do; 0: not measured */
+    uint32_t n_results;   /* printed so far, failures left out */
     int titles_printed;
 };
 

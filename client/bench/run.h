@@ -12,7 +12,7 @@ struct result {
     double slowest_rank_median_ns;
     double launch_ns; /* host time of a launch, median of the rank with the largest; 0: not measured alone */
     double memory_bytes; /* board_memory of the rank with the most; -1: not known */
-    double copied_bytes; /* by the daemon in this op since it started; -1: not known */
+    double copied_bytes; /* by the daemon in this op during the job, warm-up included; -1: not known */
 };
 
 /* Starts rank process number `rank`, which finds its job on the board. */

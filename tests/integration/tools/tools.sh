@@ -182,12 +182,16 @@ case_bench() {
     for time in told reclaim serve; do
         says "$work/out" "\"time\": \"$time\""
     done
-    exits 0 "$bench" --daemon "$epd" --backend host --op dispatch --zipf 1.5 --iters 2
+    exits 0 "$bench" --daemon "$epd" --backend host --op dispatch --zipf 10 --topk 8 --iters 2
     exits 1 "$bench" --daemon "$epd" --backend host --op link
     says "$work/out" "needs the CUDA backend"
     exits 1 "$bench" --daemon "$epd" --backend host --case dsv3 --tokens 1000000 --op moe_forward
     says "$work/out" "choose smaller"
     exits 2 "$bench" --case nonsense
+    exits 2 "$bench" --op ''
+    exits 2 "$bench" --suite node --op dispatch
+    exits 2 "$bench" --op plan-scale,dispatch
+    exits 2 "$bench" --socket "$work/epd.sock" --backend host
     exits 1 "$bench" --daemon /nonexistent
 }
 

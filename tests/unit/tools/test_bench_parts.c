@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "client/bench/copied.h"
 #include "client/bench/fill.h"
 #include "client/bench/job.h"
 #include "client/bench/sample.h"
@@ -62,6 +63,13 @@ START_TEST(quantiles_are_values_that_were_measured)
 }
 END_TEST
 
+static int descending(const void *left, const void *right)
+{
+    const double a = *(const double *)left, b = *(const double *)right;
+    return (a < b) - (a > b);
+}
+
+/* With a popularity so uneven that the last of the eight has a chance of one in a thousand million. */
 START_TEST(routing_never_names_an_expert_twice)
 {
     struct job job = {.n_ranks = 1, .n_tokens = 64, .n_experts = 8, .top_k = 8};
@@ -106,6 +114,47 @@ START_TEST(zipf_routing_has_one_order_of_popularity_on_all_ranks)
 }
 END_TEST
 
+/* The i-th of four experts is among the two of a token when it comes first, or after one that is not it. */
+START_TEST(zipf_routing_draws_further_experts_in_proportion_to_what_is_left)
+{
+    struct job job = {.n_ranks = 1, .n_tokens = 40000, .n_experts = 4, .top_k = 2, .zipf = 2};
+    static int32_t experts[40000][2];
+    const double chance[4] = {144.0 / 205, 36.0 / 205, 16.0 / 205, 9.0 / 205};
+    double found[4] = {0};
+    ck_assert_int_eq(fill_routing(&job, 0, experts[0], NULL), EPD_OK);
+    for (int t = 0; t < 40000; t++)
+        for (int k = 0; k < 2; k++)
+            found[experts[t][k]] += 1.0 / 40000;
+    qsort(found, 4, sizeof(found[0]), descending);
+    for (int i = 0; i < 4; i++) {
+        double among = chance[i];
+        for (int first = 0; first < 4; first++)
+            if (first != i)
+                among += chance[first] * chance[i] / (1 - chance[first]);
+        ck_assert_double_eq_tol(found[i], among, 0.01);
+    }
+}
+END_TEST
+
+/* The daemon counts since it started, by its own names of the ops. */
+START_TEST(copies_of_a_job_are_those_since_it_began)
+{
+    const char *before = "{\"ops\": [{\"op\": \"combine\", \"copied_bytes\": 100}]}";
+    const char *after = "{\"ops\": [{\"op\": \"dispatch\", \"copied_bytes\": 7}, {\"op\": \"combine\", "
+                        "\"copied_bytes\": 130}]}";
+    ck_assert_double_eq(copied_between(copied_in(before, JOB_COMBINE), copied_in(after, JOB_COMBINE)), 30);
+    ck_assert_double_eq(
+        copied_between(copied_in(before, JOB_COMBINE_WEIGHTED), copied_in(after, JOB_COMBINE_WEIGHTED)), 30);
+    ck_assert_double_eq(copied_between(copied_in(before, JOB_DISPATCH), copied_in(after, JOB_DISPATCH)), 7);
+    ck_assert_double_eq(copied_between(copied_in(before, JOB_MOE_FORWARD), copied_in(after, JOB_MOE_FORWARD)),
+                        0);
+    ck_assert_double_eq(copied_in("{\"ops\": [{\"op\": \"combine\"}]}", JOB_COMBINE), -1);
+    ck_assert_double_eq(copied_in("not a document", JOB_COMBINE), -1);
+    ck_assert_double_eq(copied_between(-1, 5), -1);
+    ck_assert_double_eq(copied_between(5, -1), -1);
+}
+END_TEST
+
 /* fp16 to fp32 for normal numbers. */
 static float from_f16(uint16_t half)
 {
@@ -138,7 +187,9 @@ int main(void)
     tcase_add_test(tcase, work_of_a_standard_case_matches_a_calculation_by_hand);
     tcase_add_test(tcase, traffic_is_what_the_drawn_routing_sends);
     tcase_add_test(tcase, quantiles_are_values_that_were_measured);
-    tcase_add_loop_test(tcase, routing_never_names_an_expert_twice, 0, 2);
+    tcase_add_loop_test(tcase, routing_never_names_an_expert_twice, 0, 11);
+    tcase_add_test(tcase, zipf_routing_draws_further_experts_in_proportion_to_what_is_left);
+    tcase_add_test(tcase, copies_of_a_job_are_those_since_it_began);
     tcase_add_test(tcase, zipf_routing_has_one_order_of_popularity_on_all_ranks);
     tcase_add_test(tcase, inputs_are_the_same_numbers_in_every_dtype);
     suite_add_tcase(suite, tcase);
