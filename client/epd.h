@@ -419,6 +419,19 @@ EPD_API enum epd_status epd_plan_wait(struct epd_plan *plan, uint32_t timeout_ms
  * lost. */
 EPD_API enum epd_status epd_plan_check(struct epd_plan *plan);
 
+/* A copy inside the group's device, contiguous bytes. */
+struct epd_copy {
+    void *to;
+    const void *from;
+    uint64_t bytes;
+};
+
+/* CUDA backend: epd_plan_check, then in the order of the stream the first n_before copies, epd_plan_launch, and the n_after copies
+ * that follow them in the array. One call for a step whose tensors are not those that the plan is bound to. If it fails before
+ * the launch nothing is in flight; copies may have been made. */
+EPD_API enum epd_status epd_plan_step(struct epd_plan *plan, void *stream, const struct epd_copy *copies,
+                                      uint32_t n_before, uint32_t n_after);
+
 /* CUDA backend: records the launch's flag operations into the graph that the stream is capturing; nothing is sent. */
 EPD_API enum epd_status epd_plan_capture(struct epd_plan *plan, void *stream);
 /* CUDA backend: announces n_launches replays of a captured launch, ahead of them. */

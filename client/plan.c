@@ -414,6 +414,20 @@ enum epd_status epd_plan_check(struct epd_plan *plan)
     return status;
 }
 
+enum epd_status epd_plan_step(struct epd_plan *plan, void *stream, const struct epd_copy *copies,
+                              uint32_t n_before, uint32_t n_after)
+{
+    enum epd_status status = epd_plan_check(plan);
+    if (status)
+        return status;
+    const struct stream_ops *ops = plan->group->ops;
+    struct epd_error *error = error_begin();
+    if (ops->copy(copies, n_before, stream, error))
+        return error->status;
+    status = epd_plan_launch(plan, stream);
+    return status ? status : ops->copy(copies + n_before, n_after, stream, error);
+}
+
 enum epd_status epd_plan_failure(const struct epd_plan *plan, struct epd_failure *given)
 {
     struct epd_error *error;

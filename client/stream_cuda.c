@@ -44,6 +44,7 @@
     X(cuMemMap, "cuMemMap")                                                                                  \
     X(cuMemUnmap, "cuMemUnmap")                                                                              \
     X(cuMemSetAccess, "cuMemSetAccess")                                                                      \
+    X(cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2")                                                             \
     X(cuMemcpyDtoD, "cuMemcpyDtoD_v2")                                                                       \
     X(cuStreamSynchronize, "cuStreamSynchronize")                                                            \
     X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode")
@@ -470,6 +471,19 @@ static enum epd_status cuda_capture(struct epd_plan *plan, void *stream, struct 
     return write_ready(plan, stream, 1, error) ? error->status : wait_done(plan, stream, error);
 }
 
+static enum epd_status cuda_copy(const struct epd_copy *copies, uint32_t n_copies, void *stream,
+                                 struct epd_error *error)
+{
+    for (uint32_t i = 0; i < n_copies; i++)
+        if (copies[i].bytes > 0 && copies[i].to != copies[i].from &&
+            cuda_check(driver.cuMemcpyDtoDAsync((CUdeviceptr)(uintptr_t)copies[i].to,
+                                                (CUdeviceptr)(uintptr_t)copies[i].from, copies[i].bytes,
+                                                stream),
+                       "stream: copy", error))
+            return error->status;
+    return EPD_OK;
+}
+
 static enum epd_status cuda_arm(struct epd_plan *plan, uint32_t n_launches, struct epd_error *error)
 {
     (void)error;
@@ -493,5 +507,6 @@ const struct stream_ops stream_cuda = {
     .wait = cuda_wait,
     .release = cuda_release,
     .capture = cuda_capture,
+    .copy = cuda_copy,
     .arm = cuda_arm,
 };

@@ -153,6 +153,13 @@ static enum epd_status host_capture(struct epd_plan *plan, void *stream, struct 
     return host_unsupported("epd_plan_capture", error);
 }
 
+static enum epd_status host_copy(const struct epd_copy *copies, uint32_t n_copies, void *stream,
+                                 struct epd_error *error)
+{
+    (void)copies, (void)n_copies, (void)stream;
+    return host_unsupported("epd_plan_step", error);
+}
+
 static enum epd_status host_arm(struct epd_plan *plan, uint32_t n_launches, struct epd_error *error)
 {
     (void)plan, (void)n_launches;
@@ -174,5 +181,6 @@ const struct stream_ops stream_host = {
     .wait = host_wait,
     .release = host_release,
     .capture = host_capture,
+    .copy = host_copy,
     .arm = host_arm,
 };

@@ -323,6 +323,7 @@ def test_what_belongs_to_gpus_says_so_on_the_host_backend(socket):
         calls = {
             "epd_buffer_register_cuda": lambda: group.register_cuda(4096, 16),
             "epd_memory_range": lambda: group.memory_range(4096),
+            "epd_plan_step": lambda: barrier.step(0, None, 0, 0),
             "epd_plan_capture": lambda: barrier.capture(0),
             "epd_plan_arm": lambda: barrier.arm(),
         }

@@ -75,7 +75,8 @@ class Handle:
         self._parent = parent
         self._children: set[Handle] = set()
         self._users = 0
-        self._state = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._state = threading.Condition(self._lock)  # of those who wait for the users
         if parent is not None:
             parent._children.add(self)  # the caller is in a call of the parent, which therefore is not ended meanwhile
 
@@ -85,13 +86,13 @@ class Handle:
         return self._pointer is None
 
     def _use(self) -> int | None:
-        with self._state:
+        with self._lock:
             if self._pointer is not None:
                 self._users += 1
             return self._pointer
 
     def _unuse(self) -> None:
-        with self._state:
+        with self._lock:
             self._users -= 1
             if self._pointer is None:
                 self._state.notify_all()

@@ -45,6 +45,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "epd_plan_launch": (c.c_int, [_handle, c.c_void_p]),
     "epd_plan_wait": (c.c_int, [_handle, c.c_uint32]),
     "epd_plan_check": (c.c_int, [_handle]),
+    "epd_plan_step": (c.c_int, [_handle, c.c_void_p, c.POINTER(s.epd_copy), c.c_uint32, c.c_uint32]),
     "epd_plan_capture": (c.c_int, [_handle, c.c_void_p]),
     "epd_plan_arm": (c.c_int, [_handle, c.c_uint32]),
     "epd_plan_failure": (c.c_int, [_handle, c.POINTER(s.epd_failure)]),

@@ -114,6 +114,16 @@ class Plan:
             if status != 0:
                 check(self._api, status)
 
+    def step(self, stream: int, copies: Any, n_before: int, n_after: int) -> None:
+        """:meth:`check`, copies, :meth:`launch`, copies, in one call. CUDA backend.
+
+        copies: an array of ``epd.structs.epd_copy``, those before the launch first.
+        """
+        with self._handle as pointer:
+            status = self._api.epd_plan_step(pointer, stream, copies, n_before, n_after)
+            if status != 0:
+                raise self._failure(pointer, error_of(status, text_of(self._api.epd_error_text())))
+
     def capture(self, stream: int) -> None:
         """Records a launch into the CUDA graph that the stream is capturing; nothing runs and nothing is sent.
 

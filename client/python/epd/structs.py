@@ -113,6 +113,14 @@ class epd_plan_options(c.Structure):
     ]
 
 
+class epd_copy(c.Structure):
+    _fields_ = [
+        ("to", c.c_void_p),
+        ("from", c.c_void_p),
+        ("bytes", c.c_uint64),
+    ]
+
+
 class epd_failure(c.Structure):
     _fields_ = [
         ("size", c.c_size_t),

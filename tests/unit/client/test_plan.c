@@ -330,6 +330,7 @@ START_TEST(launch_in_flight_is_busy_until_its_wait_has_seen_the_end)
     ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_BUSY);
     ck_assert_int_eq(epd_stats(client, &json), EPD_UNSUPPORTED);
     ck_assert_int_eq(epd_plan_wait(plan, 0), EPD_OK);
+    ck_assert_int_eq(epd_plan_step(plan, NULL, NULL, 0, 0), EPD_UNSUPPORTED);
     ck_assert_int_eq(epd_plan_capture(plan, NULL), EPD_UNSUPPORTED);
     ck_assert_int_eq(epd_plan_arm(plan, 3), EPD_UNSUPPORTED);
 }

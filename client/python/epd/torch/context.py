@@ -8,6 +8,7 @@ the lowest number first: creating and launching plans is collective, so every ra
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -15,8 +16,9 @@ import torch
 
 from ..plan import Plan
 from ..words import Saved
-from .group import Group, Staging
+from .group import Group
 from .memory import signature
+from .staging import Staging
 
 # Weight-gradient plans that a context keeps: gradients come at a few addresses, in turns.
 MAX_WGRAD_PLANS = 8
@@ -33,13 +35,14 @@ class Weights:
     b1: torch.Tensor | None = None
     b2: torch.Tensor | None = None
 
+    @functools.cached_property
     def all(self) -> Tensors:
         """w1, w2 and the biases that there are, one after the other."""
         return self.w1 + self.w2 + tuple(bias for bias in (self.b1, self.b2) if bias is not None)
 
     def addresses(self) -> tuple[int, ...]:
         """Where they lie: plans are bound to that."""
-        return tuple(tensor.data_ptr() for tensor in self.all())
+        return tuple([tensor.data_ptr() for tensor in self.all])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

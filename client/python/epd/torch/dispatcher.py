@@ -11,8 +11,9 @@ from .. import dlpack
 from ..plan import Plan
 from . import check
 from .context import Lease, Pool
-from .group import Group, Staging
+from .group import Group
 from .memory import epd_dtype
+from .staging import Staging
 from .stream import first_failure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import types
@@ -19,48 +18,11 @@ from ..group import GroupInfo
 from ..plan import Plan
 from ..words import Backend, Overflow
 from .memory import Memory, epd_dtype, memory_of
+from .staging import Sizes, Staging
 from .stream import Launcher, capturing_graph, raw_stream
 
 if TYPE_CHECKING:
     from .local import LocalPlans
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What a group was joined with."""
-
-    n_experts: int
-    top_k: int
-    hidden: int
-    ffn: int
-    max_tokens: int
-    dtype: torch.dtype
-    alignment: int = 1
-
-
-class Staging:
-    """Tensors that plans are bound to and that steps copy into and out of, in the order of the stream.
-
-    A plan is bound to addresses, a tensor of PyTorch comes with another one each time, so tokens pass through here: one
-    copy in and one out. tokens_in, tokens_out [T, H]; topk_idx [T, K] i64; topk_weights, d_weights [T, K] f32.
-    """
-
-    def __init__(self, memory: Memory, sizes: Sizes) -> None:
-        n, k = sizes.max_tokens, sizes.top_k
-        self.tokens_in = memory.empty((n, sizes.hidden), sizes.dtype)
-        self.tokens_out = memory.empty((n, sizes.hidden), sizes.dtype)
-        self.topk_idx = memory.empty((n, k), torch.int64)
-        self.topk_weights = memory.empty((n, k), torch.float32)
-        self.d_weights = memory.empty((n, k), torch.float32)
-        self._n = n
-        self._views = self._all = (self.tokens_in, self.tokens_out, self.topk_idx, self.topk_weights, self.d_weights)
-
-    def views(self, n_tokens: int) -> tuple[torch.Tensor, ...]:
-        """tokens_in, tokens_out, topk_idx, topk_weights and d_weights, of the first n_tokens tokens."""
-        if n_tokens != self._n:
-            self._views = tuple(tensor[:n_tokens] for tensor in self._all)
-            self._n = n_tokens
-        return self._views
 
 
 class Group:
@@ -121,21 +83,22 @@ class Group:
         """One step of a plan, in the order of the current stream. Raises how an earlier step of it has failed."""
         self._launcher(plan)
 
-    def follow(self) -> None:
+    def follow(self) -> int | None:
         """Lets the current stream wait for the group's last stream, where that is another one: staging is shared.
 
-        While a graph is captured the order of its own streams counts, and its replays come here.
+        While a graph is captured the order of its own streams counts, and its replays come here. Returns the stream as a
+        number, None while a graph is captured and on the host backend.
         """
         if self.device.type != "cuda":
-            return
+            return None
         graph, raw = capturing_graph(), raw_stream(self.device.index)
         streams = self._last_streams if graph is None else graph.last_streams
         last = streams.get(self)
-        if last is not None and last.cuda_stream == raw:
-            return
-        streams[self] = torch.cuda.current_stream(self.device)
-        if last is not None:
-            streams[self].wait_stream(last)
+        if last is None or last.cuda_stream != raw:
+            streams[self] = torch.cuda.current_stream(self.device)
+            if last is not None:
+                streams[self].wait_stream(last)
+        return raw if graph is None else None
 
     def activate(self) -> None:
         """Makes the GPU's context current on this thread, which may be one of autograd's: addresses are looked up in it."""

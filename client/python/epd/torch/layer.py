@@ -74,7 +74,7 @@ class Layer:
         tokens = x.reshape(-1, x.shape[-1])
         self._check(tokens, topk_idx, topk_weights, out, grad_input)
         self.bind(weights)
-        parameters = weights.all()
+        parameters = weights.all
         needs_grad = torch.is_grad_enabled() and (
             x.requires_grad
             or (topk_weights is not None and topk_weights.requires_grad)
@@ -89,7 +89,8 @@ class Layer:
 
     def bind(self, weights: Weights) -> None:
         """Makes the layer run with these weights; nothing where it does so already, else collective."""
-        addresses, self._weights = weights.addresses(), weights
+        addresses = weights.addresses()
+        self._weights = weights
         if addresses != self._addresses:
             self._pool, self._inference = Pool(self._make_context), None
             self._addresses = addresses
@@ -123,21 +124,12 @@ class Layer:
     ) -> tuple[torch.Tensor | None, torch.Tensor, Gradients | None]:
         """dx, d_weights [T, K] f32 and fresh weight gradients, where these are not added to main_grad or delayed."""
         context = lease.context()
-        n_tokens = dout.shape[0]
         wanted = wanted_gradients(weights)
         into = None if self.delay_wgrad else main_gradients(weights, wanted)
         if not any(wanted):
             into = Gradients()
         plan = context.backward(into, wants_dx)
-        tokens_in, tokens_out, _, _, d_weights = self.group.staging.views(n_tokens)
-        self.group.follow()
-        tokens_in.copy_(dout)
-        self.group.launch(plan)
-        dx = None
-        if wants_dx:
-            dx = torch.empty_like(tokens_out) if grad_input is None else grad_input.detach()
-            dx.copy_(tokens_out)
-        d_weights = d_weights.clone()
+        dx, d_weights = self._step_backward(plan, dout, wants_dx, grad_input)
         if into is not None:
             lease.end()
             return dx, d_weights, None
@@ -159,7 +151,7 @@ class Layer:
             lease.end()
             return
         grads = self._fresh_gradients(lease, plan, weights, wanted)
-        for parameter, gradient in zip(weights.all(), spread(grads, weights), strict=True):
+        for parameter, gradient in zip(weights.all, spread(grads, weights), strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
@@ -188,19 +180,55 @@ class Layer:
         topk_weights: torch.Tensor | None,
         out: torch.Tensor | None,
     ) -> torch.Tensor:
-        tokens_in, tokens_out, idx, probs, _ = staging.views(x.shape[0])
-        self.group.follow()
+        n_tokens = x.shape[0]
+        stream = self.group.follow()
+        # An alias, for autograd makes its result a part of the graph, and the caller's buffer must not become one.
+        result = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out.detach()
+        if stream is None or topk_weights is None:
+            return self._copy_and_launch(plan, staging.views(n_tokens), x, topk_idx, topk_weights, result)
+        tokens, idx, probs = _plain(x, x.dtype), _plain(topk_idx, torch.int64), _plain(topk_weights, torch.float32)
+        copies = staging.forward_copies.array(
+            n_tokens, tokens.data_ptr(), idx.data_ptr(), probs.data_ptr(), result.data_ptr()
+        )
+        plan.step(stream, copies, 3, 1)
+        return result if out is None else _written(result)
+
+    def _copy_and_launch(
+        self,
+        plan: Plan,
+        views: tuple[torch.Tensor, ...],
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        topk_weights: torch.Tensor | None,
+        result: torch.Tensor,
+    ) -> torch.Tensor:
+        tokens_in, tokens_out, idx, probs, _ = views
         if x.data_ptr() != tokens_in.data_ptr():
             tokens_in.copy_(x)
         idx.copy_(topk_idx)
-        if topk_weights is None:
-            probs.fill_(1)
-        else:
-            probs.copy_(topk_weights)
+        probs.fill_(1) if topk_weights is None else probs.copy_(topk_weights)
         self.group.launch(plan)
-        # An alias, for autograd makes its result a part of the graph, and the caller's buffer must not become one.
-        result = torch.empty_like(tokens_out) if out is None else out.detach()
         return result.copy_(tokens_out)
+
+    def _step_backward(
+        self, plan: Plan, dout: torch.Tensor, wants_dx: bool, grad_input: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """dx and d_weights of one step."""
+        staging, n_tokens = self.group.staging, dout.shape[0]
+        stream = self.group.follow()
+        d_weights = torch.empty((n_tokens, self.group.sizes.top_k), dtype=torch.float32, device=dout.device)
+        dx = None
+        if wants_dx:
+            dx = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device) if grad_input is None else grad_input.detach()
+        if stream is None:
+            tokens_in, tokens_out, _, _, staged_weights = staging.views(n_tokens)
+            tokens_in.copy_(dout)
+            self.group.launch(plan)
+            return None if dx is None else dx.copy_(tokens_out), d_weights.copy_(staged_weights)
+        given = _plain(dout, self.group.sizes.dtype)
+        places = [given.data_ptr(), d_weights.data_ptr()] + ([] if dx is None else [dx.data_ptr()])
+        plan.step(stream, staging.backward_copies.array(n_tokens, *places), 1, len(places) - 1)
+        return dx if dx is None or grad_input is None else _written(dx), d_weights
 
     def _fresh_gradients(self, lease: Lease, plan: Plan, weights: Weights, wanted: tuple[bool, ...]) -> Gradients:
         def like(tensor: torch.Tensor) -> torch.Tensor:
@@ -236,6 +264,19 @@ class Layer:
             check.buffer(grad_input, "grad_input", shape, sizes.dtype, device)
 
 
+def _plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor so that its bytes can be copied as they are: itself, or a converted copy."""
+    if tensor.dtype is dtype and tensor.is_contiguous():
+        return tensor
+    return tensor.to(dtype).contiguous()
+
+
+def _written(tensor: torch.Tensor) -> torch.Tensor:
+    """Tells autograd that a tensor of the caller was written."""
+    torch.autograd.graph.increment_version(tensor)
+    return tensor
+
+
 def wanted_gradients(weights: Weights) -> tuple[bool, bool, bool, bool]:
     """Whether w1, w2, b1 and b2 are trained. The parts of one weight are trained together."""
     return (
@@ -268,9 +309,9 @@ def main_gradients(weights: Weights, wanted: tuple[bool, ...]) -> Gradients | No
 
 
 def spread(grads: Gradients | None, weights: Weights) -> list[torch.Tensor | None]:
-    """Gradients in the order of ``weights.all()``."""
+    """Gradients in the order of ``weights.all``."""
     if grads is None:
-        return [None] * len(weights.all())
+        return [None] * len(weights.all)
     found: list[torch.Tensor | None] = list(grads.dw1 or [None] * len(weights.w1))
     found += list(grads.dw2 or [None] * len(weights.w2))
     found += [grads.db1] if weights.b1 is not None else []

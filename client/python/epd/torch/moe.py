@@ -55,6 +55,7 @@ class MoE(nn.Module):
             raise ValueError("group ffn: 0, want the width of the experts for an MoE layer")
         self.layer = Layer(group, activation=activation, saved=saved, n_contexts=n_contexts, delay_wgrad=delay_wgrad)
         self._number = _compile_number(self.layer)
+        self._known: Weights | None = None
         self.w1 = nn.Parameter(group.empty((n_local, 2 * ffn, hidden)))
         self.w2 = nn.Parameter(group.empty((n_local, hidden, ffn)))
         self.b1 = nn.Parameter(group.empty((n_local, 2 * ffn))) if bias else None
@@ -102,7 +103,17 @@ class MoE(nn.Module):
         self.layer.check(wait)
 
     def _weights(self) -> Weights:
-        return Weights((self.w1,), (self.w2,), self.b1, self.b2)
+        """Of the parameters as they are now: made anew where one was replaced."""
+        known, own = self._known, self._parameters.get
+        if (
+            known is None
+            or known.w1[0] is not own("w1")
+            or known.w2[0] is not own("w2")
+            or known.b1 is not own("b1")
+            or known.b2 is not own("b2")
+        ):
+            known = self._known = Weights((self.w1,), (self.w2,), self.b1, self.b2)
+        return known
 
 
 def moe(
