@@ -22,21 +22,25 @@ from experts import experts, grouped, make_routing, make_weights
 from measure import measure, summary
 from nccl_alltoall import AllToAll
 
+PEERS = ("nccl_alltoall", "torch", "deepep")
+
 
 class Reporter:
     def __init__(self, args, rank):
         self.args, self.rank = args, rank
+        self.n_measured = 0
 
     def line(self, case, peer, op, **rest):
         if self.rank != 0:
             return
         fields = {"peer": peer, "op": op, "case": case.name, "dtype": "bf16", "ranks": self.args.ranks,
-                  "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+                  "zipf": self.args.zipf, "device": torch.cuda.get_device_name(), "torch": torch.__version__,
                   "nccl": ".".join(map(str, torch.cuda.nccl.version())), "time_unix": int(time.time())}
         print(json.dumps({**fields, **rest}), flush=True)
 
     def measure(self, case, peer, op, run, prepare=None):
         torch.cuda.reset_peak_memory_stats()
+        self.n_measured += 1
         times = measure(run, self.args.iters, self.args.warmup, prepare)
         self.line(case, peer, op, **summary(times), peak_bytes_per_rank=torch.cuda.max_memory_allocated())
 
@@ -56,8 +60,6 @@ def run_alltoall(report, case, x, routing, weights):
         return peer.combine(experts(received, w1, w2, n_rows), back, scale)
 
     report.measure(case, peer.name + "+torch", "moe_forward", lambda: layer(x))
-    if case.name == "decode128":
-        return
     tokens, dout = x.clone().requires_grad_(), torch.randn_like(x)
     w1.requires_grad_(), w2.requires_grad_()
 
@@ -115,6 +117,8 @@ def rank_main(rank, args):
     for name in args.case.split(","):
         run_case(args, report, CASES[name], rank)
     dist.destroy_process_group()
+    if report.n_measured == 0:
+        raise RuntimeError("no peer could be measured")
 
 
 def main():
@@ -125,9 +129,12 @@ def main():
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--zipf", type=float, default=0.0)
     parser.add_argument("--port", type=int, default=29517)
-    parser.add_argument("--only", default="nccl_alltoall,torch,deepep")
+    parser.add_argument("--only", default=",".join(PEERS))
     args = parser.parse_args()
     args.only = args.only.split(",")
+    unknown = set(args.only) - set(PEERS) | set(args.case.split(",")) - set(CASES)
+    if unknown:
+        parser.error(f"what is {', '.join(sorted(unknown))}? peers: {', '.join(PEERS)}; cases: {', '.join(CASES)}")
     if args.ranks == 0:
         print("SKIP: no GPU", file=sys.stderr)
         return 77

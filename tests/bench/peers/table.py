@@ -1,6 +1,7 @@
 """Ours beside the peers: table.py OURS.jsonl PEERS.jsonl. A row per case and op; ratio is peer over ours, above 1 we are faster.
 
-Both files come from one run on one machine; lines of other ranks or dtypes are not compared.
+Both files come from one run on one machine; lines of other ranks, dtypes or routings are not compared. Exit code 1 if there is
+nothing to show.
 """
 
 import json
@@ -14,13 +15,16 @@ def read(path):
         return [json.loads(line) for line in file if line.startswith("{")]
 
 
+def key(line):
+    return line["case"], line["op"], line["ranks"], line["zipf"]
+
+
 def ours_by_row(lines):
-    return {(line["case"], line["op"], line["ranks"]): line for line in lines
-            if line["op"] in OPS and line.get("dtype") == "bf16" and not line.get("zipf")}
+    return {key(line): line for line in lines if line["op"] in OPS and line.get("dtype") == "bf16"}
 
 
 def row(ours, peer):
-    cells = [f"{ours['case']:<10} {ours['op']:<17} {ours['ranks']:>5}"]
+    cells = [f"{ours['case']:<10} {ours['op']:<17} {ours['ranks']:>5} {ours['zipf']:>4g}"]
     if "failed" in ours:
         return cells[0] + f"  ours failed: {ours['failed']}"
     share = f"{ours['link_fraction']:.2f}" if "link_fraction" in ours else "-"
@@ -37,12 +41,12 @@ def main(argv):
         print(__doc__, file=sys.stderr)
         return 2
     ours, peers = ours_by_row(read(argv[1])), read(argv[2])
-    print(f"{'case':<10} {'op':<17} {'ranks':>5} {'epd us':>10} {'link':>5}  {'peer':<22} {'peer us':>10} {'ratio':>6}")
-    for key, line in ours.items():
-        others = [peer for peer in peers if (peer["case"], peer["op"], peer["ranks"]) == key]
+    print(f"{'case':<10} {'op':<17} {'ranks':>5} {'zipf':>4} {'epd us':>10} {'link':>5}  {'peer':<22} {'peer us':>10} {'ratio':>6}")
+    for where, line in ours.items():
+        others = [peer for peer in peers if key(peer) == where]
         for peer in others or [None]:
             print(row(line, peer))
-    return 0
+    return 0 if ours else 1
 
 
 if __name__ == "__main__":
