@@ -30,7 +30,7 @@ static void look_run(struct lane_job *job, struct lane *lane)
 {
     struct look *look = look_of_job(job);
     look->error.status = EPD_OK;
-    (void)!lane_backend(lane)->device_check(lane_device(lane), &look->error);
+    (void)!lane_check_device(lane, &look->error);
 }
 
 static void look_complete(struct lane_job *job)

@@ -47,6 +47,7 @@ struct lane {
     struct backend_device *device;
     struct heap heap;
     struct lane_job *pending_first, *pending_last; /* run, not yet ended */
+    struct epd_error lost;                         /* EPD_OK: the device is well, as far as anybody knows */
 
     /* Written before lane_start returns. */
     struct device_info info;
@@ -192,6 +193,22 @@ struct backend_device *lane_device(struct lane *lane)
 struct heap *lane_heap(struct lane *lane)
 {
     return &lane->heap;
+}
+
+void lane_lose_device(struct lane *lane, const struct epd_error *error)
+{
+    if (lane->lost.status)
+        return;
+    lane->lost = *error;
+    lane->lost.status = EPD_CUDA;
+}
+
+enum epd_status lane_check_device(struct lane *lane, struct epd_error *error)
+{
+    if (!lane->lost.status)
+        return lane->backend->device_check(lane->device, error);
+    *error = lane->lost;
+    return error->status;
 }
 
 void lane_count_import(struct lane *lane, int64_t bytes, int imports)

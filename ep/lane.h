@@ -44,6 +44,11 @@ void lane_info(const struct lane *lane, struct device_info *info);
 const struct backend *lane_backend(const struct lane *lane);
 struct backend_device *lane_device(struct lane *lane);
 struct heap *lane_heap(struct lane *lane);
+/* The device does not do what it was given: nothing that was promised in its queues will come. The process has to
+ * end, and device_watch says so to the loop. Keeps the first error. Lane thread. */
+void lane_lose_device(struct lane *lane, const struct epd_error *error);
+/* EPD_OK, or what the device was lost by. Lane thread. */
+EPD_MUST_CHECK enum epd_status lane_check_device(struct lane *lane, struct epd_error *error);
 /* Counts an import (bytes newly mapped, +1) or its end (bytes unmapped, -1) for lane_info. */
 void lane_count_import(struct lane *lane, int64_t bytes, int imports);
 

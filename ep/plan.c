@@ -216,7 +216,8 @@ void plan_set_destroy(struct plan_set *set)
 }
 
 /* A launch that no step will run, handed back in the order of the queue: its `done` must not overtake the
- * launches before it, nor come before its own `ready`. */
+ * launches before it, nor come before its own `ready`. It counts as completed when `done` is there: a client
+ * that loses this process releases its streams from all launches that do not. */
 struct plan_refusal {
     struct lane_job job;
     struct plan *plan; /* used */
@@ -252,8 +253,13 @@ static int refusal_poll(struct lane_job *job, struct lane *lane)
     struct plan_refusal *refusal = refusal_of_job(job);
     struct plan *plan = refusal->plan;
     if (refusal->error.status ||
-        lane_backend(lane)->queue_reached(refusal->queue, refusal->ticket, &refusal->error))
+        lane_backend(lane)->queue_reached(refusal->queue, refusal->ticket, &refusal->error)) {
+        if (refusal->error.status)
+            lane_lose_device(lane, &refusal->error);
+        else
+            atomic_fetch_add(&plan->flag.page->plans[plan->flag.idx].completed, 1);
         return 1;
+    }
     if (atomic_load(&plan->dead) || clock_now_ns() - refusal->begun_ns > PLAN_READY_NS)
         atomic_store(&plan->flag.page->plans[plan->flag.idx].ready, 1);
     return 0;
@@ -274,6 +280,7 @@ static void plan_hand_back(struct plan *plan)
     if (plan->team->node->backend->works_later)
         refusal = calloc(1, sizeof *refusal);
     if (!refusal) { /* work is done at once: no other launch of the plan is in flight */
+        atomic_fetch_add(&words->completed, 1);
         atomic_store(&words->ready, 0);
         flag_set(&words->done);
         return;
@@ -298,6 +305,5 @@ void plan_fail(struct plan *plan, uint64_t seq, const struct epd_error *error, e
     snprintf(entry.text, sizeof entry.text, "%.*s", (int)sizeof entry.text - 1, error->text);
     page_report(plan->flag.page, &entry);
     atomic_fetch_add(&words->failed, 1);
-    atomic_fetch_add(&words->completed, 1);
     plan_hand_back(plan);
 }

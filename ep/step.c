@@ -199,6 +199,7 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
             (struct lane_job){.run = step_lane_run, .poll = step_lane_poll, .complete = step_complete_lane};
         step->lanes[i].n_barriers = 0;
         step->lanes[i].delivered = 0;
+        step->lanes[i].lost = 0;
         step->lanes[i].committed = 0;
         step->lanes[i].running_ns = 0;
         lane_submit(step->lanes[i].team_lane->lane, &step->lanes[i].job);

@@ -172,7 +172,10 @@ static void finish_rank(struct step_lane *lane, uint32_t idx, const struct verdi
     } else if (!run.backend->works_later) {
         moe_finish_step(&run);
     }
-    atomic_fetch_add(&run.plan->flag.page->plans[run.plan->flag.idx].completed, 1);
+    /* With its device lost the launch has no end of its own: the worker ends, and the client, which then finds it
+     * not completed, releases its stream. */
+    if (!lane->lost)
+        atomic_fetch_add(&run.plan->flag.page->plans[run.plan->flag.idx].completed, 1);
     result->end_ns = clock_now_ns();
     if (!run.backend->works_later)
         (void)!run.backend->flag_done(run.queue, &run.plan->flag, &(struct epd_error){0});
@@ -363,21 +366,41 @@ static int all_delivered(struct step_lane *lane)
     return atomic_load(&step->n_delivered) == step->n_lanes;
 }
 
+/* 1: what was put into the queue is done, or never will be: said before it is counted as delivered, so that no lane
+ * takes the step for a good one. */
+static int ended(struct step_lane *part, struct lane *lane)
+{
+    struct step_rank *rank = &part->step->ranks[part->ranks[0]];
+    struct epd_error lost = {.status = EPD_OK};
+    if (part->lost)
+        return 1;
+    if (!lane_backend(lane)->queue_reached(part->team_lane->queue, part->ticket, &lost)) {
+        look_after(part);
+        return 0;
+    }
+    if (!lost.status)
+        return 1;
+    lost.status = EPD_CUDA;
+    part->lost = 1;
+    lane_lose_device(lane, &lost);
+    rank->error = lost;
+    rank->phase = EPD_PHASE_NONE;
+    return 1;
+}
+
 int step_lane_poll(struct lane_job *job, struct lane *lane)
 {
     struct step_lane *part = step_lane_of_job(job);
     struct step *step = part->step;
     struct epd_error lost = {.status = EPD_OK};
-    if (!lane_backend(lane)->queue_reached(part->team_lane->queue, part->ticket, &lost)) {
-        look_after(part);
+    if (!ended(part, lane))
         return 0;
-    }
     if (lane_backend(lane)->works_later && !all_delivered(part))
         return 0;
     struct verdict verdict = step_spans(step) ? agreed_verdict(part) : decide(step);
-    if (lost.status)
-        verdict = (struct verdict){.error = lost, .rank = -1};
-    else if (!verdict.error.status)
+    if (part->lost && !verdict.error.status)
+        verdict = decide(step);
+    if (!verdict.error.status)
         check_broken(part, &verdict);
     if (!verdict.error.status)
         check_used(part, &verdict);

@@ -38,6 +38,7 @@ struct step_lane {
     uint64_t ticket;        /* of all its work */
     uint64_t begun_ns;
     int delivered; /* what its ranks report has come */
+    int lost;      /* its device does not do what it was given: nobody knows which done flags were set */
     int committed; /* fused, and all lanes have met: from here on every one launches, or breaks the team */
     uint32_t n_breaks;   /* of the team, when it was checked */
     uint64_t running_ns; /* when its ready tickets were seen to be reached; 0: not yet */

@@ -212,6 +212,15 @@ static int run_phases(struct step_lane *lane)
     return 1;
 }
 
+/* The queue did not take what must not be missing in it. */
+static void lose_device(struct step_lane *lane, uint32_t idx, struct epd_error *error)
+{
+    error->status = EPD_CUDA;
+    lane->lost = 1;
+    lane_lose_device(lane->team_lane->lane, error);
+    fail_rank(lane, idx, error, EPD_PHASE_NONE);
+}
+
 /* Right behind the kernels: what follows is only to know how the step went. */
 static void set_done(struct step_lane *lane)
 {
@@ -219,7 +228,7 @@ static void set_done(struct step_lane *lane)
         struct rank_run run = step_rank_run(lane, lane->ranks[i]);
         struct epd_error error = {.status = EPD_OK};
         if (run.backend->flag_done(run.queue, &run.plan->flag, &error))
-            fail_rank(lane, lane->ranks[i], &error, EPD_PHASE_NONE);
+            lose_device(lane, lane->ranks[i], &error);
     }
 }
 
@@ -302,5 +311,5 @@ void step_lane_run(struct lane_job *job, struct lane *lane)
     if (backend->works_later)
         finish_submission(part);
     if (backend->queue_ticket(part->team_lane->queue, &part->ticket, &error))
-        fail_rank(part, part->ranks[0], &error, EPD_PHASE_NONE);
+        lose_device(part, part->ranks[0], &error);
 }

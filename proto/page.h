@@ -10,7 +10,8 @@
  * On CUDA streams do the same with these words, which both processes register as host memory: the client's stream sets
  * ready, the lane's stream waits for it, clears it, runs and sets done, the client's stream waits for done and clears
  * both. Host memory, so that either side can end a wait of the other by a plain store. What a step came to is known
- * behind `done`: completed, failed and the ring follow it. */
+ * behind `done`: completed and the ring follow it, and what has not completed when the connection is lost, the client
+ * ends itself: so nothing is counted there whose `done` may not come. */
 #ifndef EPD_PROTO_PAGE_H
 #define EPD_PROTO_PAGE_H
 
