@@ -75,12 +75,14 @@ static void client_lost(void *arg, struct connection *connection)
     const struct timespec pause = {.tv_nsec = RELEASE_PAUSE_NS};
     struct epd_client *client = arg;
     uint64_t n_left = client_release(client, connection), n_before = n_left;
+    /* By the clock: a nap takes as long as the machine likes. */
+    uint64_t idle_since_ns = deadline_now_ns();
 
-    for (uint32_t waits = 0; n_left > 0 && waits < RELEASE_IDLE_NS / RELEASE_PAUSE_NS; waits++) {
+    while (n_left > 0 && deadline_now_ns() - idle_since_ns < RELEASE_IDLE_NS) {
         nanosleep(&pause, NULL);
         n_left = client_release(client, connection);
         if (n_left < n_before)
-            waits = 0;
+            idle_since_ns = deadline_now_ns();
         n_before = n_left;
     }
 }

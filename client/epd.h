@@ -411,12 +411,12 @@ EPD_API enum epd_status epd_plan_set_tokens(struct epd_plan *plan, uint32_t n_to
 EPD_API enum epd_status epd_plan_launch(struct epd_plan *plan, void *stream);
 /* Waits until every launch of the plan so far has ended; returns the first failure among them since the last wait (details:
  * epd_plan_failure). timeout_ms 0: no limit of its own (the daemon's deadlines end every step); EPD_TIMEOUT if it passes, and the
- * launch is still in flight. One thread at a time: EPD_BUSY to another. */
+ * launch is still in flight. One thread waits at a time: EPD_BUSY to another that does. */
 EPD_API enum epd_status epd_plan_wait(struct epd_plan *plan, uint32_t timeout_ms);
 
 /* Reports without waiting: the first failure among the launches of the plan that have ended and were not asked for yet, as
- * epd_plan_wait would; EPD_OK also while all are in flight, and while another thread waits. What lost the connection, if it is
- * lost. */
+ * epd_plan_wait would; EPD_OK also while all are in flight, and while another thread waits, to whom it is left. From any thread,
+ * also beside epd_plan_wait: neither disturbs the other. A failure is reported once. What lost the connection, if it is lost. */
 EPD_API enum epd_status epd_plan_check(struct epd_plan *plan);
 
 /* A copy inside the group's device, contiguous bytes. */

@@ -308,13 +308,12 @@ enum epd_status epd_plan_arm(struct epd_plan *plan, uint32_t n_launches)
 
 /* ---- ends of launches ---- */
 
+/* This and what follows up to plan_collect with plan->lock held. */
 static enum epd_status plan_fail(struct epd_plan *plan, const struct epd_failure *failure,
                                  struct epd_error *error)
 {
     atomic_fetch_add(&plan->failed_launches, 1);
-    pthread_mutex_lock(&plan->lock);
     plan->failure = *failure;
-    pthread_mutex_unlock(&plan->lock);
     return error_set(error, failure->status, "%s", failure->text);
 }
 
@@ -380,7 +379,10 @@ static enum epd_status plan_wait(struct epd_plan *plan, uint32_t timeout_ms, str
         return connection_check(plan->group->connection, error);
     if (plan->group->ops->wait(plan, deadline_after_ms(timeout_ms), error))
         return error->status;
-    return plan_collect(plan, error);
+    pthread_mutex_lock(&plan->lock);
+    enum epd_status status = plan_collect(plan, error);
+    pthread_mutex_unlock(&plan->lock);
+    return status;
 }
 
 enum epd_status epd_plan_wait(struct epd_plan *plan, uint32_t timeout_ms)
@@ -403,14 +405,18 @@ enum epd_status epd_plan_check(struct epd_plan *plan)
 
     if (group_enter(plan ? plan->group : NULL, "plan", &error))
         return error->status;
-    if (atomic_load(&plan->state) != PLAN_IN_FLIGHT || atomic_exchange(&plan->waiting, 1))
+    if (atomic_load(&plan->state) != PLAN_IN_FLIGHT)
         return EPD_OK;
-    uint64_t failed = atomic_load_explicit(&plan->flags->failed, memory_order_relaxed);
     enum epd_status status = EPD_OK;
-    if (failed != plan->failed_before)
-        status = plan_failed(plan, error);
-    plan->failed_before = failed;
-    atomic_store(&plan->waiting, 0);
+    pthread_mutex_lock(&plan->lock);
+    /* What a thread waits for is its to report. One that comes just now waits for the lock, and is not told that it is busy. */
+    if (atomic_load(&plan->state) == PLAN_IN_FLIGHT && !atomic_load(&plan->waiting)) {
+        uint64_t failed = atomic_load_explicit(&plan->flags->failed, memory_order_relaxed);
+        if (failed != plan->failed_before)
+            status = plan_failed(plan, error);
+        plan->failed_before = failed;
+    }
+    pthread_mutex_unlock(&plan->lock);
     return status;
 }
 

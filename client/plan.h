@@ -1,7 +1,7 @@
 /* struct epd_plan: an op bound to buffers, and its place in the session page. Ended by epd_plan_destroy or
  * with its group.
  *
- * Threads: launch and wait may run on different threads; one thread waits at a time. */
+ * Threads: launch, wait and check may run on different threads; one thread waits at a time. */
 #ifndef EPD_CLIENT_PLAN_H
 #define EPD_CLIENT_PLAN_H
 
@@ -29,15 +29,16 @@ struct epd_plan {
     struct page_plan *flags; /* in the connection's page */
     void *stream_words;      /* CUDA: the same for streams; of stream_ops bind */
 
-    atomic_uint state;                    /* enum plan_state */
-    atomic_ullong n_launched;             /* CUDA: since it was bound */
-    uint64_t n_released;                  /* CUDA: of these, after a loss; watcher thread */
-    atomic_uint waiting;                  /* a thread is in epd_plan_wait */
-    uint64_t ended_before, failed_before; /* page counters when the launch in flight began */
-    atomic_ullong last_seq;               /* of the last launch */
+    atomic_uint state;        /* enum plan_state */
+    atomic_ullong n_launched; /* CUDA: since it was bound */
+    uint64_t n_released;      /* CUDA: of these, after a loss; watcher thread */
+    atomic_uint waiting;      /* a thread is in epd_plan_wait */
+    uint64_t ended_before,
+        failed_before;      /* page counters when the launch in flight began, or was last asked for */
+    atomic_ullong last_seq; /* of the last launch */
     atomic_ullong launches, failed_launches;
-    uint64_t seen_idx;          /* of page_take; the waiting thread's */
-    pthread_mutex_t lock;       /* guards failure */
+    uint64_t seen_idx;          /* of page_take */
+    pthread_mutex_t lock;       /* guards failure, seen_idx, and failed_before of a launch in flight */
     struct epd_failure failure; /* status EPD_OK: none yet */
     TAILQ_ENTRY(epd_plan) link;
 };

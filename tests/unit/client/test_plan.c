@@ -7,7 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "client/buffer.h"
+#include "client/deadline.h"
+#include "client/plan.h"
 #include "tests/unit/client/fake_daemon.h"
 
 static struct fake fake;
@@ -499,6 +500,109 @@ START_TEST(one_thread_launches_and_another_waits_until_the_daemon_dies)
 }
 END_TEST
 
+#define N_CHECKED 300
+
+/* Every third launch fails, a little after it was sent, so that checks and waits meet its end together. */
+static void script_checked(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_plan(daemon, FLAG);
+    for (uint64_t seq = 1; seq <= N_CHECKED; seq++) {
+        const struct page_entry entry = {
+            .plan_id = 101, .seq = seq, .status = EPD_TIMEOUT, .rank = 1, .text = "rank 1 did not come"};
+        fake_expect(daemon, MESSAGE_LAUNCH);
+        usleep(seq % 7 * 20);
+        if (seq % 3)
+            fake_complete(daemon, FLAG);
+        else
+            fake_fail(daemon, FLAG, &entry);
+    }
+}
+
+struct checker {
+    struct epd_plan *plan;
+    atomic_int stop;
+    int n_failures, n_others;
+};
+
+static void *check_until_stopped(void *arg)
+{
+    struct checker *checker = arg;
+
+    while (!atomic_load(&checker->stop)) {
+        enum epd_status status = epd_plan_check(checker->plan);
+        checker->n_failures += status == EPD_TIMEOUT;
+        checker->n_others += status != EPD_OK && status != EPD_TIMEOUT;
+    }
+    return NULL;
+}
+
+/* Before, a wait that met a check was told that another thread waits, and nobody was told of the failure. */
+START_TEST(check_beside_a_wait_disturbs_it_not_and_each_failure_is_told_once)
+{
+    struct checker checker = {0};
+    pthread_t thread;
+    int n_failures = 0;
+
+    start(script_checked);
+    checker.plan = create_barrier(group);
+    pthread_create(&thread, NULL, check_until_stopped, &checker);
+    for (int i = 0; i < N_CHECKED; i++) {
+        ck_assert_int_eq(epd_plan_launch(checker.plan, NULL), EPD_OK);
+        if (i % 2)
+            usleep(60); /* the check may come first */
+        enum epd_status status = epd_plan_wait(checker.plan, 0);
+        ck_assert_msg(status == EPD_OK || status == EPD_TIMEOUT, "%s", epd_error_text());
+        n_failures += status == EPD_TIMEOUT;
+    }
+    atomic_store(&checker.stop, 1);
+    pthread_join(thread, NULL);
+    ck_assert_int_eq(n_failures + checker.n_failures, N_CHECKED / 3);
+    ck_assert_int_eq(checker.n_others, 0);
+}
+END_TEST
+
+static void script_hang_up_in_launch(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_plan(daemon, FLAG);
+    fake_expect(daemon, MESSAGE_LAUNCH);
+    fake_hang_up(daemon);
+}
+
+/* A launch that was armed and never replayed: nobody takes its flag. */
+static uint64_t release_one_for_ever(struct epd_plan *plan)
+{
+    (void)plan;
+    return 1;
+}
+
+/* Not the second times what a short nap takes longer than it was asked for. */
+START_TEST(flags_that_no_stream_takes_are_given_up_after_a_second)
+{
+    struct stream_ops ops;
+
+    start(script_hang_up_in_launch);
+    struct epd_plan *plan = create_barrier(group);
+    ops = *group->ops;
+    ops.release = release_one_for_ever;
+    pthread_mutex_lock(&client->lock);
+    group->ops = &ops;
+    pthread_mutex_unlock(&client->lock);
+    ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK);
+    while (epd_plan_check(plan) == EPD_OK)
+        usleep(1000);
+    const uint64_t start_ns = deadline_now_ns();
+    epd_close(client); /* waits for the thread that releases */
+    client = NULL;
+    const uint64_t took_ns = deadline_now_ns() - start_ns;
+    ck_assert_uint_ge(took_ns, 900000000);
+    ck_assert_uint_le(took_ns, 2000000000);
+}
+END_TEST
+
 static void script_plan_refused(struct fake *daemon)
 {
     fake_session(daemon);
@@ -580,6 +684,8 @@ int main(void)
     tcase_add_test(cases, launches_wait_for_room_in_the_socket_and_none_is_lost);
     tcase_add_test(cases, launches_of_several_threads_leave_in_the_order_of_their_numbers);
     tcase_add_test(cases, one_thread_launches_and_another_waits_until_the_daemon_dies);
+    tcase_add_test(cases, check_beside_a_wait_disturbs_it_not_and_each_failure_is_told_once);
+    tcase_add_test(cases, flags_that_no_stream_takes_are_given_up_after_a_second);
     tcase_add_test(cases, plan_that_is_refused_binds_nothing);
     tcase_add_test(cases, plan_with_the_context_of_another_group_is_refused);
     suite_add_tcase(suite, cases);
