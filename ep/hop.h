@@ -6,10 +6,10 @@
  * of the nodes and rounds once. So its result may differ from one node's by the order of that sum alone, and is the same
  * in every repeat.
  *
- * All nodes take the same swaps in the same order: by (number in the step, rank), which every lane keeps to; the fabric
- * hands the steps of all groups to all nodes in one order. So no two rails can wait for each other. A rank whose step is
- * off takes its remaining swaps all the same, saying that it is off. The last swap of a step is the agreement on what
- * it came to. Work is done when a call returns: host backend. Lane thread. */
+ * All nodes take the same swaps in the same order: by (phase, rank, number in the phase), which every lane keeps to; the
+ * fabric hands the steps of all groups to all nodes in one order. So no two rails can wait for each other. A rank whose
+ * step is off takes its remaining swaps all the same, each in its place of that order, saying that it is off. The last
+ * swap of a step is the agreement on what it came to. Work is done when a call returns: host backend. Lane thread. */
 #ifndef EPD_EP_HOP_H
 #define EPD_EP_HOP_H
 
@@ -36,7 +36,7 @@ EPD_MUST_CHECK enum epd_status hop_exchange(const struct rank_run *run, enum exc
                                             const struct exchange_args *args, struct epd_error *error);
 /* A step begins on these ranks of one lane. */
 void hop_begin(const struct rank_run *runs, uint32_t n_runs, uint64_t step);
-/* Every rank of the lane has ended its phases, or is off: takes what is left of the swaps. */
+/* Every rank of the lane has ended its phases, or is off: takes what is left of the swaps, in their order. */
 void hop_drain(const struct rank_run *runs, uint32_t n_runs);
 /* 1 if what the rank failed with only says that another one has. */
 int hop_only_followed(const struct rank_run *run);

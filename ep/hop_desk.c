@@ -168,6 +168,13 @@ static uint32_t count_swaps(const struct plan *plan)
     }
 }
 
+/* Swaps that a rank takes one behind the other, in one phase, before the lane's next rank has its turn: in these two ops
+ * all of the step. */
+static uint32_t count_swaps_at_once(const struct plan *plan)
+{
+    return plan->op == EPD_OP_COMBINE || plan->op == EPD_OP_COMBINE_BWD ? count_swaps(plan) : 1;
+}
+
 void hop_begin(const struct rank_run *runs, uint32_t n_runs, uint64_t step)
 {
     for (uint32_t i = 0; i < n_runs; i++) {
@@ -197,10 +204,10 @@ static void swap_nothing(const struct rank_run *run)
 
 void hop_drain(const struct rank_run *runs, uint32_t n_runs)
 {
-    const uint32_t n_swaps = count_swaps(runs[0].plan);
-    for (uint32_t number = 0; number < n_swaps; number++)
+    const uint32_t n_swaps = count_swaps(runs[0].plan), n_at_once = count_swaps_at_once(runs[0].plan);
+    for (uint32_t number = 0; number < n_swaps; number += n_at_once)
         for (uint32_t i = 0; i < n_runs; i++)
-            if (hop_desk_of(&runs[i])->n_swaps == number)
+            while (hop_desk_of(&runs[i])->n_swaps < number + n_at_once)
                 swap_nothing(&runs[i]);
 }
 

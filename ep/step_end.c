@@ -59,31 +59,45 @@ static void describe_record(const struct step *step, const struct plan *plan, st
     }
 }
 
-/* The first rank whose host side failed; else the first record of the lowest rank. */
-static struct verdict decide(const struct step *step)
+/* The lowest rank whose host side failed by itself, or only followed one of another node. */
+static int find_host_failure(const struct step *step, int followed, struct verdict *verdict)
 {
-    struct verdict verdict = {.error = {.status = EPD_OK}, .rank = -1};
     for (uint32_t i = 0; i < step->n_ranks; i++) {
-        if (!step->ranks[i].error.status)
+        const struct step_rank *rank = &step->ranks[i];
+        if (!rank->error.status || rank->followed != followed)
             continue;
-        verdict.error = step->ranks[i].error;
-        verdict.phase = step->ranks[i].phase;
-        verdict.rank = (int32_t)step->plans[i]->rank;
-        return verdict;
+        verdict->error = rank->error;
+        verdict->phase = rank->phase;
+        verdict->rank = (int32_t)step->plans[i]->rank;
+        return 1;
     }
+    return 0;
+}
+
+static int find_record(const struct step *step, struct verdict *verdict)
+{
     for (int record = 0; record < PLAN_RECORD_COUNT; record++) {
         for (uint32_t i = 0; i < step->n_ranks; i++) {
             const struct kernel_error *seen = &step->ranks[i].records[record];
             if (!seen->status ||
                 (seen->status == EPD_CAPACITY_OVERFLOW && step->team->problem.overflow == EPD_OVERFLOW_DROP))
                 continue;
-            verdict.record = *seen;
-            verdict.phase = record_phase((enum plan_record)record);
-            verdict.rank = (int32_t)step->plans[i]->rank;
-            describe_record(step, step->plans[i], &verdict);
-            return verdict;
+            verdict->record = *seen;
+            verdict->phase = record_phase((enum plan_record)record);
+            verdict->rank = (int32_t)step->plans[i]->rank;
+            describe_record(step, step->plans[i], verdict);
+            return 1;
         }
     }
+    return 0;
+}
+
+/* The first rank whose host side failed; else the first record of the lowest rank; else who only followed. */
+static struct verdict decide(const struct step *step)
+{
+    struct verdict verdict = {.error = {.status = EPD_OK}, .rank = -1};
+    if (!find_host_failure(step, 0, &verdict) && !find_record(step, &verdict))
+        (void)find_host_failure(step, 1, &verdict);
     return verdict;
 }
 

@@ -1,0 +1,256 @@
+/* Groups over two nodes whose ranks fail in the midst of a step: behind every swap of every op, several ranks to a lane.
+ * Nobody may wait for anybody: the step ends at once on all nodes, names the rank, and the next one goes well. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "ep/clock.h"
+#include "ep/hop_frame.h"
+#include "tests/unit/ep/layer.h"
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+/* Far less than the limit of a swap (60 s in the harness). */
+#define STEP_LIMIT_NS 20000000000ull
+
+/* ---- swaps, looked at on their way ---- */
+
+enum epd_status __real_rails_swap(struct rails *rails, uint32_t rank_idx, struct transport_part *parts,
+                                  struct epd_error *error);
+enum epd_status __wrap_rails_swap(struct rails *rails, uint32_t rank_idx, struct transport_part *parts,
+                                  struct epd_error *error);
+
+/* The rank whose swaps are counted, and which of them, from 0, brings it a message that is none. */
+static struct {
+    const struct rails *rails;
+    uint32_t rank_idx;
+    _Atomic int n_seen;
+    int spoilt; /* -1: none */
+} watch;
+
+enum epd_status __wrap_rails_swap(struct rails *rails, uint32_t rank_idx, struct transport_part *parts,
+                                  struct epd_error *error)
+{
+    enum epd_status status = __real_rails_swap(rails, rank_idx, parts, error);
+    if (rails != watch.rails || rank_idx != watch.rank_idx)
+        return status;
+    if (atomic_fetch_add(&watch.n_seen, 1) == watch.spoilt)
+        for (uint32_t node = 0; node < 2; node++)
+            if (parts[node].received_bytes >= sizeof(struct hop_head))
+                ((struct hop_head *)parts[node].receive)->magic = 0;
+    return status;
+}
+
+static void watch_rank(const struct crew *crew, uint32_t rank, int spoilt)
+{
+    const uint32_t n_here = crew->world_size / crew->n_nodes;
+    watch.rails = crew->rails[rank / n_here];
+    watch.rank_idx = rank % n_here;
+    watch.spoilt = spoilt;
+    atomic_store(&watch.n_seen, 0);
+}
+
+/* ---- plans ---- */
+
+/* Tensors of one rank: all that any of the ops takes besides the layer's inputs. */
+struct tensors {
+    struct slab recv_x, y, out, dy, d_weights, d_recv_x, d_recv_weights, dx;
+};
+
+enum optional { WEIGHTS = 1, D_WEIGHTS = 2 };
+
+/* An op, and how often its ranks swap before they agree. */
+struct hop_case {
+    const char *name;
+    enum epd_op op;
+    unsigned roles; /* of enum optional */
+    int n_swaps;
+};
+
+static const struct hop_case cases[] = {
+    {"dispatch", EPD_OP_DISPATCH, WEIGHTS, 1},
+    {"combine", EPD_OP_COMBINE, 0, 1},
+    {"weighted combine", EPD_OP_COMBINE, WEIGHTS, 2},
+    {"combine_bwd", EPD_OP_COMBINE_BWD, WEIGHTS, 1},
+    {"combine_bwd with d_weights", EPD_OP_COMBINE_BWD, WEIGHTS | D_WEIGHTS, 2},
+    {"dispatch_bwd", EPD_OP_DISPATCH_BWD, 0, 1},
+    {"dispatch_bwd with d_weights", EPD_OP_DISPATCH_BWD, D_WEIGHTS, 2},
+};
+
+static void take_tensors(struct layer *layer, struct tensors *tensors)
+{
+    const struct op_case *c = layer->op_case;
+    const int64_t rows = team_capacity_rows(layer->crew.team), h = c->hidden, k = c->top_k;
+    for (uint32_t r = 0; r < c->world_size; r++) {
+        struct client *client = &layer->crew.clients[r];
+        const int64_t t = layer->n_tokens[r];
+        uint64_t seed = 11 + r;
+        tensors[r] = (struct tensors){.recv_x = client_take(client, c->dtype, 2, rows, h, 0),
+                                      .y = client_take(client, c->dtype, 2, rows, h, 0),
+                                      .out = client_take(client, c->dtype, 2, t, h, 0),
+                                      .dy = client_take(client, c->dtype, 2, rows, h, 0),
+                                      .d_weights = client_take(client, EPD_F32, 2, t, k, 0),
+                                      .d_recv_x = client_take(client, c->dtype, 2, rows, h, 0),
+                                      .d_recv_weights = client_take(client, EPD_F32, 1, rows, 0, 0),
+                                      .dx = client_take(client, c->dtype, 2, t, h, 0)};
+        struct slab *inputs[] = {&tensors[r].y, &tensors[r].d_recv_x, &tensors[r].d_recv_weights};
+        for (size_t i = 0; i < COUNT(inputs); i++)
+            values_fill(inputs[i]->dtype, inputs[i]->data, inputs[i]->bytes / dtype_bytes(inputs[i]->dtype),
+                        -1.0, 1.0, &seed);
+    }
+}
+
+static void bind_case(struct draft *draft, struct layer *layer, uint32_t rank, const struct tensors *t,
+                      const struct hop_case *c)
+{
+    const struct layer_inputs *in = &layer->ranks[rank];
+    const int weights = c->roles & WEIGHTS, d_weights = c->roles & D_WEIGHTS;
+    const struct {
+        enum epd_op op;
+        int wanted;
+        enum epd_role role;
+        const struct slab *slab;
+    } all[] = {
+        {EPD_OP_DISPATCH, 1, EPD_ROLE_X, &in->x},
+        {EPD_OP_DISPATCH, 1, EPD_ROLE_TOPK_IDX, &in->topk_idx},
+        {EPD_OP_DISPATCH, weights, EPD_ROLE_TOPK_WEIGHTS, &in->topk_weights},
+        {EPD_OP_DISPATCH, 1, EPD_ROLE_RECV_X, &t->recv_x},
+        {EPD_OP_COMBINE, 1, EPD_ROLE_Y, &t->y},
+        {EPD_OP_COMBINE, weights, EPD_ROLE_TOPK_WEIGHTS, &in->topk_weights},
+        {EPD_OP_COMBINE, 1, EPD_ROLE_OUT, &t->out},
+        {EPD_OP_COMBINE_BWD, 1, EPD_ROLE_DOUT, &in->dout},
+        {EPD_OP_COMBINE_BWD, weights, EPD_ROLE_TOPK_WEIGHTS, &in->topk_weights},
+        {EPD_OP_COMBINE_BWD, 1, EPD_ROLE_DY, &t->dy},
+        {EPD_OP_COMBINE_BWD, d_weights, EPD_ROLE_Y, &t->y},
+        {EPD_OP_COMBINE_BWD, d_weights, EPD_ROLE_D_WEIGHTS, &t->d_weights},
+        {EPD_OP_DISPATCH_BWD, 1, EPD_ROLE_D_RECV_X, &t->d_recv_x},
+        {EPD_OP_DISPATCH_BWD, 1, EPD_ROLE_DX, &t->dx},
+        {EPD_OP_DISPATCH_BWD, d_weights, EPD_ROLE_D_RECV_WEIGHTS, &t->d_recv_weights},
+        {EPD_OP_DISPATCH_BWD, d_weights, EPD_ROLE_D_WEIGHTS, &t->d_weights},
+    };
+    for (size_t i = 0; i < COUNT(all); i++)
+        if (all[i].op == c->op && all[i].wanted)
+            draft_bind(draft, &layer->crew, all[i].role, all[i].slab);
+}
+
+static void create_case(struct layer *layer, const struct tensors *tensors, const struct hop_case *c,
+                        const struct crew_plan *context, struct crew_plan *plan)
+{
+    struct draft *drafts = values_alloc(HARNESS_MAX_RANKS, sizeof *drafts);
+    for (uint32_t r = 0; r < layer->crew.world_size; r++) {
+        draft_init(&drafts[r], &layer->crew, r, c->op);
+        drafts[r].request.context = context ? context->plans[r] : NULL;
+        bind_case(&drafts[r], layer, r, &tensors[r], c);
+    }
+    crew_plan_create(plan, &layer->crew, drafts, layer->crew.world_size);
+    free(drafts);
+}
+
+/* ---- failures ---- */
+
+static void check_spoilt(struct crew_plan *plan, const uint32_t *n_tokens, const char *name, uint32_t rank,
+                         int number)
+{
+    struct outcome outcome;
+    watch_rank(plan->crew, rank, number);
+    const uint64_t begun_ns = clock_now_ns();
+    launch(plan, n_tokens, &outcome);
+    ck_assert_msg(clock_now_ns() - begun_ns < STEP_LIMIT_NS, "%s: rank %u behind swap %d: nodes waited", name,
+                  rank, number);
+    for (uint32_t r = 0; r < plan->n; r++) {
+        ck_assert_msg(outcome.ranks[r].status == (r == rank ? EPD_PROTOCOL : EPD_PEER_LOST),
+                      "%s: rank %u behind swap %d: rank %u gets %s (%s)", name, rank, number, r,
+                      status_name(outcome.ranks[r].status), outcome.entries[r].text);
+        ck_assert_msg(outcome.entries[r].rank == (int)rank,
+                      "%s: rank %u behind swap %d: rank %u is told of rank %d (%s)", name, rank, number, r,
+                      outcome.entries[r].rank, outcome.entries[r].text);
+    }
+    watch_rank(plan->crew, rank, -1);
+}
+
+/* Every rank behind every swap; before each, `before` runs, and well. */
+static void check_op(struct crew_plan *before, struct crew_plan *plan, const uint32_t *n_tokens,
+                     const char *name, int n_swaps)
+{
+    for (uint32_t rank = 0; rank < plan->n; rank++)
+        for (int number = 0; number < n_swaps; number++) {
+            if (before)
+                launch_expect(before, n_tokens, EPD_OK);
+            check_spoilt(plan, n_tokens, name, rank, number);
+            if (before)
+                launch_expect(before, n_tokens, EPD_OK);
+            watch_rank(plan->crew, rank, -1);
+            launch_expect(plan, n_tokens, EPD_OK);
+            ck_assert_msg(atomic_load(&watch.n_seen) == n_swaps + 1,
+                          "%s: %d swaps, want %d and the agreement", name, atomic_load(&watch.n_seen),
+                          n_swaps);
+        }
+}
+
+static void check_exchanges(const char *op_case, uint32_t n_devices)
+{
+    struct harness harness;
+    struct layer layer;
+    struct tensors tensors[HARNESS_MAX_RANKS];
+    struct crew_plan dispatch, plan;
+    harness_open(&harness, n_devices, 0);
+    layer_init(&layer, &harness, op_case_named(op_case));
+    take_tensors(&layer, tensors);
+    create_case(&layer, tensors, &cases[0], NULL, &dispatch);
+    check_op(NULL, &dispatch, layer.n_tokens, cases[0].name, cases[0].n_swaps);
+    for (size_t i = 1; i < COUNT(cases); i++) {
+        create_case(&layer, tensors, &cases[i], &dispatch, &plan);
+        check_op(&dispatch, &plan, layer.n_tokens, cases[i].name, cases[i].n_swaps);
+        crew_plan_destroy(&plan);
+    }
+    crew_plan_destroy(&dispatch);
+    layer_fini(&layer);
+    harness_close(&harness);
+}
+
+static void check_layer(const char *op_case, uint32_t n_devices, enum epd_saved saved, int n_backward)
+{
+    struct harness harness;
+    struct layer layer;
+    struct layer_outputs outputs[HARNESS_MAX_RANKS];
+    struct crew_plan forward, backward;
+    const struct layer_modes modes = {.saved = saved};
+    harness_open(&harness, n_devices, 0);
+    layer_init(&layer, &harness, op_case_named(op_case));
+    layer_take_outputs(&layer, outputs);
+    layer_forward_plan(&layer, modes, outputs, &forward);
+    layer_backward_plan(&layer, modes, outputs, &forward, &backward);
+    check_op(NULL, &forward, layer.n_tokens, "moe_forward", 2);
+    check_op(&forward, &backward, layer.n_tokens, "moe_backward", n_backward);
+    layer_poison_outputs(&layer, outputs);
+    launch_expect(&forward, layer.n_tokens, EPD_OK);
+    launch_expect(&backward, layer.n_tokens, EPD_OK);
+    layer_check_forward(&layer, outputs);
+    layer_check_backward(&layer, outputs);
+    crew_plan_destroy(&backward);
+    crew_plan_destroy(&forward);
+    layer_fini(&layer);
+    harness_close(&harness);
+}
+
+START_TEST(a_rank_that_fails_behind_any_swap_lets_nobody_wait)
+{
+    check_exchanges("uniform f32", 1); /* two ranks to a lane */
+    check_exchanges("eight ranks", 2); /* two to each of two */
+}
+END_TEST
+
+START_TEST(a_rank_that_fails_behind_any_swap_of_a_layer_lets_nobody_wait)
+{
+    check_layer("uniform f32", 1, EPD_SAVED_CONTEXT, 3);
+    check_layer("eight ranks", 2, EPD_SAVED_RECOMPUTE, 4);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        a_rank_that_fails_behind_any_swap_lets_nobody_wait,
+        a_rank_that_fails_behind_any_swap_of_a_layer_lets_nobody_wait,
+    };
+    (void)setenv("EPD_TEST_NODES", "2", 1);
+    return suite_run("ep hop", tests, COUNT(tests));
+}
