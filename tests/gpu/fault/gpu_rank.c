@@ -5,6 +5,11 @@
 #define ROW_BYTES (GPU_H * sizeof(unsigned short))
 #define X_BYTES   (GPU_T * ROW_BYTES)
 
+static void enter(struct gpu_rank *rank, enum board_place place)
+{
+    atomic_store(&rank->own->place, place);
+}
+
 void gpu_rank_select(const struct gpu_rank *rank)
 {
     int n_gpus = 0;
@@ -97,6 +102,7 @@ static enum epd_status join(struct gpu_rank *rank)
                                               .deadline_ms = rank->deadline_ms,
                                               .dtype = EPD_BF16};
     struct epd_group_info info = {.size = sizeof info};
+    enter(rank, BOARD_OPEN);
     enum epd_status status = epd_open(&open, &rank->client);
     if (status == EPD_OK)
         status = epd_group_join(rank->client, &options, &rank->group);
@@ -113,10 +119,12 @@ enum epd_status gpu_rank_try(struct gpu_rank *rank)
     GPU_MUST(cudaMallocHost((void **)&rank->x_host, X_BYTES) == cudaSuccess);
     GPU_MUST(cudaMallocHost((void **)&rank->out_host, X_BYTES) == cudaSuccess);
     enum epd_status status = join(rank);
+    enter(rank, BOARD_MAKE);
     if (status == EPD_OK)
         status = make_buffers(rank);
     if (status == EPD_OK)
         status = gpu_rank_plan(rank);
+    enter(rank, BOARD_OUTSIDE);
     if (status != EPD_OK) {
         fprintf(stderr, "rank %u of %s: %s: %s\n", rank->rank, rank->group_name, epd_status_name(status),
                 epd_error_text());
@@ -132,7 +140,9 @@ void gpu_rank_open(struct gpu_rank *rank)
 
 void gpu_rank_close(struct gpu_rank *rank)
 {
+    enter(rank, BOARD_CLOSE);
     epd_close(rank->client);
+    enter(rank, BOARD_OUTSIDE);
     rank->client = NULL;
     (void)cudaFree(rank->x);
     (void)cudaFree(rank->idx);
@@ -173,9 +183,11 @@ enum epd_status gpu_rank_launch(struct gpu_rank *rank)
     GPU_MUST(cudaMemsetAsync(rank->recv_x, 0xff, (size_t)rank->n_recv_rows * ROW_BYTES, rank->stream) ==
              cudaSuccess);
     GPU_MUST(cudaMemsetAsync(rank->out, 0xff, X_BYTES, rank->stream) == cudaSuccess);
+    enter(rank, BOARD_LAUNCH);
     enum epd_status status = epd_plan_launch(rank->dispatch, rank->stream);
     if (status == EPD_OK)
         status = epd_plan_launch(rank->combine, rank->stream);
+    enter(rank, BOARD_OUTSIDE);
     GPU_MUST(cudaMemcpyAsync(rank->out_host, rank->out, X_BYTES, cudaMemcpyDeviceToHost, rank->stream) ==
              cudaSuccess);
     return status;
@@ -193,10 +205,19 @@ static void check_result(const struct gpu_rank *rank)
     }
 }
 
+static void synchronize(struct gpu_rank *rank)
+{
+    enter(rank, BOARD_STREAM);
+    GPU_MUST(cudaStreamSynchronize(rank->stream) == cudaSuccess);
+    enter(rank, BOARD_OUTSIDE);
+}
+
 enum epd_status gpu_rank_wait(struct gpu_rank *rank)
 {
-    GPU_MUST(cudaStreamSynchronize(rank->stream) == cudaSuccess);
+    synchronize(rank);
+    enter(rank, BOARD_WAIT);
     const enum epd_status first = epd_plan_wait(rank->dispatch, 0), second = epd_plan_wait(rank->combine, 0);
+    enter(rank, BOARD_OUTSIDE);
     if (first == EPD_OK && second == EPD_OK)
         check_result(rank);
     return first ? first : second;
@@ -208,8 +229,10 @@ enum epd_status gpu_rank_step(struct gpu_rank *rank)
     if (launched == EPD_OK)
         return gpu_rank_wait(rank);
     /* The first of the two may have been launched. */
-    GPU_MUST(cudaStreamSynchronize(rank->stream) == cudaSuccess);
+    synchronize(rank);
+    enter(rank, BOARD_WAIT);
     ended = epd_plan_wait(rank->dispatch, 0);
+    enter(rank, BOARD_OUTSIDE);
     return ended ? ended : launched;
 }
 

@@ -17,7 +17,7 @@
 #include "tests/gpu/fault/suites.h"
 
 #define SKIPPED     77
-#define TEST_S      120
+#define TEST_S      90
 #define FREE_MS     5000
 #define MAX_OPTIONS 24
 
@@ -45,6 +45,19 @@ void suite_add(TCase *cases, const TTest *test)
     suite_add_on(cases, 1, test);
 }
 
+static void fixture_explain(void)
+{
+    static const enum control_verb verbs[] = {CONTROL_CLIENTS, CONTROL_GROUPS, CONTROL_PLANS,
+                                              CONTROL_DEVICES};
+    for (size_t i = 0; i < sizeof verbs / sizeof verbs[0]; i++) {
+        json_t *document = control_ask(fixture.daemon.control_path, verbs[i], NULL);
+        (void)json_dumpf(document, stderr, JSON_COMPACT);
+        fputc('\n', stderr);
+        json_decref(document);
+    }
+    daemon_print_log(&fixture.daemon);
+}
+
 struct team fixture_team(const char *role, const char *group_name, unsigned world, unsigned slot)
 {
     return (struct team){.world = world,
@@ -52,7 +65,9 @@ struct team fixture_team(const char *role, const char *group_name, unsigned worl
                          .role = role,
                          .socket_path = fixture.daemon.socket_path,
                          .group_name = group_name,
-                         .board_fd = fixture.board_fd};
+                         .board = fixture.board,
+                         .board_fd = fixture.board_fd,
+                         .explain = fixture_explain};
 }
 
 void expect_role(const char *role, unsigned world)
@@ -86,17 +101,9 @@ void fixture_expect_free(long before_mib, long slack_mib)
 
 int fixture_reclaimed(const struct baseline *before)
 {
-    static const enum control_verb verbs[] = {CONTROL_CLIENTS, CONTROL_GROUPS, CONTROL_PLANS,
-                                              CONTROL_DEVICES};
     const int ms = baseline_wait(before, &fixture.daemon);
-    for (size_t i = 0; ms < 0 && i < sizeof verbs / sizeof verbs[0]; i++) {
-        json_t *document = control_ask(fixture.daemon.control_path, verbs[i], NULL);
-        (void)json_dumpf(document, stderr, JSON_COMPACT);
-        fputc('\n', stderr);
-        json_decref(document);
-    }
     if (ms < 0)
-        daemon_print_log(&fixture.daemon);
+        fixture_explain();
     return ms;
 }
 

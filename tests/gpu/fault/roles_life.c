@@ -39,11 +39,13 @@ static void run_bystander(struct gpu_rank *rank)
 static void recover(struct gpu_rank *rank)
 {
     enum epd_status status = EPD_RESTARTED;
+    atomic_store(&rank->own->place, BOARD_RECOVER);
     for (int i = 0; i < 20 && status != EPD_OK; i++) {
         status = epd_recover(rank->client, RECOVER_MS);
         GPU_MUST(status == EPD_OK || is_loss(status) || status == EPD_PEER_LOST);
     }
     GPU_MUST(status == EPD_OK);
+    atomic_store(&rank->own->place, BOARD_OUTSIDE);
     atomic_fetch_add(&rank->own->n_recovered, 1);
 }
 

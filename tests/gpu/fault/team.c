@@ -12,7 +12,7 @@
 #include "tests/fault/spawn.h"
 #include "tests/gpu/fault/roles.h"
 
-#define RANK_MS      60000
+#define RANK_MS      30000
 #define N_RANK_WORDS 8
 
 static pid_t start(const char *const *argv)
@@ -51,6 +51,15 @@ void team_kill(struct team *team, unsigned rank)
     team->pids[rank] = 0;
 }
 
+/* The whole team: one rank is stuck because another one is. */
+static void explain(const struct team *team)
+{
+    for (unsigned rank = 0; rank < team->world; rank++)
+        board_print(team->board, team->slot + rank, (int)team->pids[rank]);
+    if (team->explain)
+        team->explain();
+}
+
 unsigned team_wait(struct team *team, int deadline_ms)
 {
     unsigned n_failed = 0;
@@ -64,6 +73,7 @@ unsigned team_wait(struct team *team, int deadline_ms)
             sleep_ms(2);
         if (!ended) {
             fprintf(stderr, "rank %u of %s hangs\n", rank, team->role);
+            explain(team);
             team_kill(team, rank);
             n_failed++;
             continue;
@@ -80,9 +90,12 @@ unsigned team_wait(struct team *team, int deadline_ms)
 static void expect_alive(const struct team *team, unsigned rank, double until, const char *what)
 {
     int status;
-    ck_assert_msg(!team->pids[rank] || waitpid(team->pids[rank], &status, WNOHANG) == 0,
-                  "rank %u of %s has ended (%s)", rank, team->role, what);
-    ck_assert_msg(now_ms() < until, "rank %u of %s is stuck (%s)", rank, team->role, what);
+    const int ended = team->pids[rank] && waitpid(team->pids[rank], &status, WNOHANG) != 0;
+    const int late = now_ms() >= until;
+    if (ended || late)
+        explain(team);
+    ck_assert_msg(!ended, "rank %u of %s has ended (%s)", rank, team->role, what);
+    ck_assert_msg(!late, "rank %u of %s is stuck (%s)", rank, team->role, what);
     sleep_ms(1);
 }
 

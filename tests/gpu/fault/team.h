@@ -11,7 +11,9 @@ struct team {
     pid_t pids[BOARD_MAX_RANKS]; /* 0: not running */
     unsigned world, slot;        /* rank r has place slot + r on the board */
     const char *role, *socket_path, *group_name;
+    struct board *board;
     int board_fd;
+    void (*explain)(void); /* prints the daemon's side when ranks are stuck; NULL: nobody does */
 };
 
 /* Starts `world` ranks. */
@@ -21,7 +23,7 @@ void team_start_rank(struct team *team, unsigned rank);
 void team_kill(struct team *team, unsigned rank);
 /* Until all have ended, or the time is up: then they are killed. Returns how many did not end with 0. */
 unsigned team_wait(struct team *team, int deadline_ms);
-/* Until every rank has ready >= value. Ends the test if that takes longer than 60 s or a rank ends. */
+/* Until every rank has ready >= value. Ends the test if that takes longer than 30 s or a rank ends. */
 void team_wait_ready(struct team *team, struct board *board, int value);
 /* Until every rank has made n more good steps. */
 void team_wait_steps(struct team *team, struct board *board, unsigned long n);

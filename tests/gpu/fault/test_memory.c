@@ -5,7 +5,7 @@
 #include "tests/fault/spawn.h"
 #include "tests/gpu/fault/suites.h"
 
-#define TEAM_MS 60000
+#define TEAM_MS 30000
 
 START_TEST(handles_that_are_stale_or_garbage_are_refused_or_opened_as_what_they_are)
 {

@@ -4,7 +4,7 @@
 #include "tests/fault/spawn.h"
 #include "tests/gpu/fault/suites.h"
 
-#define BACK_MS 60000
+#define BACK_MS 30000
 
 START_TEST(the_fault_of_a_neighbour_costs_a_restart_and_new_clients_are_served)
 {

@@ -11,7 +11,7 @@
 
 #define N_IDLE_ROUNDS  6
 #define N_DEATHS       4
-#define TEAM_MS        60000
+#define TEAM_MS        30000
 #define BYSTANDER_SLOT 8
 #define SLACK_MIB      32 /* less than the ballast of one rank */
 

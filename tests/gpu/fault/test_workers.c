@@ -8,7 +8,7 @@
 #include "tests/gpu/fault/suites.h"
 
 #define N_WORKER_KILLS 3
-#define TEAM_MS        60000
+#define TEAM_MS        30000
 #define SLACK_MIB      32 /* less than the ballast of one rank */
 
 /* Wrong results end a rank with 2; a stream that hangs, the test. */
