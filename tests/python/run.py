@@ -1,4 +1,7 @@
-"""Runs pytest over this folder, or says why not and exits 77, which ctest counts as skipped. Any Python 3.6 or newer."""
+"""Runs pytest over this folder, or says why not and exits 77, which ctest counts as skipped. Any Python 3.6 or newer.
+
+With --torch the tests that need PyTorch, else all the others; further arguments are pytest's.
+"""
 
 import importlib.util
 import os
@@ -7,10 +10,13 @@ import sys
 SKIPPED = 77
 
 
-def missing():
+NEED_TORCH = ["test_torch.py"]
+
+
+def missing(modules):
     if sys.version_info < (3, 10):  # noqa: UP036
         return "this is Python {}.{}, the package needs 3.10".format(*sys.version_info)
-    absent = [name for name in ("numpy", "pytest") if importlib.util.find_spec(name) is None]
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
     if absent:
         return "{} has no {}".format(sys.executable, " and no ".join(absent))
     if os.environ.get("EPD_SANITIZE"):
@@ -19,14 +25,21 @@ def missing():
 
 
 def main():
-    reason = missing()
+    arguments = sys.argv[1:]
+    wants_torch = "--torch" in arguments
+    reason = missing(["numpy", "pytest"] + (["torch"] if wants_torch else []))
     if reason:
         print("skipped: " + reason)
         return SKIPPED
     import pytest
 
     here = os.path.dirname(os.path.abspath(__file__))
-    return pytest.main(["-p", "no:cacheprovider", "-q", "--durations=5", here] + sys.argv[1:])
+    if wants_torch:
+        arguments.remove("--torch")
+        what = [os.path.join(here, name) for name in NEED_TORCH]
+    else:
+        what = [here] + ["--ignore=" + os.path.join(here, name) for name in NEED_TORCH]
+    return pytest.main(["-p", "no:cacheprovider", "-q", "--durations=5"] + what + arguments)
 
 
 if __name__ == "__main__":

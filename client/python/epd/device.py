@@ -21,6 +21,7 @@ SIZE_OF = {DType.F32: 4, DType.BF16: 2, DType.F16: 2, DType.I32: 4, DType.I64: 8
 # The interface has no bfloat16.
 _TYPESTR = {DType.F32: "<f4", DType.F16: "<f2", DType.I32: "<i4", DType.I64: "<i8"}
 _OF_TYPESTR = {typestr: dtype for dtype, typestr in _TYPESTR.items()}
+_NO_ORDER = -1  # a DLPack stream: the producer is to wait for nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +108,11 @@ class DeviceArray:
 
 def described(array: Any, what: str) -> tuple[int, DType, tuple[int, ...]]:
     """Address, dtype and shape of a C-contiguous device array of any library, by DLPack or ``__cuda_array_interface__``."""
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is not None:
+    if hasattr(array, "__dlpack__"):  # first, for it has bf16, of which the other one of PyTorch raises
+        if array.__dlpack_device__()[0] != dlpack.CUDA:
+            raise Unsupported(f"{what}: not in the memory of a CUDA device")
+        address, dtype, shape, strides = dlpack.read(array.__dlpack__(stream=_NO_ORDER), what)
+    elif (interface := getattr(array, "__cuda_array_interface__", None)) is not None:
         dtype = _OF_TYPESTR.get(interface["typestr"])
         if dtype is None:
             raise InvalidDtype(f"{what}: {interface['typestr']}, want one of {', '.join(_OF_TYPESTR)}; bf16 goes by DLPack")
@@ -116,10 +120,6 @@ def described(array: Any, what: str) -> tuple[int, DType, tuple[int, ...]]:
         if strides is not None:
             strides = tuple(stride // SIZE_OF[dtype] for stride in strides)
         address = int(interface["data"][0])
-    elif hasattr(array, "__dlpack__"):
-        if array.__dlpack_device__()[0] != dlpack.CUDA:
-            raise Unsupported(f"{what}: not in the memory of a CUDA device")
-        address, dtype, shape, strides = dlpack.read(array.__dlpack__(), what)
     else:
         raise InvalidArgument(f"{what}: {type(array).__name__} has neither __cuda_array_interface__ nor __dlpack__")
     if strides is not None and strides != contiguous(shape) and math.prod(shape) > 0:

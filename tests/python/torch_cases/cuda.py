@@ -91,6 +91,30 @@ def a_graph_replays_with_other_counts(rank: Rank) -> None:
             raise AssertionError("a plain CUDAGraph captured the layer")
 
 
+def captured_inference_and_eager_steps_do_not_meet(rank: Rank) -> None:
+    captured, eager = sized(85, rank, [64] * rank.world), sized(86, rank, [40] * rank.world)
+    eager.w1, eager.w2 = captured.w1, captured.w2
+    wants = [oracle.run(inputs, rank.rank).out for inputs in (captured, eager)]
+    with rank.group(**SIZES) as group, torch.no_grad():
+        module = epd.torch.MoE(group)
+        load(module, captured, rank)
+        captured_in, eager_in = (
+            (inputs.x[rank.rank], inputs.idx[rank.rank], inputs.weights[rank.rank]) for inputs in (captured, eager)
+        )
+        module(*captured_in)
+        torch.cuda.synchronize()
+        graph = epd.torch.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = module(*captured_in)
+        for _ in range(2):
+            got.zero_()
+            for _ in range(3):  # eager steps of fewer tokens come between the replays
+                graph.replay()
+                oracle.close("eager", module(*eager_in), wants[1], rank.dtype)
+            module.check()
+            oracle.close("captured", got, wants[0], rank.dtype)
+
+
 def memory_given_back_is_registered_anew(rank: Rank) -> None:
     inputs = sized(90, rank, [50] * rank.world)
     want = oracle.run(inputs, rank.rank)
@@ -157,10 +181,22 @@ def device_arrays_go_in_and_out(rank: Rank) -> None:
             assert view.data_ptr() == received.address and torch.isfinite(view[:8]).all()
         bf16 = group.alloc((8, 32), "bf16")
         assert torch.from_dlpack(bf16).dtype == torch.bfloat16 and (torch.from_dlpack(bf16) == 0).all()
+        for tensor in (torch.randn(4, 32, device=rank.device).bfloat16(), torch.ones(4, 32, device=rank.device, dtype=torch.int32)):
+            known = group.register_array(tensor)
+            assert known.address == tensor.data_ptr() and known.shape == (4, 32)
+            assert torch.equal(torch.from_dlpack(known), tensor)
         group.barrier()()
 
 
 def compiled_layers_equal_eager_ones(rank: Rank) -> None:
+    compiled_equals_eager(rank, "aot_eager")
+
+
+def layers_compiled_by_inductor_equal_eager_ones(rank: Rank) -> None:
+    compiled_equals_eager(rank, "inductor")
+
+
+def compiled_equals_eager(rank: Rank, backend: str) -> None:
     inputs = sized(150, rank, [48] * rank.world, bias=True)
     want = oracle.run(inputs, rank.rank)
     with rank.group(**SIZES) as group:
@@ -170,7 +206,7 @@ def compiled_layers_equal_eager_ones(rank: Rank) -> None:
         def layer(x: torch.Tensor, idx: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             return module(x * 2, idx, weights) / 1
 
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(layer, backend=backend, fullgraph=True)
         for _ in range(2):
             module.zero_grad(set_to_none=True)
             x = (inputs.x[rank.rank] / 2).requires_grad_()
@@ -222,9 +258,11 @@ def a_killed_rank_is_named_and_the_others_go_on(rank: Rank) -> None:
 CASES = [
     other_streams_are_followed,
     a_graph_replays_with_other_counts,
+    captured_inference_and_eager_steps_do_not_meet,
     memory_given_back_is_registered_anew,
     memory_is_flat_over_many_steps,
     device_arrays_go_in_and_out,
     compiled_layers_equal_eager_ones,
+    layers_compiled_by_inductor_equal_eager_ones,
     a_killed_rank_is_named_and_the_others_go_on,
 ]

@@ -167,7 +167,7 @@ class Dispatcher:
         check.routing(topk_idx, topk_weights, x.shape[0], sizes.top_k, self.group.device)
         lease = self._pool.lease()
         slot: Any = lease.context()
-        slot.reserved |= self.group.is_capturing()
+        slot.reserved |= self.group.capturing() is not None
         recv_x, recv_weights = _Dispatch.apply(lease, x, topk_idx, topk_weights)
         m_splits, offsets = _leased(slot.m_splits, lease), _leased(slot.offsets, lease)
         return Dispatched(recv_x, recv_weights, m_splits, offsets, topk_weights, lease)

@@ -64,7 +64,7 @@ class CUDAGraph(_Base):
         super().capture_end()
 
     def arm(self, n_replays: int) -> None:
-        """Announces replays ahead of them. They must all follow."""
+        """Announces replays ahead of them. They must all follow, before any other step of their groups."""
         if len(self._plans) == 1:
             self._plans[0].arm(n_replays)
         else:

@@ -22,6 +22,7 @@ from .staging import Sizes, Staging
 from .stream import Launcher, capturing_graph, raw_stream
 
 if TYPE_CHECKING:
+    from .graph import CUDAGraph
     from .local import LocalPlans
 
 
@@ -36,6 +37,7 @@ class Group:
         self.plain = plain
         self.sizes = sizes
         self.device = device
+        self._is_cuda = device.type == "cuda"
         self.memory = memory_of(plain, device)
         self._owned = owned
         self._launcher = Launcher(device)
@@ -71,9 +73,9 @@ class Group:
             self._local = LocalPlans(self)
         return self._local
 
-    def is_capturing(self) -> bool:
-        """Whether the current stream is capturing a graph."""
-        return self.device.type == "cuda" and capturing_graph() is not None
+    def capturing(self) -> CUDAGraph | None:
+        """The graph that the current stream is capturing."""
+        return capturing_graph() if self._is_cuda else None
 
     def empty(self, shape: Iterable[int], dtype: torch.dtype | None = None) -> torch.Tensor:
         """An uninitialised tensor on the group's device, on the host backend in memory of the daemon."""
@@ -89,7 +91,7 @@ class Group:
         While a graph is captured the order of its own streams counts, and its replays come here. Returns the stream as a
         number, None while a graph is captured and on the host backend.
         """
-        if self.device.type != "cuda":
+        if not self._is_cuda:
             return None
         graph, raw = capturing_graph(), raw_stream(self.device.index)
         streams = self._last_streams if graph is None else graph.last_streams
@@ -102,7 +104,7 @@ class Group:
 
     def activate(self) -> None:
         """Makes the GPU's context current on this thread, which may be one of autograd's: addresses are looked up in it."""
-        if self.device.type == "cuda" and not hasattr(self._thread, "is_active"):
+        if self._is_cuda and not hasattr(self._thread, "is_active"):
             torch.cuda.mem_get_info(self.device)
             self._thread.is_active = True
 

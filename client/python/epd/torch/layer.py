@@ -12,6 +12,7 @@ from ..words import Activation, Saved, word_of
 from . import check
 from .context import Context, Gradients, Lease, Pool, Recipe, Weights
 from .group import Group
+from .inference import InferencePlans
 from .stream import first_failure
 
 
@@ -51,8 +52,7 @@ class Layer:
         self._weights: Weights | None = None
         self._addresses: tuple[int, ...] = ()
         self._pool = Pool(self._make_context)
-        self._inference: Plan | None = None
-        self._inference_tokens = -1
+        self._inference = InferencePlans(self._make_inference)
         self._delayed: deque[tuple[Lease, Plan, Weights]] = deque()
 
     def __call__(
@@ -92,7 +92,7 @@ class Layer:
         addresses = weights.addresses()
         self._weights = weights
         if addresses != self._addresses:
-            self._pool, self._inference = Pool(self._make_context), None
+            self._pool, self._inference = Pool(self._make_context), InferencePlans(self._make_inference)
             self._addresses = addresses
             self._pool.fill(self._n_contexts)
 
@@ -100,14 +100,8 @@ class Layer:
         self, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, out: torch.Tensor | None
     ) -> torch.Tensor:
         """Forward that saves nothing."""
-        if self._inference is None:
-            assert self._weights is not None
-            self._inference = self._recipe.forward(self.group.staging, self._weights, Saved.NONE)
-            self._inference_tokens = -1
-        if x.shape[0] != self._inference_tokens:
-            self._inference.set_tokens(x.shape[0])
-            self._inference_tokens = x.shape[0]
-        return self._step_forward(self._inference, self.group.staging, x, topk_idx, topk_weights, out)
+        plan = self._inference.plan(x.shape[0], self.group.capturing())
+        return self._step_forward(plan, self.group.staging, x, topk_idx, topk_weights, out)
 
     def forward(
         self, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, out: torch.Tensor | None
@@ -115,7 +109,7 @@ class Layer:
         """Forward that keeps what its backward needs, and the lease of that."""
         lease = self._pool.lease()
         context = lease.context()
-        context.reserved |= self.group.is_capturing()
+        context.reserved |= self.group.capturing() is not None
         context.set_tokens(x.shape[0])
         return self._step_forward(context.forward, context.inputs, x, topk_idx, topk_weights, out), lease
 
@@ -157,8 +151,7 @@ class Layer:
 
     def check(self, wait: bool = True) -> None:
         """Raises the first failure of this layer's steps that was not raised yet; with wait, after all have ended."""
-        plans = self._pool.plans() + ([self._inference] if self._inference is not None else [])
-        failure = first_failure(plans, wait)
+        failure = first_failure(self._pool.plans() + self._inference.all(), wait)
         if failure is not None:
             raise failure
 
@@ -170,6 +163,10 @@ class Layer:
     def _make_context(self) -> Context:
         assert self._weights is not None
         return Context(self._recipe, self._weights)
+
+    def _make_inference(self) -> Plan:
+        assert self._weights is not None
+        return self._recipe.forward(self.group.staging, self._weights, Saved.NONE)
 
     def _step_forward(
         self,

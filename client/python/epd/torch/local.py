@@ -35,7 +35,7 @@ class LocalPlans:
         """One step of the op on the operands, in the order of the current stream."""
         plan = self._find(op, options, operands)
         self._group.launch(plan)
-        if not self._group.is_capturing():
+        if self._group.capturing() is None:
             while len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
 

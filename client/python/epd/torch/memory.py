@@ -9,6 +9,7 @@ used again. A registration ends with the last plan that is bound to it.
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -101,6 +102,7 @@ class CudaMemory(Memory):
         self.device = device
         self._group = group
         self._known: weakref.WeakValueDictionary[tuple[int, int], DeviceBuffer] = weakref.WeakValueDictionary()
+        self._has_warned = False
         self.on_new_allocation: Callable[[], None] = lambda: None
         """Called before an allocation is registered that was not known: a time to let go of those that are gone."""
 
@@ -123,7 +125,19 @@ class CudaMemory(Memory):
     def _place_vmm(
         self, tensor: torch.Tensor, found: MemoryRange, address: int, n_bytes: int, what: str
     ) -> tuple[DeviceBuffer, int]:
-        """A piece of an expandable segment, where the allocator made it shareable and the tensor lies in one piece."""
+        """A piece of an expandable segment, where the allocator made it shareable and the tensor lies in one piece.
+
+        The allocator may put other memory at an address of such a segment, and the driver has no number that tells; so the
+        registration keeps the tensor, its address is not used again, and every step makes plans for new ones.
+        """
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"epd: {what} is in an expandable segment, whose tensors are registered one by one: each step makes plans anew and "
+                "keeps memory; unset expandable_segments in PYTORCH_CUDA_ALLOC_CONF",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if address + n_bytes > found.base + found.nbytes:
             raise OutOfRange(
                 f"{what}: spans several pieces of an expandable segment; unset expandable_segments in PYTORCH_CUDA_ALLOC_CONF"
