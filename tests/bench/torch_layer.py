@@ -1,10 +1,12 @@
-"""One MoE layer through epd.torch beside all_to_all_single + torch._grouped_mm, in the same run.
+"""One MoE layer through epd.torch beside all_to_all_single + torch._grouped_mm and DeepEP + torch._grouped_mm, in the same run.
 
     EPD_SOCKET=... PYTHONPATH=client/python torchrun --nproc-per-node 4 tests/bench/torch_layer.py [--cases dsv3,mixtral]
 
 One JSON line per case and implementation: milliseconds of the slowest rank (median and p99 of the iterations, CUDA events) of
 forward without grad and of forward + backward, microseconds of the client's host for a forward (one after the other, and the
 first of them alone) and for a forward + backward, and the GPU memory that the case took, all processes of the GPU together.
+All have the same weights and inputs: "difference" is that of the output and of the gradient of x to epd's, relative to its rms,
+and more than MAX_DIFFERENCE fails the run. DeepEP is left out, with a word, where it cannot be imported.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import epd
 import epd.torch
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+from torch_peers import DeepEPMoE, PlainMoE, deepep_buffer, deepep_missing
 
 # tokens per rank, hidden, ffn, experts, top-k
 CASES = {
@@ -33,51 +35,7 @@ CASES = {
     "decode128": (128, 7168, 2048, 256, 8),
 }
 MIB = 1 << 20
-
-
-class Exchange(torch.autograd.Function):
-    """all_to_all_single of rows, and the same the other way round."""
-
-    @staticmethod
-    def forward(ctx, rows, sent, received):
-        ctx.splits = sent, received
-        out = rows.new_empty((sum(received), rows.shape[1]))
-        dist.all_to_all_single(out, rows.contiguous(), received, sent)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        sent, received = ctx.splits
-        out = grad.new_empty((sum(sent), grad.shape[1]))
-        dist.all_to_all_single(out, grad.contiguous(), sent, received)
-        return out, None, None
-
-
-class PlainMoE(torch.nn.Module):
-    """The same layer of PyTorch's own parts: sort, all_to_all_single, torch._grouped_mm; one host sync for the splits."""
-
-    def __init__(self, n_local: int, hidden: int, ffn: int, device: torch.device) -> None:
-        super().__init__()
-        self.w1 = torch.nn.Parameter(torch.empty(n_local, 2 * ffn, hidden, dtype=torch.bfloat16, device=device))
-        self.w2 = torch.nn.Parameter(torch.empty(n_local, hidden, ffn, dtype=torch.bfloat16, device=device))
-
-    def forward(self, x: torch.Tensor, idx: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        world, n_local, top_k = dist.get_world_size(), len(self.w1), idx.shape[1]
-        order = idx.flatten().argsort(stable=True)
-        counts = torch.bincount(idx.flatten(), minlength=world * n_local)
-        theirs = torch.empty_like(counts)
-        dist.all_to_all_single(theirs, counts)
-        splits = torch.stack([counts.view(world, -1).sum(1), theirs.view(world, -1).sum(1)]).tolist()
-        rows = Exchange.apply(x[order // top_k], *splits)
-        expert = torch.arange(n_local, device=x.device).repeat(world).repeat_interleave(theirs)
-        by_expert = expert.argsort(stable=True)
-        ends = theirs.view(world, n_local).sum(0).cumsum(0).int()
-        gate, up = torch._grouped_mm(rows[by_expert], self.w1.transpose(1, 2), offs=ends).chunk(2, dim=1)
-        y = torch._grouped_mm(F.silu(gate) * up, self.w2.transpose(1, 2), offs=ends)
-        back = torch.empty_like(y).index_copy(0, by_expert, y)
-        y = Exchange.apply(back, splits[1], splits[0])
-        scaled = y * weights.flatten()[order, None].to(y.dtype)
-        return torch.zeros_like(x).index_add(0, order // top_k, scaled)
+MAX_DIFFERENCE = 0.05
 
 
 class Case:
@@ -92,6 +50,7 @@ class Case:
         values, self.idx = scores.topk(self.top_k)
         self.weights = (values / values.sum(1, keepdim=True)).requires_grad_()
         self.dout = torch.randn(self.tokens, self.hidden, generator=generator, device=device).bfloat16()
+        self.results: list[torch.Tensor] = []  # of the first implementation: output, gradient of x
 
     def fill(self, module: torch.nn.Module) -> None:
         generator = torch.Generator(self.x.device).manual_seed(100 + dist.get_rank())
@@ -109,6 +68,13 @@ class Case:
         out = module(self.x, self.idx, self.weights)
         out.backward(self.dout)
         return out
+
+    def difference(self, module: torch.nn.Module) -> float:
+        """Of one step to that of the first implementation asked for, the largest of the ranks."""
+        results = [self.both(module).detach(), self.x.grad]
+        self.results = self.results or results
+        pairs = zip(results, self.results, strict=True)
+        return max(slowest([max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs)]))
 
 
 def slowest(times: list[float]) -> list[float]:
@@ -154,20 +120,27 @@ def used_bytes() -> int:
     return total - free
 
 
-def measure(case: Case, label: str, make: Callable[[], torch.nn.Module], n: int) -> dict[str, object]:
-    """One implementation on one case."""
+def settled_bytes() -> int:
+    """Memory in use before a case."""
     gc.collect()
     torch.cuda.empty_cache()
     dist.barrier()
     torch.cuda.synchronize()
-    before = used_bytes()
+    return used_bytes()
+
+
+def measure(case: Case, label: str, make: Callable[[], torch.nn.Module], n: int, before: int) -> dict[str, object]:
+    """One implementation on one case; before: :func:`settled_bytes` without anything of it."""
     torch.cuda.reset_peak_memory_stats()
     module = make()
     case.fill(module)
+    difference, n_host = case.difference(module), max(5, n // 4)
+    if not difference <= MAX_DIFFERENCE:
+        raise SystemExit(f"{case.name}: {label} differs from epd by {difference:.3f}, want at most {MAX_DIFFERENCE}")
     forward, forward_p99 = timed(lambda: case.forward(module), 5, n)
-    host_first, host = (host_us(lambda: case.forward(module), n, burst) for burst in (1, 16))
+    host_first, host = (host_us(lambda: case.forward(module), n_host, burst) for burst in (1, 16))
     both, both_p99 = timed(lambda: case.both(module), 5, n)
-    host_both = host_us(lambda: case.both(module), n, 4)
+    host_both = host_us(lambda: case.both(module), n_host, 4)
     line = {
         "bench": "torch_layer",
         "case": case.name,
@@ -182,6 +155,7 @@ def measure(case: Case, label: str, make: Callable[[], torch.nn.Module], n: int)
         "host_forward_backward_us": round(host_both, 1),
         "gpu_memory_mib": round(max(slowest([float(used_bytes() - before)])) / MIB),
         "client_peak_mib": round(torch.cuda.max_memory_allocated() / MIB),
+        "difference": round(difference, 4),
     }
     if isinstance(module, epd.torch.MoE):
         module.check()
@@ -192,6 +166,7 @@ def run_case(name: str, args: argparse.Namespace, client: epd.Client, device: to
     case, world = Case(name, device), dist.get_world_size()
     n_local = case.n_experts // world
     rows = 0 if args.capacity == 0 else int(args.capacity * case.tokens * case.top_k)
+    before = settled_bytes()
     group = epd.torch.join(
         f"bench-{name}",
         n_experts=case.n_experts,
@@ -204,14 +179,23 @@ def run_case(name: str, args: argparse.Namespace, client: epd.Client, device: to
         device=device,
     )
     with group:
-        lines = [measure(case, "epd", lambda: epd.torch.MoE(group), args.iterations)]
+        say(measure(case, "epd", lambda: epd.torch.MoE(group), args.iterations, before))
         group.barrier()
-    if not args.alone:
-        make = lambda: PlainMoE(n_local, case.hidden, case.ffn, device)  # noqa: E731
-        lines.append(measure(case, "all_to_all + _grouped_mm", make, args.iterations))
+    if args.alone:
+        return
+    sizes = n_local, case.hidden, case.ffn, device
+    say(measure(case, "all_to_all + _grouped_mm", lambda: PlainMoE(*sizes), args.iterations, settled_bytes()))
+    missing = deepep_missing()
+    if missing:
+        say({"bench": "torch_layer", "case": name, "impl": "deepep + _grouped_mm", "left_out": missing})
+        return
+    make = lambda: DeepEPMoE(deepep_buffer(case.hidden), *sizes)  # noqa: E731
+    say(measure(case, "deepep + _grouped_mm", make, args.iterations, settled_bytes()))
+
+
+def say(line: dict[str, object]) -> None:
     if dist.get_rank() == 0:
-        for line in lines:
-            print(json.dumps(line), flush=True)
+        print(json.dumps(line), flush=True)
 
 
 def main() -> int:
