@@ -385,11 +385,11 @@ static void on_beat(uv_timer_t *beat)
 
 /* ---- life ---- */
 
-static enum epd_status load(struct fabric *fabric, struct epd_error *error)
+static enum epd_status load(struct fabric *fabric, enum epd_backend_kind backend, struct epd_error *error)
 {
     const struct config *config = &fabric->worker->config;
     const struct transport_options options = {.ways = config->network, .devices = config->network_devices};
-    const struct transport *transport = transport_host(error);
+    const struct transport *transport = transport_find(backend, error);
     if (!transport || !fabric_auth_available(error))
         return error->status;
     if (transport->load(&options, error) != EPD_OK)
@@ -399,7 +399,8 @@ static enum epd_status load(struct fabric *fabric, struct epd_error *error)
     return EPD_OK;
 }
 
-enum epd_status fabric_create(struct worker *worker, struct fabric **result, struct epd_error *error)
+enum epd_status fabric_create(struct worker *worker, enum epd_backend_kind backend, struct fabric **result,
+                              struct epd_error *error)
 {
     struct fabric_config config;
     *result = NULL;
@@ -415,7 +416,7 @@ enum epd_status fabric_create(struct worker *worker, struct fabric **result, str
     fabric->retry_ms = FABRIC_RETRY_FIRST_MS / 2;
     list_init(&fabric->to_self);
     list_init(&fabric->gos);
-    if (load(fabric, error) != EPD_OK) {
+    if (load(fabric, backend, error) != EPD_OK) {
         free(fabric);
         return error->status;
     }

@@ -66,10 +66,10 @@ struct fabric {
     uint8_t encoded[FABRIC_MAX_MESSAGE_BYTES];
 };
 
-/* Loads the transport of the groups (before any thread runs) and reads the secret. *fabric is NULL if the configuration
+/* Loads the transport of the backend's groups (before any thread runs) and reads the secret. *fabric is NULL if the configuration
  * asks for none. EPD_INVALID_ARGUMENT, EPD_UNSUPPORTED: it can never work so. */
-EPD_MUST_CHECK enum epd_status fabric_create(struct worker *worker, struct fabric **fabric,
-                                             struct epd_error *error);
+EPD_MUST_CHECK enum epd_status fabric_create(struct worker *worker, enum epd_backend_kind backend,
+                                             struct fabric **fabric, struct epd_error *error);
 /* Listens, or begins to connect. */
 EPD_MUST_CHECK enum epd_status fabric_start(struct fabric *fabric, struct epd_error *error);
 /* Ends all links; the other nodes learn of it now. Idempotent; NULL is legal. */

@@ -163,8 +163,8 @@ void group_span_begin(struct group *group)
     for (uint32_t i = 0; i < span->n_ranks; i++)
         devices[i] = group->members[span->first_rank + i]->device_idx;
     span->state = SPAN_OPENING;
-    if (rails_open(group->worker->node, span->n_ranks, devices, on_rails_open, group, &span->rails, &error) !=
-        EPD_OK) {
+    if (rails_open(group->worker->node, span->node, span->n_ranks, devices, on_rails_open, group,
+                   &span->rails, &error) != EPD_OK) {
         group_fail_join(group, &error);
         return;
     }
@@ -207,7 +207,7 @@ static void take_open(struct group *group, const struct fabric_message *message)
     }
     const struct config *config = &group->worker->config;
     span->state = SPAN_CONNECTING;
-    if (rails_connect(span->rails, span->n_nodes, span->node, addresses, 2 * clock_ms_to_ns(config->dead_ms),
+    if (rails_connect(span->rails, span->n_nodes, addresses, 2 * clock_ms_to_ns(config->dead_ms),
                       on_rails_connected, group, &error) != EPD_OK) {
         group_fail_join(group, &error);
         return;

@@ -255,10 +255,12 @@ static enum epd_status watch_devices(struct worker *worker, struct epd_error *er
     return status;
 }
 
-static enum epd_status open_node(struct worker *worker, struct epd_error *error)
+static enum epd_status open_node(struct worker *worker, enum epd_backend_kind backend,
+                                 struct epd_error *error)
 {
     const struct config *config = &worker->config;
     struct node_config node = {
+        .backend = backend,
         .heap_limit_bytes = config->heap_per_device,
         .gemm_engine = config->gemm_engine[0] ? config->gemm_engine : NULL,
         .comm_blocks = (uint32_t)config->comm_blocks,
@@ -266,9 +268,6 @@ static enum epd_status open_node(struct worker *worker, struct epd_error *error)
         .notify = notify_loop,
         .notify_arg = &worker->notify,
     };
-    enum epd_status status = resolve_backend(worker, &node.backend, error);
-    if (status != EPD_OK)
-        return status;
     if (node.backend == EPD_BACKEND_HOST)
         node.n_devices = config_host_devices(config);
     else
@@ -330,6 +329,7 @@ static enum epd_status init_parts(struct worker *worker, struct epd_error *error
 
 static enum epd_status start(struct worker *worker, struct epd_error *error)
 {
+    enum epd_backend_kind backend = EPD_BACKEND_HOST;
     enum epd_status status = take_config(worker, error);
     if (status == EPD_OK)
         status = init_parts(worker, error);
@@ -337,9 +337,11 @@ static enum epd_status start(struct worker *worker, struct epd_error *error)
         return status;
     must(uv_loop_init(&worker->loop), "loop");
     init_handles(worker);
-    status = fabric_create(worker, &worker->fabric, error); /* before any thread runs */
+    status = resolve_backend(worker, &backend, error);
     if (status == EPD_OK)
-        status = open_node(worker, error);
+        status = fabric_create(worker, backend, &worker->fabric, error); /* before any thread runs */
+    if (status == EPD_OK)
+        status = open_node(worker, backend, error);
     if (status == EPD_OK)
         status = watch_devices(worker, error);
     if (status == EPD_OK && worker->fabric)

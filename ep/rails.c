@@ -49,7 +49,7 @@ int rails_available(const struct node *node, struct epd_error *reason)
                         backend_name(node->backend->kind));
         return 0;
     }
-    return transport_host(reason) != NULL;
+    return transport_find(node->backend->kind, reason) != NULL;
 }
 
 /* ---- jobs of all lanes ---- */
@@ -90,7 +90,7 @@ static void run_open(struct lane_job *job, struct lane *lane)
 {
     struct rail *rail = rail_of_job(job);
     (void)lane;
-    (void)!rail->rails->transport->rail_open(&rail->rail, &rail->address, &rail->error);
+    (void)!rail->rails->transport->rail_open(rail->rails->node, &rail->rail, &rail->address, &rail->error);
 }
 
 /* A library may take its time: other jobs of the lane go on meanwhile. */
@@ -124,7 +124,7 @@ static void run_close(struct lane_job *job, struct lane *lane)
 
 /* ---- life ---- */
 
-enum epd_status rails_open(struct node *node, uint32_t n_ranks, const uint32_t *device_idx,
+enum epd_status rails_open(struct node *node, uint32_t node_idx, uint32_t n_ranks, const uint32_t *device_idx,
                            rails_callback callback, void *arg, struct rails **result, struct epd_error *error)
 {
     if (!rails_available(node, error))
@@ -132,8 +132,9 @@ enum epd_status rails_open(struct node *node, uint32_t n_ranks, const uint32_t *
     struct rails *rails = calloc(1, sizeof *rails + n_ranks * sizeof rails->ranks[0]);
     if (!rails)
         return error_set(error, EPD_NO_MEMORY, "rails: %u ranks", n_ranks);
-    rails->transport = transport_host(error);
+    rails->transport = transport_find(node->backend->kind, error);
     rails->n_ranks = n_ranks;
+    rails->node = node_idx;
     rails->callback = callback;
     rails->callback_arg = arg;
     for (uint32_t i = 0; i < n_ranks; i++) {
@@ -151,7 +152,7 @@ const struct transport_address *rails_address(const struct rails *rails, uint32_
     return &rails->ranks[rank_idx].address;
 }
 
-enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes, uint32_t node,
+enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes,
                               const struct transport_address *addresses, uint64_t limit_ns,
                               rails_callback callback, void *arg, struct epd_error *error)
 {
@@ -162,7 +163,6 @@ enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes, uint32_t no
         return error_set(error, EPD_NO_MEMORY, "rails: %zu addresses", n);
     memcpy(rails->addresses, addresses, n * sizeof *addresses);
     rails->n_nodes = n_nodes;
-    rails->node = node;
     rails->limit_ns = limit_ns;
     rails->callback = callback;
     rails->callback_arg = arg;

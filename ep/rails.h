@@ -21,13 +21,13 @@ typedef void (*rails_callback)(void *arg, const struct epd_error *error);
 /* 1 if this build has a transport for the backend of the node and it was loaded; else 0 and the reason. */
 int rails_available(const struct node *node, struct epd_error *reason);
 
-/* device_idx[n_ranks]. The callback comes once; then rails_address may be read. */
-EPD_MUST_CHECK enum epd_status rails_open(struct node *node, uint32_t n_ranks, const uint32_t *device_idx,
-                                          rails_callback callback, void *arg, struct rails **rails,
-                                          struct epd_error *error);
+/* device_idx[n_ranks]; node_idx: this node, of the rails'. The callback comes once; then rails_address may be read. */
+EPD_MUST_CHECK enum epd_status rails_open(struct node *node, uint32_t node_idx, uint32_t n_ranks,
+                                          const uint32_t *device_idx, rails_callback callback, void *arg,
+                                          struct rails **rails, struct epd_error *error);
 const struct transport_address *rails_address(const struct rails *rails, uint32_t rank_idx);
 /* addresses[n_nodes * n_ranks] in the order of the ranks, copied. A swap that takes longer than limit_ns fails. */
-EPD_MUST_CHECK enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes, uint32_t node,
+EPD_MUST_CHECK enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes,
                                              const struct transport_address *addresses, uint64_t limit_ns,
                                              rails_callback callback, void *arg, struct epd_error *error);
 /* Every swap, those that wait included, ends with the error. Any state. */

@@ -3,8 +3,11 @@
 #ifdef EPD_HAVE_UCX
 extern const struct transport transport_ucx;
 #endif
+#ifdef EPD_HAVE_CUDA
+extern const struct transport transport_nccl;
+#endif
 
-const struct transport *transport_host(struct epd_error *reason)
+static const struct transport *transport_host(struct epd_error *reason)
 {
 #ifdef EPD_HAVE_UCX
     (void)reason;
@@ -15,8 +18,18 @@ const struct transport *transport_host(struct epd_error *reason)
 #endif
 }
 
-const struct transport *transport_cuda(struct epd_error *reason)
+static const struct transport *transport_cuda(struct epd_error *reason)
 {
-    (void)error_set(reason, EPD_UNSUPPORTED, "this build has no transport between nodes for CUDA");
+#ifdef EPD_HAVE_CUDA
+    (void)reason;
+    return &transport_nccl;
+#else
+    (void)error_set(reason, EPD_UNSUPPORTED, "this build has no CUDA");
     return NULL;
+#endif
+}
+
+const struct transport *transport_find(enum epd_backend_kind backend, struct epd_error *reason)
+{
+    return backend == EPD_BACKEND_CUDA ? transport_cuda(reason) : transport_host(reason);
 }

@@ -21,10 +21,13 @@
 
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "proto/words.h"
 
 #define TRANSPORT_MAX_ADDRESS_BYTES EPD_MAX_RAIL_ADDRESS_BYTES
 /* A waiting rail looks at its abort word at least this often. */
 #define TRANSPORT_LOOK_MS 10
+/* A swap in a stream keeps at most so many blocks on the device while it waits for other nodes. */
+#define TRANSPORT_RAIL_BLOCKS 8
 
 struct transport_rail;
 
@@ -62,9 +65,9 @@ struct transport {
     const char *name;
     /* Once, before any thread runs: loads the library, which may want its settings in the environment. */
     enum epd_status (*load)(const struct transport_options *options, struct epd_error *error);
-    /* Lane thread. */
-    enum epd_status (*rail_open)(struct transport_rail **rail, struct transport_address *address,
-                                 struct epd_error *error);
+    /* Lane thread, of the node-th node of the rail. */
+    enum epd_status (*rail_open)(uint32_t node, struct transport_rail **rail,
+                                 struct transport_address *address, struct epd_error *error);
     /* Begins; addresses[n_nodes] are copied. */
     enum epd_status (*rail_connect)(struct transport_rail *rail, uint32_t n_nodes, uint32_t node,
                                     const struct transport_address *addresses, uint64_t limit_ns,
@@ -88,9 +91,7 @@ struct transport {
     void (*rail_close)(struct transport_rail *rail);
 };
 
-/* The transport between nodes that hands over host memory; NULL, and the reason, if this build has none. */
-const struct transport *transport_host(struct epd_error *reason);
-/* Likewise, device memory of CUDA. */
-const struct transport *transport_cuda(struct epd_error *reason);
+/* The transport between nodes of a backend; NULL, and the reason, if this build has none. */
+const struct transport *transport_find(enum epd_backend_kind backend, struct epd_error *reason);
 
 #endif

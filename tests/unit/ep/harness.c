@@ -40,7 +40,7 @@ static void ring_bell(void *arg)
 static void load_transport(void)
 {
     struct epd_error error = {.status = EPD_OK};
-    const struct transport *transport = transport_host(&error);
+    const struct transport *transport = transport_find(EPD_BACKEND_HOST, &error);
     const struct transport_options options = {.ways = "tcp", .devices = "lo"};
     ck_assert_msg(transport && transport->load(&options, &error) == EPD_OK, "%s", error.text);
 }
@@ -278,14 +278,14 @@ static void span_nodes(struct crew *crew)
     static struct transport_address addresses[HARNESS_MAX_RANKS];
     const uint32_t n = crew->world_size / crew->n_nodes;
     for (uint32_t i = 0; i < crew->n_nodes; i++)
-        ck_assert_msg(rails_open(crew->harness->nodes[i], n, crew->device_idx + i * n, on_rails, &all,
+        ck_assert_msg(rails_open(crew->harness->nodes[i], i, n, crew->device_idx + i * n, on_rails, &all,
                                  &crew->rails[i], &error) == EPD_OK,
                       "%s", error.text);
     wait_rails(crew, &all);
     for (uint32_t r = 0; r < crew->world_size; r++)
         addresses[r] = *rails_address(crew->rails[node_of(crew, r)], r % n);
     for (uint32_t i = 0; i < crew->n_nodes; i++)
-        ck_assert_int_eq(rails_connect(crew->rails[i], crew->n_nodes, i, addresses, 60000000000ull, on_rails,
+        ck_assert_int_eq(rails_connect(crew->rails[i], crew->n_nodes, addresses, 60000000000ull, on_rails,
                                        &all, &error),
                          EPD_OK);
     wait_rails(crew, &all);

@@ -1,0 +1,387 @@
+#include "tests/gpu/fabric/rail_node.h"
+
+#include <cuda_runtime_api.h>
+#include <dirent.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ep/clock.h"
+#include "ep/cuda_driver.h"
+#include "ep/transport.h"
+
+#define MS 1000000ull
+/* A stream must be free so soon after an abort. */
+#define FREE_MS 1000
+/* A killed node must have been noticed. */
+#define NOTICED_MS 5000
+/* No call of a lane may take longer, whatever waits on the device. */
+#define STALL_MS 500
+
+static unsigned my_node;
+
+static void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+static void fail(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    (void)fprintf(stderr, "node %u: ", my_node);
+    (void)vfprintf(stderr, format, args);
+    (void)fprintf(stderr, "\n");
+    va_end(args);
+    _exit(1);
+}
+
+#define say(...)                                                                                             \
+    do {                                                                                                     \
+        (void)fprintf(stderr, "node %u: ", my_node);                                                         \
+        (void)fprintf(stderr, __VA_ARGS__);                                                                  \
+        (void)fprintf(stderr, "\n");                                                                         \
+    } while (0)
+
+#define want(condition, ...)                                                                                 \
+    do {                                                                                                     \
+        if (!(condition))                                                                                    \
+            fail(__VA_ARGS__);                                                                               \
+    } while (0)
+
+static void cuda(cudaError_t result, const char *what)
+{
+    want(result == cudaSuccess, "%s: %s", what, cudaGetErrorString(result));
+}
+
+static void ok(enum epd_status status, const struct epd_error *error, const char *what)
+{
+    want(status == EPD_OK, "%s: %s", what, error->text);
+}
+
+static void sleep_ms(unsigned ms)
+{
+    const struct timespec time = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
+    (void)nanosleep(&time, NULL);
+}
+
+static double ms_since(uint64_t begun_ns)
+{
+    return (double)(clock_now_ns() - begun_ns) / 1e6;
+}
+
+/* ---- the rail ---- */
+
+struct seat {
+    const struct transport *transport;
+    struct transport_rail *rail;
+    struct transport_address addresses[2];
+    cudaStream_t stream;
+    int fd;
+};
+
+static void meet(const struct seat *seat)
+{
+    char byte = 1;
+    want(send(seat->fd, &byte, 1, 0) == 1 && recv(seat->fd, &byte, 1, 0) == 1, "the other node is gone");
+}
+
+static void seat_open(struct seat *seat, int device, int fd)
+{
+    const struct transport_options options = {.ways = "tcp", .devices = ""};
+    struct epd_error error = {.status = EPD_OK};
+    memset(seat, 0, sizeof *seat);
+    seat->fd = fd;
+    cuda(cudaSetDevice(device), "device");
+    cuda(cudaStreamCreateWithFlags(&seat->stream, cudaStreamNonBlocking), "stream");
+    seat->transport = transport_find(EPD_BACKEND_CUDA, &error);
+    want(seat->transport != NULL, "%s", error.text);
+    ok(seat->transport->load(&options, &error), &error, "load");
+    ok(seat->transport->rail_open(my_node, &seat->rail, &seat->addresses[my_node], &error), &error, "open");
+}
+
+/* Returns the status; the text is in error. */
+static enum epd_status seat_connect(struct seat *seat, unsigned limit_ms, struct epd_error *error)
+{
+    const uint64_t begun_ns = clock_now_ns();
+    if (seat->transport->rail_connect(seat->rail, 2, my_node, seat->addresses, limit_ms * MS, error))
+        return error->status;
+    while (!seat->transport->rail_connected(seat->rail, error))
+        sleep_ms(1);
+    say("connect: %s after %.0f ms", error->status ? error->text : "ok", ms_since(begun_ns));
+    return error->status;
+}
+
+static void seat_meet(struct seat *seat, int device, int fd)
+{
+    struct epd_error error = {.status = EPD_OK};
+    seat_open(seat, device, fd);
+    const struct transport_address *mine = &seat->addresses[my_node];
+    want(send(fd, mine, sizeof *mine, 0) == (ssize_t)sizeof *mine, "address not sent");
+    want(recv(fd, &seat->addresses[1 - my_node], sizeof *mine, 0) == (ssize_t)sizeof *mine,
+         "no address of the other node");
+    ok(seat_connect(seat, 60000, &error), &error, "connect");
+}
+
+static void swap_on(const struct seat *seat, const void *from, size_t send_bytes, void *to,
+                    size_t receive_bytes)
+{
+    struct epd_error error = {.status = EPD_OK};
+    struct transport_move moves[2] = {0};
+    moves[1 - my_node] = (struct transport_move){
+        .send = from, .send_bytes = send_bytes, .receive = to, .receive_bytes = receive_bytes};
+    ok(seat->transport->rail_swap_on(seat->rail, moves, seat->stream, &error), &error, "swap");
+}
+
+static void expect_works(const struct seat *seat)
+{
+    struct epd_error error = {.status = EPD_OK};
+    ok(seat->transport->rail_check(seat->rail, &error), &error, "check");
+}
+
+/* Waits for the stream; 0 if it is not free in time. */
+static int is_free_within(cudaStream_t stream, unsigned ms)
+{
+    const uint64_t begun_ns = clock_now_ns();
+    cudaError_t state;
+    while ((state = cudaStreamQuery(stream)) == cudaErrorNotReady && ms_since(begun_ns) < ms)
+        sleep_ms(1);
+    want(state == cudaSuccess || state == cudaErrorNotReady, "stream: %s", cudaGetErrorString(state));
+    return state == cudaSuccess;
+}
+
+/* ---- roles ---- */
+
+#define MAX_BYTES (16u << 20)
+
+static void fill(uint8_t *bytes, size_t n, unsigned node, unsigned round)
+{
+    uint32_t state = 2654435761u * (round * 2 + node + 1);
+    for (size_t i = 0; i < n; i++) {
+        state = state * 1664525u + 1013904223u;
+        bytes[i] = (uint8_t)(state >> 24);
+    }
+}
+
+static void role_swaps(struct seat *seat)
+{
+    static const size_t sizes[] = {64, 1, 4096, 0, 1000003, MAX_BYTES, 3, 65536};
+    const unsigned n_sizes = sizeof sizes / sizeof sizes[0];
+    uint8_t *host = malloc(MAX_BYTES), *wanted = malloc(MAX_BYTES), *out, *in;
+    want(host && wanted, "no memory");
+    cuda(cudaMalloc((void **)&out, MAX_BYTES), "memory");
+    cuda(cudaMalloc((void **)&in, MAX_BYTES), "memory");
+    for (unsigned round = 0; round < 100; round++) {
+        const size_t sizes_of[2] = {sizes[round % n_sizes], sizes[(round / n_sizes) % n_sizes]};
+        const size_t there = sizes_of[my_node], back = sizes_of[1 - my_node];
+        fill(host, there, my_node, round);
+        fill(wanted, back, 1 - my_node, round);
+        cuda(cudaMemcpyAsync(out, host, there, cudaMemcpyHostToDevice, seat->stream), "copy");
+        cuda(cudaMemsetAsync(in, 0xff, back, seat->stream), "clear");
+        swap_on(seat, out, there, in, back);
+        cuda(cudaMemcpyAsync(host, in, back, cudaMemcpyDeviceToHost, seat->stream), "copy");
+        cuda(cudaStreamSynchronize(seat->stream), "stream");
+        want(memcmp(host, wanted, back) == 0, "round %u: %zu bytes are not what was sent", round, back);
+        expect_works(seat);
+    }
+    say("100 swaps are what was sent");
+}
+
+static void role_speed(struct seat *seat)
+{
+    static const size_t sizes[] = {256, 65536, 1u << 20, MAX_BYTES};
+    char *out, *in;
+    cudaEvent_t begin, end;
+    cuda(cudaMalloc((void **)&out, MAX_BYTES), "memory");
+    cuda(cudaMalloc((void **)&in, MAX_BYTES), "memory");
+    cuda(cudaEventCreate(&begin), "event");
+    cuda(cudaEventCreate(&end), "event");
+    for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        const unsigned n = sizes[i] > 65536 ? 20 : 200;
+        float ms;
+        for (unsigned round = 0; round < 5; round++)
+            swap_on(seat, out, sizes[i], in, sizes[i]);
+        cuda(cudaStreamSynchronize(seat->stream), "stream");
+        cuda(cudaEventRecord(begin, seat->stream), "event");
+        const uint64_t begun_ns = clock_now_ns();
+        for (unsigned round = 0; round < n; round++)
+            swap_on(seat, out, sizes[i], in, sizes[i]);
+        const double host_us = ms_since(begun_ns) * 1e3 / n;
+        cuda(cudaEventRecord(end, seat->stream), "event");
+        cuda(cudaStreamSynchronize(seat->stream), "stream");
+        cuda(cudaEventElapsedTime(&ms, begin, end), "event");
+        say("speed bytes %zu host_us %.1f swap_us %.1f gb_per_s %.2f", sizes[i], host_us, ms * 1e3 / n,
+            (double)sizes[i] * n / ms / 1e6);
+    }
+}
+
+/* A stream that waits for a client, until `word` is set. */
+static cudaStream_t wait_for_client(uint32_t **word)
+{
+    struct cuda_driver driver;
+    struct epd_error error = {.status = EPD_OK};
+    cudaStream_t stream;
+    void *device_word;
+    ok(cuda_driver_load(&driver, &error), &error, "driver");
+    cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    cuda(cudaHostAlloc((void **)word, sizeof **word, cudaHostAllocMapped), "word");
+    **word = 0;
+    cuda(cudaHostGetDevicePointer(&device_word, *word, 0), "word");
+    CUstreamBatchMemOpParams wait = {.waitValue = {.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32,
+                                                   .address = (CUdeviceptr)(uintptr_t)device_word,
+                                                   .value = 1,
+                                                   .flags = CU_STREAM_WAIT_VALUE_EQ}};
+    ok(cuda_driver_check(&driver, driver.cuStreamBatchMemOp(stream, 1, &wait, 0), "wait", &error), &error,
+       "wait");
+    return stream;
+}
+
+/* What a lane does meanwhile: the longest of its calls, in ms. */
+static double longest_call(unsigned ms)
+{
+    const uint64_t begun_ns = clock_now_ns();
+    double longest = 0;
+    cudaStream_t other;
+    char *memory;
+    cuda(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), "stream");
+    cuda(cudaMallocAsync((void **)&memory, 4096, other), "memory");
+    while (ms_since(begun_ns) < ms) {
+        const uint64_t call_ns = clock_now_ns();
+        cuda(cudaMemsetAsync(memory, 0, 4096, other), "memset");
+        cuda(cudaStreamSynchronize(other), "stream");
+        const double took = ms_since(call_ns);
+        longest = took > longest ? took : longest;
+        sleep_ms(1);
+    }
+    return longest;
+}
+
+static void role_abort(struct seat *seat)
+{
+    const struct epd_error why = {EPD_PEER_LOST, "node 1 does not come"};
+    struct epd_error error = {.status = EPD_OK};
+    uint32_t *word;
+    char *memory;
+    if (my_node == 1) { /* never swaps */
+        meet(seat);
+        seat->transport->rail_abort(seat->rail, &why);
+        return;
+    }
+    cuda(cudaMalloc((void **)&memory, 2 * MAX_BYTES), "memory");
+    cudaStream_t client = wait_for_client(&word);
+    swap_on(seat, memory, MAX_BYTES, memory + MAX_BYTES, MAX_BYTES);
+    want(!is_free_within(seat->stream, 300), "the swap ended alone");
+    expect_works(seat);
+    const uint64_t begun_ns = clock_now_ns();
+    seat->transport->rail_abort(seat->rail, &why);
+    say("abort returned after %.2f ms", ms_since(begun_ns));
+    want(is_free_within(seat->stream, FREE_MS), "the stream still waits %d ms after the abort", FREE_MS);
+    say("stream free after %.1f ms", ms_since(begun_ns));
+    const double stalled = longest_call(1500);
+    say("longest call beside the end: %.1f ms", stalled);
+    want(stalled < STALL_MS, "a call took %.0f ms", stalled);
+    const struct transport_move nothing[2] = {0};
+    want(seat->transport->rail_swap_on(seat->rail, nothing, seat->stream, &error) == EPD_PEER_LOST &&
+             strcmp(error.text, why.text) == 0,
+         "a later swap: %s", error.text);
+    want(cudaStreamQuery(client) == cudaErrorNotReady, "the client's stream did not wait");
+    *(volatile uint32_t *)word = 1;
+    cuda(cudaStreamSynchronize(client), "client");
+    meet(seat);
+}
+
+static void role_kill(struct seat *seat)
+{
+    struct epd_error error = {.status = EPD_OK};
+    char *memory;
+    cuda(cudaMalloc((void **)&memory, 2 * MAX_BYTES), "memory");
+    meet(seat);
+    if (my_node == 1)
+        (void)raise(SIGKILL);
+    swap_on(seat, memory, MAX_BYTES, memory + MAX_BYTES, MAX_BYTES);
+    const uint64_t begun_ns = clock_now_ns();
+    while (seat->transport->rail_check(seat->rail, &error) == EPD_OK && ms_since(begun_ns) < NOTICED_MS)
+        sleep_ms(1);
+    say("noticed after %.1f ms: %s", ms_since(begun_ns), error.text);
+    want(error.status == EPD_PEER_LOST, "not noticed");
+    want(is_free_within(seat->stream, FREE_MS), "the stream still waits");
+    say("stream free after %.1f ms", ms_since(begun_ns));
+}
+
+/* Threads of this process whose name begins so. */
+static unsigned n_threads(const char *begin)
+{
+    unsigned n = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    for (struct dirent *task; tasks && (task = readdir(tasks));) {
+        char path[300], name[32] = "";
+        (void)snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
+        FILE *file = task->d_name[0] == '.' ? NULL : fopen(path, "r");
+        if (!file)
+            continue;
+        if (fgets(name, sizeof name, file) && strncmp(name, begin, strlen(begin)) == 0)
+            n++;
+        (void)fclose(file);
+    }
+    (void)closedir(tasks);
+    return n;
+}
+
+#define ID_THREAD "NCCL BootstrapR"
+
+static void expect_id_returned(void)
+{
+    const uint64_t begun_ns = clock_now_ns();
+    while (n_threads(ID_THREAD) && ms_since(begun_ns) < 5000)
+        sleep_ms(5);
+    say("id returned after %.0f ms, %u threads", ms_since(begun_ns), n_threads(""));
+    want(n_threads(ID_THREAD) == 0, "the id's thread still listens");
+}
+
+static void role_alone(struct seat *seat)
+{
+    struct epd_error error = {.status = EPD_OK};
+    seat->addresses[1] = (struct transport_address){.bytes = 1};
+    want(n_threads(ID_THREAD) == 1, "%u threads of ids, want 1", n_threads(ID_THREAD));
+    want(seat_connect(seat, 1000, &error) == EPD_TIMEOUT, "connect alone: %s", error.text);
+    seat->transport->rail_close(seat->rail);
+    expect_id_returned();
+}
+
+static void role_unused(struct seat *seat)
+{
+    want(n_threads(ID_THREAD) == 1, "%u threads of ids, want 1", n_threads(ID_THREAD));
+    seat->transport->rail_close(seat->rail);
+    expect_id_returned();
+}
+
+void rail_node_run(const char *role, unsigned node, int device, int fd)
+{
+    struct seat seat;
+    my_node = node;
+    if (strcmp(role, "alone") == 0 || strcmp(role, "unused") == 0) {
+        if (node == 0)
+            seat_open(&seat, device, fd);
+        if (node == 0)
+            (role[0] == 'a' ? role_alone : role_unused)(&seat);
+        _exit(0);
+    }
+    seat_meet(&seat, device, fd);
+    if (strcmp(role, "swaps") == 0)
+        role_swaps(&seat);
+    else if (strcmp(role, "speed") == 0)
+        role_speed(&seat);
+    else if (strcmp(role, "abort") == 0)
+        role_abort(&seat);
+    else if (strcmp(role, "kill") == 0)
+        role_kill(&seat);
+    else
+        fail("no role %s", role);
+    const uint64_t begun_ns = clock_now_ns();
+    seat.transport->rail_close(seat.rail);
+    say("close returned after %.2f ms", ms_since(begun_ns));
+    sleep_ms(300); /* the other node's last messages */
+    exit(0);       /* with NCCL's threads, as a daemon ends */
+}
