@@ -24,12 +24,13 @@ SKIPPED = 77
 START_S = 60
 
 
-def cases(names: list[str]):
-    """The cases with one of the names, or all."""
+def cases(args: argparse.Namespace):
+    """The cases with one of the names, or all, but for those left out."""
     from torch_cases import adapters, cuda, grouped, moe
 
     known = moe.CASES + grouped.CASES + adapters.CASES + cuda.CASES
-    return [case for case in known if not names or any(name in case.__name__ for name in names)]
+    chosen = [case for case in known if not args.cases or any(name in case.__name__ for name in args.cases)]
+    return [case for case in chosen if not any(name in case.__name__ for name in args.without)]
 
 
 def run_rank(args: argparse.Namespace) -> int:
@@ -43,7 +44,7 @@ def run_rank(args: argparse.Namespace) -> int:
     torch.cuda.init()
     n_failed = 0
     with open(os.path.join(args.out, f"rank{rank}.jsonl"), "w") as results:
-        for number, case in enumerate(cases(args.cases)):
+        for number, case in enumerate(cases(args)):
             begin, failure = time.monotonic(), ""
             try:
                 with epd.connect(timeout=START_S) as client:
@@ -90,6 +91,8 @@ def run_all(args: argparse.Namespace) -> int:
         }
         with open(os.path.join(args.out, f"rank{rank}.log"), "wb") as log:
             command = [sys.executable, __file__, "--as-rank", "--out", args.out, *args.cases]
+            for name in args.without:
+                command += ["--without", name]
             ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     deadline = time.monotonic() + args.limit
     for process in ranks:
@@ -147,6 +150,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--out", help="where logs go (default: a new directory)")
     parser.add_argument("--limit", type=float, default=280, help="seconds until all ranks are killed")
+    parser.add_argument("--without", action="append", default=[], metavar="CASE", help="leaves cases out, by parts of their names")
     parser.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("cases", nargs="*", help="parts of the names of cases")
     args = parser.parse_args()
