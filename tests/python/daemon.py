@@ -23,7 +23,8 @@ class Daemon:
         self.socket = str(self.directory / "epd.sock")
         self._log = self.directory / "log"
         # With a test run that crashes the daemon goes, too.
-        command = ["setpriv", "--pdeathsig", "TERM", os.environ["EPD_BINARY"], "--backend", "host", "--devices", str(devices), "--socket", self.socket]
+        command = ["setpriv", "--pdeathsig", "TERM", os.environ["EPD_BINARY"]]
+        command += ["--backend", "host", "--devices", str(devices), "--socket", self.socket]
         command += ["--control-socket", str(self.directory / "control.sock")]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -150,7 +150,9 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--out", help="where logs go (default: a new directory)")
     parser.add_argument("--limit", type=float, default=280, help="seconds until all ranks are killed")
-    parser.add_argument("--without", action="append", default=[], metavar="CASE", help="leaves cases out, by parts of their names")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="CASE", help="leaves cases out, by parts of their names"
+    )
     parser.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("cases", nargs="*", help="parts of the names of cases")
     args = parser.parse_args()

@@ -113,10 +113,10 @@ def described(array: Any, what: str) -> tuple[int, DType, tuple[int, ...]]:
             raise Unsupported(f"{what}: not in the memory of a CUDA device")
         address, dtype, shape, strides = dlpack.read(array.__dlpack__(stream=_NO_ORDER), what)
     elif (interface := getattr(array, "__cuda_array_interface__", None)) is not None:
-        dtype = _OF_TYPESTR.get(interface["typestr"])
-        if dtype is None:
+        found = _OF_TYPESTR.get(interface["typestr"])
+        if found is None:
             raise InvalidDtype(f"{what}: {interface['typestr']}, want one of {', '.join(_OF_TYPESTR)}; bf16 goes by DLPack")
-        shape, strides = tuple(interface["shape"]), interface.get("strides")
+        dtype, shape, strides = found, tuple(interface["shape"]), interface.get("strides")
         if strides is not None:
             strides = tuple(stride // SIZE_OF[dtype] for stride in strides)
         address = int(interface["data"][0])

@@ -181,7 +181,10 @@ def device_arrays_go_in_and_out(rank: Rank) -> None:
             assert view.data_ptr() == received.address and torch.isfinite(view[:8]).all()
         bf16 = group.alloc((8, 32), "bf16")
         assert torch.from_dlpack(bf16).dtype == torch.bfloat16 and (torch.from_dlpack(bf16) == 0).all()
-        for tensor in (torch.randn(4, 32, device=rank.device).bfloat16(), torch.ones(4, 32, device=rank.device, dtype=torch.int32)):
+        for tensor in (
+            torch.randn(4, 32, device=rank.device).bfloat16(),
+            torch.ones(4, 32, device=rank.device, dtype=torch.int32),
+        ):
             known = group.register_array(tensor)
             assert known.address == tensor.data_ptr() and known.shape == (4, 32)
             assert torch.equal(torch.from_dlpack(known), tensor)

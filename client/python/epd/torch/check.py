@@ -35,9 +35,7 @@ def tokens(x: torch.Tensor, name: str, width: int, max_rows: int, dtype: torch.d
         raise ValueError(f"{name}: device {x.device}, want {device}")
 
 
-def routing(
-    topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, n_tokens: int, top_k: int, device: torch.device
-) -> None:
+def routing(topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, n_tokens: int, top_k: int, device: torch.device) -> None:
     """Checks the routing of n_tokens tokens."""
     for name, tensor in (("topk_idx", topk_idx), ("topk_weights", topk_weights)):
         if tensor is not None and tensor.device != device:

@@ -17,7 +17,7 @@ from ..group import Group as PlainGroup
 from ..group import GroupInfo
 from ..plan import Plan
 from ..words import Backend, Overflow
-from .memory import Memory, epd_dtype, memory_of
+from .memory import epd_dtype, memory_of
 from .staging import Sizes, Staging
 from .stream import Launcher, capturing_graph, raw_stream
 

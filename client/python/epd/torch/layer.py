@@ -184,9 +184,7 @@ class Layer:
         if stream is None or topk_weights is None:
             return self._copy_and_launch(plan, staging.views(n_tokens), x, topk_idx, topk_weights, result)
         tokens, idx, probs = _plain(x, x.dtype), _plain(topk_idx, torch.int64), _plain(topk_weights, torch.float32)
-        copies = staging.forward_copies.array(
-            n_tokens, tokens.data_ptr(), idx.data_ptr(), probs.data_ptr(), result.data_ptr()
-        )
+        copies = staging.forward_copies.array(n_tokens, tokens.data_ptr(), idx.data_ptr(), probs.data_ptr(), result.data_ptr())
         plan.step(stream, copies, 3, 1)
         return result if out is None else _written(result)
 

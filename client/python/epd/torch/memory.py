@@ -133,8 +133,8 @@ class CudaMemory(Memory):
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"epd: {what} is in an expandable segment, whose tensors are registered one by one: each step makes plans anew and "
-                "keeps memory; unset expandable_segments in PYTORCH_CUDA_ALLOC_CONF",
+                f"epd: {what} is in an expandable segment, whose tensors are registered one by one: each step makes plans anew "
+                "and keeps memory; unset expandable_segments in PYTORCH_CUDA_ALLOC_CONF",
                 RuntimeWarning,
                 stacklevel=2,
             )
