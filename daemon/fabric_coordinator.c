@@ -6,63 +6,8 @@
 #include <string.h>
 
 #include "daemon/clock.h"
-#include "daemon/fabric.h"
-#include "daemon/group_fields.h"
+#include "daemon/fabric_span.h"
 #include "daemon/worker.h"
-
-/* What nodes have said about one plan or one step. */
-struct matter {
-    uint32_t n;
-    uint64_t there; /* bit per node */
-    uint32_t first_node;
-    uint64_t first_ns;
-    uint32_t op;
-    uint64_t hash;
-    struct epd_error error; /* the first */
-    int32_t rank;
-};
-
-struct plan_matter {
-    struct list in_span;
-    uint64_t key;
-    struct matter matter;
-};
-
-/* A group that spans nodes: being joined until id is not 0. */
-struct span {
-    struct list in_coordinator;
-    uint64_t id;
-    char name[EPD_MAX_NAME_BYTES];
-    uint32_t uid, world_size, first_node;
-    int64_t config[GROUP_N_FIELDS];
-    uint64_t joined;                   /* bit per node */
-    uint64_t local_ids[EPD_MAX_NODES]; /* what each node calls it */
-    uint64_t first_ns;
-    struct fabric_address *addresses; /* [world_size] owned */
-    struct list plans;                /* struct plan_matter: not decided */
-    uint32_t n_plans;
-    uint64_t n_gone;                            /* steps decided so far */
-    uint64_t announced[EPD_MAX_NODES];          /* by node; at least n_gone */
-    uint64_t gone_ns;                           /* when the last was decided */
-    struct matter steps[COORDINATOR_MAX_AHEAD]; /* of step n at n modulo */
-};
-
-struct coordinator {
-    struct fabric *fabric; /* borrowed */
-    struct list spans;
-    uint32_t n_spans;
-    uint64_t next_id;
-};
-
-static uint32_t n_nodes(const struct coordinator *coordinator)
-{
-    return coordinator->fabric->config.n_nodes;
-}
-
-static uint64_t all_nodes(const struct coordinator *coordinator)
-{
-    return n_nodes(coordinator) == 64 ? UINT64_MAX : (1ull << n_nodes(coordinator)) - 1;
-}
 
 struct coordinator *coordinator_create(struct fabric *fabric)
 {
@@ -76,17 +21,19 @@ struct coordinator *coordinator_create(struct fabric *fabric)
     return coordinator;
 }
 
-static void free_plan(struct span *span, struct plan_matter *plan)
+void coordinator_count(const struct coordinator *coordinator, uint64_t *n_groups, uint64_t *n_plans)
 {
-    list_remove(&plan->in_span);
-    span->n_plans--;
-    free(plan);
+    *n_groups = coordinator->n_spans;
+    *n_plans = 0;
+    list_each(node, after, &coordinator->spans)
+    {
+        *n_plans += list_owner(node, struct span, in_coordinator)->n_plans;
+    }
 }
 
 static void free_span(struct coordinator *coordinator, struct span *span)
 {
-    while (!list_empty(&span->plans))
-        free_plan(span, list_owner(span->plans.next, struct plan_matter, in_span));
+    span_free_plans(span);
     list_remove(&span->in_coordinator);
     coordinator->n_spans--;
     free(span->addresses);
@@ -100,44 +47,6 @@ void coordinator_destroy(struct coordinator *coordinator)
     while (!list_empty(&coordinator->spans))
         free_span(coordinator, list_owner(coordinator->spans.next, struct span, in_coordinator));
     free(coordinator);
-}
-
-static void tell_all(struct coordinator *coordinator, const struct fabric_message *message, uint64_t nodes)
-{
-    for (uint32_t node = 0; node < n_nodes(coordinator); node++)
-        if (nodes >> node & 1)
-            fabric_tell(coordinator->fabric, node, message);
-}
-
-/* ---- matters ---- */
-
-/* A node's word. The first error counts. */
-static void hear(struct matter *matter, uint32_t node, const struct fabric_message *message)
-{
-    if (!matter->n) {
-        matter->first_node = node;
-        matter->first_ns = clock_ns();
-        matter->op = message->op;
-        matter->hash = message->hash;
-        matter->rank = -1;
-    }
-    matter->n++;
-    matter->there |= 1ull << node;
-    if (message->error.status && !matter->error.status) {
-        matter->error = message->error;
-        matter->rank = message->rank;
-    }
-}
-
-static void overdue(struct matter *matter, const struct coordinator *coordinator, const struct span *span,
-                    const char *what, uint64_t number, uint64_t limit_ms)
-{
-    char missing[96];
-    fabric_name_missing(n_nodes(coordinator), matter->there, missing, sizeof(missing));
-    (void)error_set(&matter->error, EPD_TIMEOUT,
-                    "%s %" PRIu64 " (%s) of group %s: not asked for within %" PRIu64 " ms by node%s", what,
-                    number, op_name((enum epd_op)matter->op), span->name, limit_ms, missing);
-    matter->rank = -1;
 }
 
 /* ---- joins ---- */
@@ -168,7 +77,7 @@ static struct span *find_open(struct coordinator *coordinator, uint64_t id)
 static void fail_join(struct coordinator *coordinator, struct span *span, const struct epd_error *error)
 {
     struct fabric_message message;
-    for (uint32_t node = 0; node < n_nodes(coordinator); node++) {
+    for (uint32_t node = 0; node < coordinator_n_nodes(coordinator); node++) {
         if (!(span->joined >> node & 1))
             continue;
         fabric_message_init(&message, FABRIC_OPEN);
@@ -180,16 +89,22 @@ static void fail_join(struct coordinator *coordinator, struct span *span, const 
 }
 
 static struct span *create_span(struct coordinator *coordinator, uint32_t node,
-                                const struct fabric_message *message)
+                                const struct fabric_message *message, struct epd_error *why)
 {
-    struct span *span = coordinator->n_spans < COORDINATOR_MAX_GROUPS ? calloc(1, sizeof(*span)) : NULL;
-    if (!span)
+    if (coordinator->n_spans >= COORDINATOR_MAX_GROUPS) {
+        (void)error_set(why, EPD_QUOTA, "group %s: the fabric has %u groups across nodes, at most %u",
+                        message->name, coordinator->n_spans, COORDINATOR_MAX_GROUPS);
         return NULL;
-    span->addresses = calloc(message->world_size, sizeof(*span->addresses));
-    if (!span->addresses) {
+    }
+    struct span *span = calloc(1, sizeof(*span));
+    struct fabric_address *addresses = calloc(message->world_size, sizeof(*addresses));
+    if (!span || !addresses) {
+        (void)error_set(why, EPD_NO_MEMORY, "group %s: node 0 has no memory for it", message->name);
+        free(addresses);
         free(span);
         return NULL;
     }
+    span->addresses = addresses;
     memcpy(span->name, message->name, sizeof(span->name));
     memcpy(span->config, message->config, sizeof(span->config));
     span->uid = message->uid;
@@ -200,6 +115,17 @@ static struct span *create_span(struct coordinator *coordinator, uint32_t node,
     list_append(&coordinator->spans, &span->in_coordinator);
     coordinator->n_spans++;
     return span;
+}
+
+/* To the node alone that asks: there is no group yet. */
+static void refuse_join(struct coordinator *coordinator, uint32_t node, uint64_t local_id,
+                        const struct epd_error *why)
+{
+    struct fabric_message message;
+    fabric_message_init(&message, FABRIC_OPEN);
+    message.number = local_id;
+    message.error = *why;
+    fabric_tell(coordinator->fabric, node, &message);
 }
 
 static enum epd_status compare(const struct span *span, uint32_t node, const struct fabric_message *message,
@@ -224,7 +150,7 @@ static void open_span(struct coordinator *coordinator, struct span *span)
 {
     struct fabric_message message;
     span->id = ++coordinator->next_id;
-    for (uint32_t node = 0; node < n_nodes(coordinator); node++) {
+    for (uint32_t node = 0; node < coordinator_n_nodes(coordinator); node++) {
         fabric_message_init(&message, FABRIC_OPEN);
         message.group = span->id;
         message.number = span->local_ids[node];
@@ -247,15 +173,18 @@ static enum epd_status join(struct coordinator *coordinator, uint32_t node,
         }
         return EPD_OK;
     }
-    const uint32_t n_here = message->world_size / n_nodes(coordinator);
+    const uint32_t n_here = message->world_size / coordinator_n_nodes(coordinator);
     if (message->n_config != GROUP_N_FIELDS || !message->world_size || message->n_addresses != n_here ||
-        message->world_size % n_nodes(coordinator))
+        message->world_size % coordinator_n_nodes(coordinator))
         return error_set(error, EPD_PROTOCOL, "join of %u ranks on %u nodes, %u addresses, %u fields",
-                         message->world_size, n_nodes(coordinator), message->n_addresses, message->n_config);
+                         message->world_size, coordinator_n_nodes(coordinator), message->n_addresses,
+                         message->n_config);
     if (!span)
-        span = create_span(coordinator, node, message);
-    if (!span)
-        return error_set(error, EPD_NO_MEMORY, "no room for group %s", message->name);
+        span = create_span(coordinator, node, message, &why);
+    if (!span) {
+        refuse_join(coordinator, node, message->group, &why);
+        return EPD_OK;
+    }
     span->joined |= 1ull << node;
     span->local_ids[node] = message->group;
     if (compare(span, node, message, &why) != EPD_OK) { /* nobody can tell who is right */
@@ -263,76 +192,8 @@ static enum epd_status join(struct coordinator *coordinator, uint32_t node,
         return EPD_OK;
     }
     memcpy(span->addresses + (size_t)node * n_here, message->addresses, n_here * sizeof(*span->addresses));
-    if (span->joined == all_nodes(coordinator))
+    if (span->joined == coordinator_all_nodes(coordinator))
         open_span(coordinator, span);
-    return EPD_OK;
-}
-
-/* ---- plans ---- */
-
-static struct plan_matter *find_plan(struct span *span, uint64_t key)
-{
-    list_each(node, after, &span->plans)
-    {
-        struct plan_matter *plan = list_owner(node, struct plan_matter, in_span);
-        if (plan->key == key)
-            return plan;
-    }
-    if (span->n_plans >= COORDINATOR_MAX_PLANS)
-        return NULL;
-    struct plan_matter *plan = calloc(1, sizeof(*plan));
-    if (!plan)
-        return NULL;
-    plan->key = key;
-    list_append(&span->plans, &plan->in_span);
-    span->n_plans++;
-    return plan;
-}
-
-/* Every node has spoken, or there is no need to wait for the others. A failed plan stays until all have: what they say
- * of it later is no news. */
-static void decide_plan(struct coordinator *coordinator, struct span *span, struct plan_matter *plan)
-{
-    struct fabric_message message;
-    fabric_message_init(&message, FABRIC_READY);
-    message.group = span->id;
-    message.number = plan->key;
-    message.error = plan->matter.error;
-    message.rank = plan->matter.rank;
-    tell_all(coordinator, &message, all_nodes(coordinator));
-}
-
-static enum epd_status plan(struct coordinator *coordinator, uint32_t node,
-                            const struct fabric_message *message, struct epd_error *error)
-{
-    struct span *span = find_open(coordinator, message->group);
-    if (!span)
-        return EPD_OK; /* it has ended meanwhile */
-    struct plan_matter *found = find_plan(span, message->number);
-    if (!found)
-        return error_set(error, EPD_QUOTA, "group %s has %u undecided plans", span->name, span->n_plans);
-    struct matter *matter = &found->matter;
-    if (matter->there >> node & 1)
-        return error_set(error, EPD_PROTOCOL, "plan %" PRIu64 " of group %s twice", message->number,
-                         span->name);
-    const int decided = matter->error.status != EPD_OK;
-    hear(matter, node, message);
-    if (!matter->error.status && matter->op != message->op)
-        (void)error_set(&matter->error, EPD_PLAN_MISMATCH,
-                        "plan %" PRIu64 " of group %s: node %u creates %s, node %u creates %s", found->key,
-                        span->name, node, op_name((enum epd_op)message->op), matter->first_node,
-                        op_name((enum epd_op)matter->op));
-    else if (!matter->error.status && matter->hash != message->hash)
-        (void)error_set(&matter->error, EPD_PLAN_MISMATCH,
-                        "plan %" PRIu64
-                        " (%s) of group %s: node %u and node %u differ in its modes, its dtypes, "
-                        "its context or which tensors are bound",
-                        found->key, op_name((enum epd_op)matter->op), span->name, node, matter->first_node);
-    const int all = matter->there == all_nodes(coordinator);
-    if (!decided && (all || matter->error.status))
-        decide_plan(coordinator, span, found);
-    if (all)
-        free_plan(span, found);
     return EPD_OK;
 }
 
@@ -349,7 +210,7 @@ static void release(struct coordinator *coordinator, struct span *span)
     for (;;) {
         const uint64_t number = span->n_gone + 1;
         struct matter *matter = step_at(span, number);
-        if (!matter->n || (!matter->error.status && matter->there != all_nodes(coordinator)))
+        if (!matter->n || (!matter->error.status && matter->there != coordinator_all_nodes(coordinator)))
             return;
         struct fabric_message message;
         fabric_message_init(&message, FABRIC_GO);
@@ -361,10 +222,10 @@ static void release(struct coordinator *coordinator, struct span *span)
         memset(matter, 0, sizeof(*matter));
         span->n_gone = number;
         span->gone_ns = clock_ns();
-        for (uint32_t node = 0; node < n_nodes(coordinator); node++)
+        for (uint32_t node = 0; node < coordinator_n_nodes(coordinator); node++)
             if (span->announced[node] < number)
                 span->announced[node] = number;
-        tell_all(coordinator, &message, all_nodes(coordinator));
+        coordinator_tell(coordinator, &message, coordinator_all_nodes(coordinator));
     }
 }
 
@@ -380,7 +241,7 @@ static enum epd_status step(struct coordinator *coordinator, uint32_t node,
                          span->name, span->announced[node] + 1);
     struct matter *matter = step_at(span, message->number);
     span->announced[node] = message->number;
-    hear(matter, node, message);
+    matter_hear(matter, node, message);
     if (!matter->error.status && matter->hash != message->hash) {
         (void)error_set(&matter->error, EPD_SEQ_MISMATCH,
                         "step %" PRIu64 " of group %s: node %u launches %s (plan %" PRIu64
@@ -401,7 +262,7 @@ static void end_span(struct coordinator *coordinator, struct span *span, uint32_
     struct fabric_message passed = *message;
     passed.node = from;
     passed.n_addresses = 0;
-    tell_all(coordinator, &passed, all_nodes(coordinator) & ~(1ull << from));
+    coordinator_tell(coordinator, &passed, coordinator_all_nodes(coordinator) & ~(1ull << from));
     free_span(coordinator, span);
 }
 
@@ -412,8 +273,14 @@ enum epd_status coordinator_receive(struct coordinator *coordinator, uint32_t no
     switch (message->kind) {
     case FABRIC_JOIN:
         return join(coordinator, node, message, error);
-    case FABRIC_PLAN:
-        return plan(coordinator, node, message, error);
+    case FABRIC_PLAN: /* of a group that has ended meanwhile: no news */
+        span = find_open(coordinator, message->group);
+        return span ? span_take_plan(coordinator, span, node, message, error) : EPD_OK;
+    case FABRIC_HEARD:
+        span = find_open(coordinator, message->group);
+        if (span)
+            span_take_heard(coordinator, span, node, message);
+        return EPD_OK;
     case FABRIC_STEP:
         return step(coordinator, node, message, error);
     case FABRIC_BREAK:
@@ -452,25 +319,10 @@ static void check_joining(struct coordinator *coordinator, struct span *span, ui
         return;
     char missing[96];
     struct epd_error error;
-    fabric_name_missing(n_nodes(coordinator), span->joined, missing, sizeof(missing));
+    fabric_name_missing(coordinator_n_nodes(coordinator), span->joined, missing, sizeof(missing));
     (void)error_set(&error, EPD_TIMEOUT, "group %s: not joined within %" PRIu64 " ms by node%s", span->name,
                     limit_ms, missing);
     fail_join(coordinator, span, &error);
-}
-
-static void check_plans(struct coordinator *coordinator, struct span *span, uint64_t now_ns)
-{
-    const uint64_t limit_ms = coordinator->fabric->worker->config.plan_ms;
-    list_each(place, after, &span->plans)
-    {
-        struct plan_matter *found = list_owner(place, struct plan_matter, in_span);
-        struct matter *matter = &found->matter;
-        if (matter->error.status ||
-            now_ns < matter->first_ns + clock_ms_to_ns(limit_ms + COORDINATOR_GRACE_MS))
-            continue;
-        overdue(matter, coordinator, span, "plan", found->key, limit_ms);
-        decide_plan(coordinator, span, found);
-    }
 }
 
 static void check_step(struct coordinator *coordinator, struct span *span, uint64_t now_ns)
@@ -481,7 +333,7 @@ static void check_step(struct coordinator *coordinator, struct span *span, uint6
     const uint64_t from_ns = matter->first_ns > span->gone_ns ? matter->first_ns : span->gone_ns;
     if (!matter->n || now_ns < from_ns + clock_ms_to_ns(limit_ms + COORDINATOR_GRACE_MS))
         return;
-    overdue(matter, coordinator, span, "step", span->n_gone + 1, limit_ms);
+    matter_overdue(matter, coordinator, span, "step", span->n_gone + 1, limit_ms);
     release(coordinator, span);
 }
 
@@ -494,7 +346,7 @@ void coordinator_check(struct coordinator *coordinator, uint64_t now_ns)
             check_joining(coordinator, span, now_ns);
             continue;
         }
-        check_plans(coordinator, span, now_ns);
+        span_check_plans(coordinator, span, now_ns);
         check_step(coordinator, span, now_ns);
     }
 }

@@ -1,6 +1,7 @@
 /* What `epdctl fabric` shows. */
 #include "daemon/clock.h"
 #include "daemon/fabric.h"
+#include "daemon/fabric_coordinator.h"
 #include "daemon/group_span.h"
 #include "daemon/worker.h"
 
@@ -76,8 +77,19 @@ static json_t *group_document(const struct group *group)
     set(object, "n_ranks", number(span->n_ranks));
     set(object, "steps", number(span->n_gone));
     set(object, "announced", number(group->ordinal - span->n_gone));
+    set(object, "joint_plans", number(group->n_joint_plans));
     if (span->rails && !span->job)
         set(object, "rails", rails_document(group));
+    return object;
+}
+
+static json_t *coordinator_document(const struct fabric *fabric)
+{
+    uint64_t n_groups, n_plans;
+    json_t *object = json_object();
+    coordinator_count(fabric->coordinator, &n_groups, &n_plans);
+    set(object, "groups", number(n_groups));
+    set(object, "unsettled_plans", number(n_plans));
     return object;
 }
 
@@ -110,6 +122,8 @@ void fabric_fill_document(const struct fabric *fabric, json_t *document)
         json_pack("{s:I s:I s:I s:I}", "steps", (json_int_t)agreements->n, "mean_ns",
                   (json_int_t)(agreements->n ? agreements->sum_ns / agreements->n : 0), "max_ns",
                   (json_int_t)agreements->max_ns, "ahead", (json_int_t)agreements->n_ahead));
+    if (fabric->coordinator)
+        set(document, "coordinator", coordinator_document(fabric));
     set(document, "nodes", nodes);
     set(document, "groups", groups);
 }

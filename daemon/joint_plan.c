@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "daemon/clock.h"
+#include "daemon/fabric.h"
 #include "daemon/group_span.h"
 #include "daemon/member.h"
 #include "daemon/rank_plan.h"
@@ -52,11 +53,11 @@ enum epd_status joint_plan_arrive(struct member *member, enum epd_op op, struct 
                                   struct epd_error *error)
 {
     struct group *group = member->group;
-    if (group->n_joint_plans >= GROUP_MAX_JOINT_PLANS)
-        return error_set(error, EPD_QUOTA, "plan: group %s has %u collective plans, at most %d", group->name,
-                         group->n_joint_plans, GROUP_MAX_JOINT_PLANS);
     const uint32_t key = member->n_collective_plans + 1;
     struct joint_plan *joint = find(group, key);
+    if (!joint && group->n_joint_plans >= GROUP_MAX_JOINT_PLANS)
+        return error_set(error, EPD_QUOTA, "plan: group %s has %u collective plans, at most %d", group->name,
+                         group->n_joint_plans, GROUP_MAX_JOINT_PLANS);
     if (!joint)
         joint = create(group, key, op, member->rank);
     if (!joint)
@@ -143,17 +144,56 @@ void joint_plan_add(struct joint_plan *joint, struct rank_plan *plan)
     group_span_offer(joint->group, joint, agreement_hash(plan));
 }
 
+/* A joint plan that is not there any more was left by all ranks of this node; else none has come to it. */
+static int all_have_left(const struct group *group, uint32_t key)
+{
+    const struct member *member = group->members[group_first_rank(group)];
+    return !member || member->n_collective_plans >= key;
+}
+
+/* Another node's ranks have failed with a plan that nobody here has come to: whoever does gets the error. */
+static struct joint_plan *create_failed(struct group *group, uint32_t key)
+{
+    struct epd_error error;
+    struct joint_plan *joint = NULL;
+    if (group->n_joint_plans < GROUP_MAX_JOINT_PLANS)
+        joint = create(group, key, EPD_OP_UNSPECIFIED, group_first_rank(group));
+    if (joint)
+        return joint;
+    if (group->n_joint_plans >= GROUP_MAX_JOINT_PLANS)
+        (void)error_set(&error, EPD_QUOTA,
+                        "group %s: ranks of another node are %u collective plans ahead, at most %d",
+                        group->name, group->n_joint_plans, GROUP_MAX_JOINT_PLANS);
+    else
+        (void)error_set(&error, EPD_NO_MEMORY, "group %s: no memory for a joint plan", group->name);
+    group_break(group, -1, &error);
+    return NULL;
+}
+
+/* The coordinator keeps what has failed until every node has said that it will hear no more of it. */
+static void say_heard(const struct group *group, uint32_t key)
+{
+    struct fabric_message message;
+    struct epd_error ignored; /* the way to it is gone: then it knows */
+    fabric_message_init(&message, FABRIC_HEARD);
+    message.group = group->span->id;
+    message.number = key;
+    (void)!fabric_ask(group->worker->fabric, &message, &ignored);
+}
+
 void joint_plan_agreed(struct group *group, uint32_t key, const struct epd_error *error, int32_t rank)
 {
     struct joint_plan *joint = find(group, key);
-    if (!joint && error->status != EPD_OK) /* whoever comes to it here gets the error too */
-        joint = create(group, key, EPD_OP_UNSPECIFIED, group_first_rank(group));
-    if (!joint || joint->state != JOINT_PLAN_GATHERING)
+    if (error->status == EPD_OK) {
+        if (joint && joint->state == JOINT_PLAN_GATHERING && joint->offered)
+            make_ready(joint);
         return;
-    if (error->status == EPD_OK && joint->offered)
-        make_ready(joint);
-    else if (error->status != EPD_OK)
+    }
+    if (!joint && !all_have_left(group, key))
+        joint = create_failed(group, key);
+    if (joint && joint->state == JOINT_PLAN_GATHERING)
         end_gathering(joint, rank, error);
+    say_heard(group, key);
 }
 
 void joint_plan_fail(struct joint_plan *joint, int32_t rank, const struct epd_error *error)

@@ -29,6 +29,8 @@ const char *fabric_kind_name(enum fabric_kind kind)
         return "plan";
     case FABRIC_STEP:
         return "step";
+    case FABRIC_HEARD:
+        return "heard";
     case FABRIC_STATE:
         return "state";
     case FABRIC_OPEN:

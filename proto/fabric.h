@@ -9,7 +9,7 @@
 #include "proto/limits.h"
 #include "proto/words.h"
 
-#define FABRIC_PROTOCOL 1u
+#define FABRIC_PROTOCOL 2u
 /* The largest message: the addresses of all ranks. */
 #define FABRIC_MAX_MESSAGE_BYTES (EPD_MAX_WORLD_SIZE * (EPD_MAX_RAIL_ADDRESS_BYTES + 8) + 2048)
 /* What unpacking one may take. */
@@ -24,6 +24,7 @@ enum fabric_kind {
     FABRIC_JOIN = 9,
     FABRIC_PLAN = 10,
     FABRIC_STEP = 11,
+    FABRIC_HEARD = 12,
     FABRIC_STATE = 16,
     FABRIC_OPEN = 17,
     FABRIC_READY = 18,

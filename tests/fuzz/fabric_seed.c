@@ -84,7 +84,7 @@ static void say_life(struct seed *seed, const uint8_t *how)
 static void say_each(struct seed *seed)
 {
     static const enum fabric_kind kinds[] = {FABRIC_PING, FABRIC_PONG,  FABRIC_HELLO, FABRIC_STATE,
-                                             FABRIC_OPEN, FABRIC_READY, FABRIC_GO};
+                                             FABRIC_OPEN, FABRIC_READY, FABRIC_GO,    FABRIC_HEARD};
     for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
         struct fabric_message message = of_group(kinds[i], 1, FABRIC_PROTOCOL);
         message.time_ns = 123456789, message.present = 7, message.epoch = 2;

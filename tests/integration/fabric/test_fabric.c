@@ -13,6 +13,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "client/epdctl/field.h"
+#include "client/epdctl/link.h"
 #include "tests/integration/fabric/fabric_ranks.h"
 #include "tests/reference/op_cases.h"
 #include "tests/reference/values.h"
@@ -286,6 +288,79 @@ START_TEST(disagreements_about_plans_and_steps_name_the_nodes)
 }
 END_TEST
 
+/* More than node 0 keeps of a group at once, and than a node keeps. */
+#define N_FAILING 4200
+
+/* Shared by the ranks and the test. */
+struct failing {
+    atomic_uint n_done;
+    atomic_int looked_at;
+};
+
+/* Plans that fail on this node, on the other, on both at once; then a good step. */
+static void failing_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[FORWARD_COUNT];
+    struct failing *failing = *(struct failing *const *)rank->arg;
+    layer_open(&layer, rank, op_case_named("top-8 of 8"));
+    struct epd_plan *good = fabric_forward_plan(&layer, f), *none = NULL;
+    for (uint32_t i = 0; i < N_FAILING; i++) {
+        const int refused = i % 3 == 2 || rank->rank == i % 3; /* has no tensors */
+        const struct epd_plan_options options = {.size = sizeof(options),
+                                                 .op = refused ? EPD_OP_DISPATCH : EPD_OP_BARRIER};
+        const enum epd_status status = epd_plan_create(layer.group, &options, &none);
+        RANK_CHECK(status != EPD_OK && status != EPD_QUOTA && status != EPD_TIMEOUT);
+    }
+    RANK_CHECK(layer_step(good) == EPD_OK);
+    atomic_fetch_add(&failing->n_done, 1);
+    while (!atomic_load(&failing->looked_at))
+        fabric_sleep_ms(5);
+    layer_close(&layer);
+}
+
+static json_t *ask_fabric(unsigned node)
+{
+    struct link link;
+    struct epd_error error = {0};
+    json_t *document = NULL;
+    ck_assert_msg(link_open(&link, fabric.nodes[node].control_path, 5000, &error) == EPD_OK &&
+                      link_request(&link, &(struct message_control){.verb = CONTROL_FABRIC}, &document,
+                                   &error) == EPD_OK,
+                  "%s", error.text);
+    link_close(&link);
+    return document;
+}
+
+START_TEST(plans_that_fail_again_and_again_leave_nothing_behind)
+{
+    struct rank_team team;
+    struct failing *failing =
+        mmap(NULL, sizeof(*failing), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    ck_assert(failing != MAP_FAILED);
+    fabric_start(&fabric, 2, 1, NULL);
+    fabric_ranks_start(&fabric, &team, "failing", 2, failing_rank, &failing);
+    for (const long began_ms = fabric_now_ms(); atomic_load(&failing->n_done) < 2; fabric_sleep_ms(20)) {
+        if (fabric_now_ms() - began_ms < 80000)
+            continue;
+        fabric_print_logs(&fabric);
+        ck_abort_msg("%u of 2 ranks are done", atomic_load(&failing->n_done));
+    }
+    for (unsigned node = 0; node < 2; node++) {
+        json_t *document = ask_fabric(node);
+        const json_t *group = json_array_get(field_array(document, "groups"), 0);
+        ck_assert_int_eq((int)field_number(group, "joint_plans"), 1); /* the good one */
+        if (node == 0)
+            ck_assert_int_eq((int)field_number_in(document, "coordinator", "unsettled_plans"), 0);
+        json_decref(document);
+    }
+    atomic_store(&failing->looked_at, 1);
+    ck_assert_uint_eq(ranks_wait(&team, 30), 0);
+    fabric_stop(&fabric);
+    munmap(failing, sizeof(*failing));
+}
+END_TEST
+
 /* Launches far ahead of their ends; several groups at once, which step in no particular order. */
 static void ahead_rank(const struct rank *rank)
 {
@@ -431,6 +506,7 @@ int main(void)
     tcase_add_test(tests, a_late_node_is_waited_for_and_only_then_all_are_ready);
     tcase_add_test(tests, joins_that_do_not_meet_name_the_field_and_the_node);
     tcase_add_test(tests, disagreements_about_plans_and_steps_name_the_nodes);
+    tcase_add_test(tests, plans_that_fail_again_and_again_leave_nothing_behind);
     tcase_add_test(tests, many_groups_step_at_once_and_far_ahead);
     tcase_add_test(tests, workers_that_are_killed_again_and_again_leave_a_fabric_that_works);
     suite_add_tcase(suite, tests);

@@ -417,6 +417,107 @@ START_TEST(plans_are_ready_when_all_nodes_have_offered_like_ones)
 }
 END_TEST
 
+START_TEST(more_groups_than_there_is_room_for_are_refused_to_who_asks)
+{
+    static const struct fabric_address address = {.bytes = 1};
+    struct fabric_message message;
+    fabric_message_init(&message, FABRIC_JOIN);
+    message.world_size = 3;
+    message.n_config = GROUP_N_FIELDS;
+    message.n_addresses = 1;
+    message.addresses = &address;
+    for (uint32_t i = 0; i <= COORDINATOR_MAX_GROUPS; i++) {
+        ck_assert_uint_eq(n_told, 0);
+        snprintf(message.name, sizeof(message.name), "g%u", i);
+        message.group = i;
+        ck_assert_int_eq(say(0, &message), EPD_OK);
+    }
+    ck_assert_uint_eq(n_told, 1);
+    ck_assert_uint_eq(told[0].node, 0);
+    ck_assert_int_eq(told[0].message.kind, FABRIC_OPEN);
+    ck_assert_uint_eq(told[0].message.number, COORDINATOR_MAX_GROUPS);
+    ck_assert_int_eq(told[0].message.error.status, EPD_QUOTA);
+    ck_assert_str_eq(told[0].message.error.text,
+                     "group g4096: the fabric has 4096 groups across nodes, at most 4096");
+}
+END_TEST
+
+static enum epd_status say_plan(enum fabric_kind kind, uint32_t node, uint64_t group, uint64_t key,
+                                enum epd_status failed)
+{
+    struct fabric_message message;
+    fabric_message_init(&message, kind);
+    message.group = group;
+    message.number = key;
+    message.op = EPD_OP_BARRIER;
+    if (failed)
+        (void)error_set(&message.error, failed, "of node %u", node);
+    return say(node, &message);
+}
+
+static uint64_t n_unsettled(void)
+{
+    uint64_t n_groups, n_plans;
+    coordinator_count(coordinator, &n_groups, &n_plans);
+    return n_plans;
+}
+
+/* All are told, so that nobody waits for a plan that cannot be; what another node has said of it meanwhile is cleared
+ * away. */
+START_TEST(more_plans_than_there_is_room_for_are_refused)
+{
+    const uint64_t group = join_all();
+    for (uint32_t key = 1; key <= COORDINATOR_MAX_PLANS; key++)
+        ck_assert_int_eq(say_plan(FABRIC_PLAN, 0, group, key, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 0);
+    ck_assert_int_eq(say_plan(FABRIC_PLAN, 0, group, COORDINATOR_MAX_PLANS + 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 3);
+    for (size_t i = 0; i < 3; i++) {
+        ck_assert_int_eq(told[i].message.kind, FABRIC_READY);
+        ck_assert_uint_eq(told[i].message.number, COORDINATOR_MAX_PLANS + 1);
+        ck_assert_int_eq(told[i].message.error.status, EPD_QUOTA);
+    }
+    ck_assert_str_eq(told[0].message.error.text,
+                     "plan 4097 of group g: 4096 of its plans wait for nodes, at most 4096");
+    for (uint32_t node = 0; node < 3; node++)
+        ck_assert_int_eq(say_plan(FABRIC_HEARD, node, group, COORDINATOR_MAX_PLANS + 1, EPD_OK), EPD_OK);
+    n_told = 0;
+    for (uint32_t node = 1; node < 3; node++)
+        ck_assert_int_eq(say_plan(FABRIC_PLAN, node, group, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 3); /* there is room for one again */
+    ck_assert_int_eq(told[0].message.error.status, EPD_OK);
+    n_told = 0;
+    ck_assert_int_eq(say_plan(FABRIC_PLAN, 1, group, COORDINATOR_MAX_PLANS + 1, EPD_OK),
+                     EPD_OK); /* was late */
+    ck_assert_uint_eq(n_unsettled(), COORDINATOR_MAX_PLANS);
+    ck_assert_int_eq(say_plan(FABRIC_HEARD, 1, group, COORDINATOR_MAX_PLANS + 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 3);
+    ck_assert_int_eq(told[0].message.error.status, EPD_QUOTA);
+    for (uint32_t node = 0; node < 3; node++)
+        ck_assert_int_eq(say_plan(FABRIC_HEARD, node, group, COORDINATOR_MAX_PLANS + 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_unsettled(), COORDINATOR_MAX_PLANS - 1);
+}
+END_TEST
+
+START_TEST(a_failed_plan_goes_when_all_nodes_have_heard_of_it)
+{
+    const uint64_t group = join_all();
+    for (uint32_t key = 1; key <= 2 * COORDINATOR_MAX_PLANS; key++) {
+        n_told = 0;
+        ck_assert_int_eq(say_plan(FABRIC_PLAN, 2, group, key, EPD_INVALID_SHAPE), EPD_OK);
+        ck_assert_uint_eq(n_told, 3);
+        if (key % 2) /* was on its way */
+            ck_assert_int_eq(say_plan(FABRIC_PLAN, 1, group, key, EPD_OK), EPD_OK);
+        for (uint32_t node = 0; node < 3; node++) {
+            ck_assert_uint_eq(n_unsettled(), 1);
+            ck_assert_int_eq(say_plan(FABRIC_HEARD, node, group, key, EPD_OK), EPD_OK);
+        }
+        ck_assert_uint_eq(n_unsettled(), 0);
+        ck_assert_uint_eq(n_told, 3);
+    }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {the_first_host_of_a_slurm_list_is_found,
@@ -430,6 +531,9 @@ int main(void)
                                   a_lost_node_ends_its_groups_on_all_others,
                                   who_does_not_come_is_named_at_the_deadline,
                                   plans_are_ready_when_all_nodes_have_offered_like_ones,
+                                  more_groups_than_there_is_room_for_are_refused_to_who_asks,
+                                  more_plans_than_there_is_room_for_are_refused,
+                                  a_failed_plan_goes_when_all_nodes_have_heard_of_it,
                                   NULL};
     const int fd = mkstemp(secret);
     if (fd < 0)
