@@ -82,6 +82,7 @@ struct exchange_sizes {
  * gather_scalars reads value, weight_grad x (dout) and y, and both write scalars. */
 struct exchange_args {
     struct exchange_shape shape;
+    struct exchange_set set; /* zero where the backend is asked */
     int fused;
     struct routing routing;
     struct exchange_slots slots;

@@ -24,7 +24,7 @@ void cuda_exchange_sizes(const struct exchange_shape *shape, uint64_t row_bytes,
 static struct cuda_exchange exchange_of(const struct exchange_args *args, uint64_t row_bytes,
                                         enum cuda_stage stage)
 {
-    struct cuda_exchange exchange = {.shape = args->shape, .stage = stage};
+    struct cuda_exchange exchange = {.shape = args->shape, .set = args->set, .stage = stage};
     exchange.abort_word =
         (const uint32_t *)((const char *)args->workspace[args->shape.rank] + CUDA_ABORT_OFFSET);
     cuda_workspace_layout(&args->shape, row_bytes, &exchange.layout);

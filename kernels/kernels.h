@@ -27,6 +27,17 @@ struct exchange_shape {
     int64_t capacity_rows;
     uint32_t n_tokens;   /* T of this rank and this step, 0..max_tokens */
     uint32_t max_blocks; /* CUDA: blocks for communication; 0 = the kernel's default */
+    uint32_t n_nodes;    /* the ranks lie on, in order and as many on each; 0 counts as 1 */
+};
+
+/* CUDA: where a group spans nodes, several sets of tokens go to the slots of the ranks of one node: its own, and those
+ * that came from each other node (kernels/cuda/hop.h). An exchange of one set counts ranks and experts of this node
+ * alone, and rows of an expert begin behind those of the sets before. All zero: there is one set. */
+struct exchange_set {
+    uint32_t idx;    /* the node that the tokens are of */
+    uint32_t n_more; /* sets besides this one */
+    size_t bytes;    /* of a set's workspace on each rank; they lie one behind the other */
+    uint32_t first_rank; /* of this node, for records */
 };
 
 /* The routing of one dispatch, kept as long as its combine or backward may come. All arrays in memory of this rank,

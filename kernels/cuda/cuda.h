@@ -114,6 +114,7 @@ struct cuda_routing {
 /* What every op of the exchange needs. */
 struct cuda_exchange {
     struct exchange_shape shape; /* max_blocks: all blocks of a launch; 0 = CUDA_DEFAULT_BLOCKS */
+    struct exchange_set set;     /* its workspaces are those below */
     struct cuda_workspace layout;
     void *workspace[EPD_MAX_RANKS]; /* of every rank, as this device sees it */
     const uint32_t *abort_word;     /* in memory of this device; polled while waiting; CUDA_STAGE_ALL only */

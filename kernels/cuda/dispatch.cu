@@ -180,7 +180,7 @@ static __device__ __forceinline__ void record_slots(const dispatch_params &p, co
         if (p.a.routing.slot_weight)
             p.a.routing.slot_weight[kept] = r.weight;
         if (r.row >= 0)
-            p.a.routing.base.source[r.row] = (int32_t)kept;
+            p.a.routing.base.source[r.row] = (int32_t)(kept + first_source(p.a.exchange));
     }
     if (r.row >= 0 && p.a.recv_weights)
         p.a.recv_weights[r.row] = r.weight;
@@ -266,7 +266,7 @@ static __device__ void receive_tokens(const dispatch_params &p, warp_slot &slot,
     uint32_t lane = threadIdx.x % 32, most_tokens = 0;
     for (uint32_t rank = 0; rank < shape.world_size; rank++)
         most_tokens = max(most_tokens, (uint32_t)p.a.routing.slot_tokens[rank]);
-    uint32_t n_padding = padding_units(shape) * shape.n_local_experts;
+    uint32_t n_padding = x.set.idx == 0 ? padding_units(shape) * shape.n_local_experts : 0;
     uint32_t n_units = n_padding + most_tokens * shape.world_size * p.pieces.n_pieces;
     bool rows_wanted = p.a.recv_x || p.a.dot_with;
     unit_queue queue = {&state_of(x)->next[0], 0};

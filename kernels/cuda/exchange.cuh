@@ -74,6 +74,12 @@ static __device__ __forceinline__ float *slot_weights_at(const struct cuda_excha
            from * x.layout.slot_stride;
 }
 
+/* Of the sources of all sets, the first one of this set. */
+static __device__ __forceinline__ uint32_t first_source(const struct cuda_exchange &x)
+{
+    return x.set.idx * x.shape.world_size * x.shape.max_tokens * x.shape.top_k;
+}
+
 static __device__ __forceinline__ bool polls(const struct cuda_exchange &x)
 {
     return x.stage == CUDA_STAGE_ALL;
@@ -388,6 +394,7 @@ enum epd_status combine_load(struct epd_error *error);
 enum epd_status scalars_load(struct epd_error *error);
 enum epd_status report_load(struct epd_error *error);
 enum epd_status activation_load(struct epd_error *error);
+enum epd_status hop_load(struct epd_error *error);
 
 static inline enum epd_status kernel_load(const void *kernel, int shared_bytes, const char *what,
                                           struct epd_error *error)

@@ -11,6 +11,8 @@ enum epd_status cuda_kernels_load(struct epd_error *error)
     if (status == EPD_OK)
         status = report_load(error);
     if (status == EPD_OK)
+        status = hop_load(error);
+    if (status == EPD_OK)
         status = activation_load(error);
     return status;
 }

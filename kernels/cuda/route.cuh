@@ -262,7 +262,7 @@ static __device__ void route_record_bad(const struct cuda_dispatch_args &a, uint
         return;
     int64_t got = topk_value(a.topk_idx, first_bad);
     a.error->status = EPD_BAD_ROUTING;
-    a.error->rank = shape.rank;
+    a.error->rank = a.exchange.set.first_rank + shape.rank;
     a.error->expert = got >= 0 && got < shape.n_experts ? (int32_t)got : -1;
     a.error->token = token;
     a.error->got = got;
@@ -275,7 +275,7 @@ static __device__ void route_record_overflow(const struct cuda_dispatch_args &a,
     if (needed <= shape.capacity_rows || a.error->status != 0)
         return;
     a.error->status = EPD_CAPACITY_OVERFLOW;
-    a.error->rank = shape.rank;
+    a.error->rank = a.exchange.set.first_rank + shape.rank;
     a.error->expert = -1;
     a.error->token = -1;
     a.error->got = needed;
@@ -287,24 +287,28 @@ static __device__ __forceinline__ int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* The slabs of one receiving rank: first_row of the rows in each that come after those of n_before ranks,
- * and, if the rank is this one, the layout itself. One warp. */
+/* The slabs of one receiving rank: first_row of the rows in each that come after those of n_before ranks, and of the
+ * sets before, and, if the rank is this one, the layout itself. One warp. */
 static __device__ void route_slabs(const struct cuda_dispatch_args &a, const route_memory &m, uint32_t rank,
                                    uint32_t n_before)
 {
     const struct cuda_exchange &x = a.exchange;
     const struct exchange_shape &shape = x.shape;
     const struct routing &routing = a.routing.base;
-    const int32_t *counts = reinterpret_cast<int32_t *>(workspace_of(x, shape.rank) + x.layout.counts);
+    const char *counts = workspace_of(x, shape.rank) + x.layout.counts - x.set.idx * x.set.bytes;
     uint32_t lane = threadIdx.x % 32;
     int64_t mask = (int64_t)shape.alignment - 1, capacity = shape.capacity_rows, next = 0, dropped = 0;
     for (uint32_t l0 = 0; l0 < shape.n_local_experts; l0 += 32) {
         uint32_t l = l0 + lane, expert = rank * shape.n_local_experts + l;
         int64_t rows = 0, before = 0;
-        for (uint32_t from = 0; from < shape.world_size && l < shape.n_local_experts; from++) {
-            int32_t n = counts[from * shape.n_experts + expert];
-            rows += n;
-            before += from < n_before ? n : 0;
+        for (uint32_t set = 0; set <= x.set.n_more && l < shape.n_local_experts; set++) {
+            const int32_t *of_set = reinterpret_cast<const int32_t *>(counts + set * x.set.bytes);
+            uint32_t n_first = set < x.set.idx ? shape.world_size : set == x.set.idx ? n_before : 0;
+            for (uint32_t from = 0; from < shape.world_size; from++) {
+                int32_t n = of_set[from * shape.n_experts + expert];
+                rows += n;
+                before += from < n_first ? n : 0;
+            }
         }
         int64_t padded = (rows + mask) & ~mask, end = padded;
         for (int step = 1; step < 32; step <<= 1) {

@@ -16,7 +16,7 @@ static __device__ void push_scalars(const struct cuda_gather_scalars_args &a)
     uint32_t slots = x.shape.max_tokens * x.shape.top_k;
     int64_t n_rows = a.routing.base.offsets[x.shape.n_local_experts];
     for (int64_t row = blockIdx.x * THREADS + threadIdx.x; row < n_rows; row += gridDim.x * THREADS) {
-        int32_t source = a.routing.base.source[row];
+        int32_t source = a.routing.base.source[row] - (int32_t)first_source(x);
         if (source < 0 || source / slots >= x.shape.world_size)
             continue;
         float sum = 0.0f;

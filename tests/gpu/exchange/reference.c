@@ -114,14 +114,17 @@ static int add_slots(const struct problem *p, const struct rank_input *input,
     return n;
 }
 
-void reference_combine_row(const struct problem *p, const struct rank_input *input,
-                           const struct rank_expected *expected, uint32_t rank, uint32_t token, int weighted,
-                           void *out)
+/* What the ranks of one node, first to end - 1, have of a token that has come to `self` there: its own slots unrounded,
+ * the others' sums rounded. */
+static void node_sum(const struct problem *p, const struct rank_input *input,
+                     const struct rank_expected *expected, uint32_t rank, uint32_t token, int weighted,
+                     uint32_t first, uint32_t end, uint32_t self, float *sum)
 {
-    float *sum = calloc(p->hidden, sizeof(float)), *part = malloc(p->hidden * sizeof(float));
+    float *part = malloc(p->hidden * sizeof(float));
     void *rounded = malloc(p->hidden * sizeof(float));
-    for (uint32_t at = 0; at < p->n_ranks; at++) {
-        if (at == rank) {
+    memset(sum, 0, p->hidden * sizeof(float));
+    for (uint32_t at = first; at < end; at++) {
+        if (at == self) {
             add_slots(p, input, expected, rank, token, at, weighted, sum);
             continue;
         }
@@ -133,9 +136,38 @@ void reference_combine_row(const struct problem *p, const struct rank_input *inp
             sum[h] += element_get(rounded, h, p->dtype);
         }
     }
+    free(part);
+    free(rounded);
+}
+
+void reference_combine_row(const struct problem *p, const struct rank_input *input,
+                           const struct rank_expected *expected, uint32_t rank, uint32_t token, int weighted,
+                           void *out)
+{
+    float *sum = malloc(p->hidden * sizeof(float));
+    node_sum(p, input, expected, rank, token, weighted, 0, p->n_ranks, rank, sum);
+    for (uint32_t h = 0; h < p->hidden; h++)
+        element_set(out, h, p->dtype, sum[h]);
+    free(sum);
+}
+
+void reference_hop_row(const struct problem *p, const struct rank_input *input,
+                       const struct rank_expected *expected, uint32_t n_nodes, uint32_t rank, uint32_t token,
+                       int weighted, void *out)
+{
+    uint32_t n_here = p->n_ranks / n_nodes;
+    float *sum = calloc(p->hidden, sizeof(float)), *part = malloc(p->hidden * sizeof(float));
+    for (uint32_t node = 0; node < n_nodes; node++) {
+        uint32_t first = node * n_here;
+        node_sum(p, input, expected, rank, token, weighted, first, first + n_here, first + rank % n_here,
+                 part);
+        for (uint32_t h = 0; h < p->hidden; h++) {
+            element_set(out, h, p->dtype, part[h]);
+            sum[h] += element_get(out, h, p->dtype);
+        }
+    }
     for (uint32_t h = 0; h < p->hidden; h++)
         element_set(out, h, p->dtype, sum[h]);
     free(sum);
     free(part);
-    free(rounded);
 }

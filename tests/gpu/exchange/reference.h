@@ -62,5 +62,9 @@ void reference_free(const struct problem *problem, struct rank_expected *expecte
 void reference_combine_row(const struct problem *problem, const struct rank_input *input,
                            const struct rank_expected *expected, uint32_t rank, uint32_t token, int weighted,
                            void *out);
+/* The same where the ranks lie on n_nodes nodes, by the roundings of ep/hop_cuda.h. */
+void reference_hop_row(const struct problem *problem, const struct rank_input *input,
+                       const struct rank_expected *expected, uint32_t n_nodes, uint32_t rank, uint32_t token,
+                       int weighted, void *out);
 
 #endif

@@ -1,0 +1,62 @@
+/* The exchange of a rank of a team that lies on several nodes, on CUDA: in the two hops of ep/hop.h, put into a stream.
+ * The rail of ep/transport.h moves frames of a fixed size (kernels/cuda/hop.h), so the host knows no count and waits for
+ * nothing, and what a step puts into its streams is the same every time.
+ *
+ * A rank has n_nodes sets of tokens: its own, and in the frame of each other node those of the rank with its local index
+ * there. Inside the node every set is an exchange of its own among the ranks of this node, with a workspace of its own;
+ * all of them lay their rows into the same slabs, in the order of the nodes, so that slots hold what they hold on one node,
+ * bit for bit. Combine is the way back: the node's sum of a token is made as on one node and rounded to the dtype, the
+ * sums cross, and the token's rank adds them in the order of the nodes, in fp32, and rounds once more. So each node that
+ * has rows of a token adds one rounding to the one-node result; the same in every repeat.
+ *
+ * Stages are those of cuda_exchange.h; the rail is swapped within them. Lane thread of the rank. */
+#ifndef EPD_EP_HOP_CUDA_H
+#define EPD_EP_HOP_CUDA_H
+
+#include "ep/backend.h"
+#include "ep/layout.h"
+#include "ep/transport.h"
+
+struct CUstream_st;
+
+/* What a dispatch leaves besides struct routing and struct exchange_slots, which hold R / n_nodes ranks for each set, one
+ * set behind the other. Of struct routing, expert is of the group, and row is not used. Device memory. */
+struct hop_cuda_routing {
+    int32_t *
+        expert; /* [n_nodes, max_tokens, K] of each set, counted from the first expert of this node; -1: not here */
+    int32_t *row;   /* [n_nodes, max_tokens, K] likewise */
+    int32_t *place; /* [n_nodes, max_tokens] of this rank's tokens in the frames; -1: does not go there */
+};
+
+/* Memory of one rank that swaps, for a group of up to max_tokens. */
+struct hop_cuda_frames {
+    void *out, *in;  /* [n_nodes - 1] frames each */
+    int32_t *unused; /* counts that nobody reads */
+};
+
+/* As transport.rail_swap_on. */
+typedef enum epd_status (*hop_cuda_swap)(void *arg, const struct transport_move *moves,
+                                         struct CUstream_st *stream, struct epd_error *error);
+
+/* One rank's side; pointers are borrowed. */
+struct hop_cuda {
+    struct hop_cuda_frames frames;
+    struct hop_cuda_routing routing; /* that the op uses */
+    uint32_t row_bytes;              /* of the group's dtype */
+    hop_cuda_swap swap;
+    void *swap_arg;
+};
+
+void hop_cuda_carve_routing(struct hop_cuda_routing *routing, const struct exchange_shape *shape,
+                            struct layout *layout);
+void hop_cuda_carve_frames(struct hop_cuda_frames *frames, const struct exchange_shape *shape,
+                           uint64_t row_bytes, struct layout *layout);
+/* Of a shape with n_nodes > 1: what cuda_exchange_sizes is otherwise. */
+void hop_cuda_sizes(const struct exchange_shape *shape, uint64_t row_bytes, struct exchange_sizes *sizes);
+
+/* args: of the whole group; arrays by rank hold those of this node, at their numbers of the group. */
+EPD_MUST_CHECK enum epd_status hop_cuda_launch(const struct hop_cuda *hop, enum exchange_op op,
+                                               uint32_t stage, const struct exchange_args *args,
+                                               struct CUstream_st *stream, struct epd_error *error);
+
+#endif

@@ -1,0 +1,299 @@
+#include "tests/gpu/exchange/nodes.h"
+
+#include <string.h>
+
+#include "kernels/cuda/hop.h"
+
+static struct exchange_shape shape_of(const struct nodes *nodes, uint32_t rank)
+{
+    const struct problem *p = &nodes->problem;
+    return (struct exchange_shape){
+        .world_size = p->n_ranks,
+        .rank = rank,
+        .n_experts = p->n_experts,
+        .n_local_experts = p->n_experts / p->n_ranks,
+        .top_k = p->top_k,
+        .hidden = p->hidden,
+        .max_tokens = p->max_tokens,
+        .alignment = p->alignment,
+        .capacity_rows = p->capacity_rows,
+        .n_tokens = p->n_tokens[rank],
+        .max_blocks = nodes->max_blocks,
+        .n_nodes = nodes->n_nodes,
+    };
+}
+
+/* ---- the rail ---- */
+
+static struct node_rank *rail_peer(struct node_rank *self, uint32_t node)
+{
+    uint32_t n_here = self->nodes->problem.n_ranks / self->nodes->n_nodes;
+    return &self->nodes->ranks[node * n_here + self->rank % n_here];
+}
+
+static uint32_t node_of(const struct node_rank *self)
+{
+    return self->rank / (self->nodes->problem.n_ranks / self->nodes->n_nodes);
+}
+
+/* After the copy: what a broken rail, or a node that lies, may leave. */
+static void spoil(struct node_rank *self, const struct transport_move *move)
+{
+    struct exchange_shape shape = shape_of(self->nodes, self->rank);
+    struct cuda_hop_frame frame;
+    cuda_hop_frame_layout(&shape, self->hop.row_bytes, &frame);
+    if (self->nodes->rail_mode == RAIL_VOID)
+        MUST(cudaMemsetAsync(move->receive, 0xff, move->receive_bytes, self->stream));
+    else if (move->receive_bytes == frame.bytes)
+        MUST(cudaMemcpyAsync((char *)move->receive + frame.counts, self->nodes->lies,
+                             frame.weights - frame.counts, cudaMemcpyDefault, self->stream));
+}
+
+static enum epd_status take_from(struct node_rank *self, uint32_t node, const struct transport_move *move,
+                                 struct epd_error *error)
+{
+    struct node_rank *peer = rail_peer(self, node);
+    const struct transport_move *theirs = &peer->moves[node_of(self)];
+    if (theirs->send_bytes != move->receive_bytes)
+        return error_set(error, EPD_INTERNAL, "rail: node %u sends %llu bytes, node %u takes %llu", node,
+                         (unsigned long long)theirs->send_bytes, node_of(self),
+                         (unsigned long long)move->receive_bytes);
+    MUST(cudaStreamWaitEvent(self->stream, peer->ready, 0));
+    MUST(cudaMemcpyAsync(move->receive, theirs->send, move->receive_bytes, cudaMemcpyDefault, self->stream));
+    return EPD_OK;
+}
+
+static enum epd_status swap(void *arg, const struct transport_move *moves, struct CUstream_st *stream,
+                            struct epd_error *error)
+{
+    struct node_rank *self = arg;
+    struct nodes *nodes = self->nodes;
+    enum epd_status status = EPD_OK;
+    memcpy(self->moves, moves, nodes->n_nodes * sizeof *moves);
+    MUST(cudaEventRecord(self->ready, stream));
+    pthread_barrier_wait(&nodes->barrier);
+    for (uint32_t node = 0; node < nodes->n_nodes; node++)
+        if (node != node_of(self) && take_from(self, node, &moves[node], error))
+            status = error->status;
+    uint32_t first_other = node_of(self) == 0 ? 1 : 0;
+    MUST(cudaEventRecord(self->done, stream));
+    if (nodes->rail_mode != RAIL_TRUE)
+        spoil(self, &moves[first_other]);
+    pthread_barrier_wait(&nodes->barrier);
+    for (uint32_t node = 0; node < nodes->n_nodes; node++)
+        if (node != node_of(self))
+            MUST(cudaStreamWaitEvent(stream, rail_peer(self, node)->done, 0));
+    return status;
+}
+
+/* ---- memory ---- */
+
+static void *device_bytes(struct nodes *nodes, size_t bytes)
+{
+    void *memory;
+    MUST(cudaMalloc(&memory, bytes ? bytes : 16));
+    MUST(cudaMemset(memory, 0xff, bytes ? bytes : 16));
+    nodes->allocations[nodes->n_allocations++] = memory;
+    return memory;
+}
+
+static void open_hop(struct nodes *nodes, struct node_rank *m, uint64_t row_bytes)
+{
+    struct exchange_shape shape = shape_of(nodes, m->rank);
+    struct layout routing = {.base = NULL}, frames = {.base = NULL};
+    m->hop = (struct hop_cuda){.row_bytes = (uint32_t)row_bytes, .swap = swap, .swap_arg = m};
+    hop_cuda_carve_routing(&m->hop.routing, &shape, &routing);
+    hop_cuda_carve_frames(&m->hop.frames, &shape, row_bytes, &frames);
+    nodes->frames_bytes = frames.bytes;
+    routing = (struct layout){.base = device_bytes(nodes, routing.bytes)};
+    m->frames = device_bytes(nodes, frames.bytes);
+    frames = (struct layout){.base = m->frames};
+    hop_cuda_carve_routing(&m->hop.routing, &shape, &routing);
+    hop_cuda_carve_frames(&m->hop.frames, &shape, row_bytes, &frames);
+    /* As a team does with fresh memory. */
+    MUST(cudaMemset(m->workspace, 0, nodes->sizes.workspace_bytes));
+}
+
+static void rank_open(struct nodes *nodes, uint32_t rank)
+{
+    const struct problem *p = &nodes->problem;
+    struct node_rank *m = &nodes->ranks[rank];
+    size_t slots = (size_t)p->max_tokens * p->top_k, n_local = p->n_experts / p->n_ranks;
+    size_t row_bytes = p->hidden * dtype_bytes(p->dtype), rows = (size_t)p->capacity_rows;
+    m->nodes = nodes;
+    m->rank = rank;
+    m->device = (int)rank % device_count();
+    MUST(cudaSetDevice(m->device));
+    MUST(cudaStreamCreateWithFlags(&m->stream, cudaStreamNonBlocking));
+    MUST(cudaEventCreateWithFlags(&m->ready, cudaEventDisableTiming));
+    MUST(cudaEventCreateWithFlags(&m->done, cudaEventDisableTiming));
+    m->workspace = device_bytes(nodes, nodes->sizes.workspace_bytes);
+    m->routing = (struct routing){
+        .expert = device_bytes(nodes, slots * 4),
+        .row = device_bytes(nodes, slots * 4),
+        .counts = device_bytes(nodes, (size_t)p->n_ranks * p->n_experts * 4),
+        .source = device_bytes(nodes, rows * 4),
+        .m_splits = device_bytes(nodes, n_local * 8),
+        .offsets = device_bytes(nodes, (n_local + 1) * 8),
+        .needed_rows = device_bytes(nodes, 8),
+        .dropped_rows = device_bytes(nodes, 8),
+    };
+    m->slots = (struct exchange_slots){
+        .row = device_bytes(nodes, p->n_ranks * slots * 4),
+        .weight = device_bytes(nodes, p->n_ranks * slots * 4),
+        .tokens = device_bytes(nodes, p->n_ranks * 4),
+        .sent = device_bytes(nodes, p->n_ranks * 4),
+    };
+    m->splits = device_bytes(nodes, n_local * 8);
+    m->offsets = device_bytes(nodes, (n_local + 1) * 8);
+    m->topk_idx = device_bytes(nodes, slots * 8);
+    m->topk_weights = device_bytes(nodes, slots * 4);
+    m->d_weights = device_bytes(nodes, slots * 4);
+    m->recv_weights = device_bytes(nodes, rows * 4);
+    m->value = device_bytes(nodes, rows * 4);
+    m->dot = device_bytes(nodes, nodes->sizes.dot_bytes);
+    m->x = device_bytes(nodes, p->max_tokens * row_bytes);
+    m->out = device_bytes(nodes, p->max_tokens * row_bytes);
+    m->dout = device_bytes(nodes, p->max_tokens * row_bytes);
+    m->recv_x = device_bytes(nodes, rows * row_bytes);
+    m->y = device_bytes(nodes, rows * row_bytes);
+    m->dy = device_bytes(nodes, rows * row_bytes);
+    m->error = device_bytes(nodes, sizeof *m->error);
+    open_hop(nodes, m, row_bytes);
+}
+
+void nodes_open(struct nodes *nodes, const struct problem *problem, uint32_t n_nodes)
+{
+    *nodes = (struct nodes){.problem = *problem, .n_nodes = n_nodes};
+    struct exchange_shape shape = shape_of(nodes, 0);
+    struct cuda_hop_frame frame;
+    uint64_t row_bytes = problem->hidden * dtype_bytes(problem->dtype);
+    hop_cuda_sizes(&shape, row_bytes, &nodes->sizes);
+    for (uint32_t rank = 0; rank < problem->n_ranks; rank++)
+        rank_open(nodes, rank);
+    cuda_hop_frame_layout(&shape, row_bytes, &frame);
+    nodes->lies_bytes = frame.weights - frame.counts;
+    MUST(cudaHostAlloc(&nodes->lies, nodes->lies_bytes, cudaHostAllocPortable));
+    for (uint64_t i = 0; i < nodes->lies_bytes / 4; i++)
+        ((int32_t *)nodes->lies)[i] = (int32_t)(i % 3 == 2 ? i * 2654435761u : i / 2 % problem->n_experts);
+    pthread_barrier_init(&nodes->barrier, NULL, problem->n_ranks);
+    MUST(cudaDeviceSynchronize());
+}
+
+void nodes_close(struct nodes *nodes)
+{
+    for (int i = 0; i < nodes->n_allocations; i++)
+        MUST(cudaFree(nodes->allocations[i]));
+    for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++) {
+        MUST(cudaStreamDestroy(nodes->ranks[rank].stream));
+        MUST(cudaEventDestroy(nodes->ranks[rank].ready));
+        MUST(cudaEventDestroy(nodes->ranks[rank].done));
+    }
+    MUST(cudaFreeHost(nodes->lies));
+    pthread_barrier_destroy(&nodes->barrier);
+}
+
+void nodes_poison(struct nodes *nodes)
+{
+    const struct problem *p = &nodes->problem;
+    size_t row_bytes = p->hidden * dtype_bytes(p->dtype), rows = (size_t)p->capacity_rows;
+    for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
+        struct node_rank *m = &nodes->ranks[rank];
+        MUST(cudaSetDevice(m->device));
+        MUST(cudaMemset(m->recv_x, 0xff, rows * row_bytes));
+        MUST(cudaMemset(m->dy, 0xff, rows * row_bytes));
+        MUST(cudaMemset(m->out, 0xff, p->max_tokens * row_bytes));
+        MUST(cudaMemset(m->recv_weights, 0xff, rows * 4));
+        MUST(cudaMemset(m->d_weights, 0xff, (size_t)p->max_tokens * p->top_k * 4));
+        MUST(cudaMemset(m->dot, 0xff, nodes->sizes.dot_bytes));
+        MUST(cudaMemset(m->error, 0, sizeof *m->error));
+        MUST(cudaMemset(m->frames, 0xff, nodes->frames_bytes));
+        MUST(cudaDeviceSynchronize());
+    }
+}
+
+/* ---- ops ---- */
+
+static struct tensor tensor_of(void *data, enum epd_dtype dtype, int64_t rows, int64_t columns)
+{
+    return (struct tensor){.data = data, .dtype = dtype, .n_dims = 2, .shape = {rows, columns, 1}};
+}
+
+static void args_by_rank(const struct node_rank *self, const struct nodes_op *op, struct exchange_args *args)
+{
+    const uint32_t n_here = self->nodes->problem.n_ranks / self->nodes->n_nodes,
+                   first = node_of(self) * n_here;
+    for (uint32_t rank = first; rank < first + n_here; rank++) {
+        struct node_rank *m = &self->nodes->ranks[rank];
+        args->workspace[rank] = m->workspace;
+        args->counts[rank] = m->routing.counts;
+        args->recv_x[rank] = op->no_rows ? NULL : op->bwd ? m->dy : m->recv_x;
+        args->recv_weights[rank] = op->bwd ? NULL : m->recv_weights;
+        args->recv_source[rank] = m->routing.source;
+        args->y[rank] = m->y;
+        args->value[rank] = m->value;
+    }
+}
+
+static struct exchange_args args_of(const struct node_rank *m, const struct nodes_op *op)
+{
+    const struct problem *p = &m->nodes->problem;
+    const int64_t n = p->n_tokens[m->rank];
+    struct exchange_args args = {.shape = shape_of(m->nodes, m->rank),
+                                 .routing = m->routing,
+                                 .slots = m->slots,
+                                 .dot = m->dot,
+                                 .topk_idx = tensor_of(m->topk_idx, p->idx_dtype, n, p->top_k),
+                                 .route_error = m->error,
+                                 .layout_error = m->error,
+                                 .x = tensor_of(op->bwd ? m->dout : m->x, p->dtype, n, p->hidden),
+                                 .weights_kept = op->weights_kept,
+                                 .scaled = op->scaled,
+                                 .splits_out = m->splits,
+                                 .offsets_out = m->offsets,
+                                 .out = tensor_of(m->out, p->dtype, n, p->hidden),
+                                 .scalars = m->d_weights};
+    if (op->weights)
+        args.topk_weights = tensor_of(m->topk_weights, EPD_F32, n, p->top_k);
+    args_by_rank(m, op, &args);
+    return args;
+}
+
+struct rank_part {
+    struct node_rank *rank;
+    const struct nodes_op *op;
+};
+
+static void *run_rank(void *arg)
+{
+    static const uint32_t n_stages[EXCHANGE_OP_COUNT] = {CUDA_ROUTE_DISPATCH_STAGES, CUDA_DISPATCH_STAGES,
+                                                         CUDA_COMBINE_STAGES, CUDA_GATHER_STAGES,
+                                                         CUDA_WEIGHT_GRAD_STAGES};
+    const struct rank_part *part = arg;
+    struct node_rank *m = part->rank;
+    const struct exchange_args args = args_of(m, part->op);
+    MUST(cudaSetDevice(m->device));
+    for (uint32_t stage = 0; stage < n_stages[part->op->op]; stage++) {
+        struct epd_error error;
+        if (hop_cuda_launch(&m->hop, part->op->op, stage, &args, m->stream, &error)) {
+            fprintf(stderr, "rank %u stage %u: %s\n", m->rank, stage, error.text);
+            exit(1); /* the other threads wait for it */
+        }
+        MUST(cudaStreamSynchronize(m->stream));
+        pthread_barrier_wait(&m->nodes->barrier);
+    }
+    return NULL;
+}
+
+void nodes_run(struct nodes *nodes, const struct nodes_op *op)
+{
+    pthread_t threads[CLUSTER_MAX_RANKS];
+    struct rank_part parts[CLUSTER_MAX_RANKS];
+    for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++) {
+        parts[rank] = (struct rank_part){&nodes->ranks[rank], op};
+        if (pthread_create(&threads[rank], NULL, run_rank, &parts[rank]))
+            exit(1);
+    }
+    for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++)
+        pthread_join(threads[rank], NULL);
+}

@@ -1,0 +1,506 @@
+/* hop_test [few]: the exchange of a group that spans nodes (ep/hop_cuda.h) on emulated nodes. Slots, layout, weights and
+ * scalars are held against the one-node reference bit by bit, sums against it with the roundings that the hops add, and
+ * against float64; results are poisoned first and repeated with other numbers of blocks. */
+#include <math.h>
+#include <string.h>
+
+#include "tests/gpu/exchange/nodes.h"
+#include "tests/gpu/exchange/reference.h"
+
+enum pattern { UNIFORM, ALL_TO_ONE, NONE, SOME_NONE, HOSTILE };
+static const char *const pattern_names[] = {"uniform", "all_to_one", "none", "some_none", "hostile"};
+
+struct test_case {
+    uint32_t n_nodes, n_ranks, max_tokens, top_k, n_experts, hidden, alignment;
+    enum pattern pattern;
+    enum epd_dtype dtype;
+    int uneven;    /* odd ranks have no tokens */
+    int64_t spare; /* capacity beyond the need of the fullest rank; negative: overflow */
+};
+
+static const struct test_case cases[] = {
+    {2, 2, 1, 1, 4, 8, 1, UNIFORM, EPD_BF16, 0, 0},
+    {2, 2, 33, 3, 6, 8, 16, SOME_NONE, EPD_F16, 0, 5},
+    {2, 4, 31, 2, 8, 136, 16, UNIFORM, EPD_BF16, 0, 2},
+    {2, 4, 31, 2, 8, 136, 16, HOSTILE, EPD_BF16, 0, 2},
+    {2, 4, 127, 8, 256, 7168, 16, UNIFORM, EPD_BF16, 0, 64},
+    {2, 4, 127, 8, 256, 7168, 128, UNIFORM, EPD_BF16, 1, 1000},
+    {2, 4, 127, 1, 4, 136, 128, ALL_TO_ONE, EPD_BF16, 0, 0},
+    {2, 4, 127, 3, 12, 136, 16, NONE, EPD_BF16, 0, 16},
+    {2, 4, 1300, 6, 32, 136, 16, UNIFORM, EPD_BF16, 0, -1},
+    {2, 4, 1300, 8, 128, 136, 128, UNIFORM, EPD_F16, 0, -700},
+    {2, 4, 2100, 2, 8, 2880, 128, UNIFORM, EPD_F32, 0, 0},
+    {2, 4, 0, 2, 8, 136, 16, UNIFORM, EPD_BF16, 0, 3},
+    {2, 6, 600, 8, 48, 4096, 1, SOME_NONE, EPD_BF16, 0, 0},
+    {2, 8, 1100, 8, 64, 2048, 16, UNIFORM, EPD_BF16, 0, 7},
+    {4, 4, 127, 8, 64, 136, 16, UNIFORM, EPD_BF16, 0, 1},
+    {4, 4, 1300, 4, 4096, 136, 1, HOSTILE, EPD_F16, 0, -1},
+    {4, 8, 257, 8, 256, 7168, 128, UNIFORM, EPD_BF16, 1, 0},
+    {4, 8, 33, 32, 2048, 136, 1, UNIFORM, EPD_BF16, 0, 9},
+    {3, 3, 1000, 7, 27, 8, 1, SOME_NONE, EPD_F32, 0, 0},
+};
+
+static uint64_t random_state = 1;
+
+static uint32_t random_u32(void)
+{
+    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
+    return (uint32_t)(random_state >> 33);
+}
+
+static float random_float(void)
+{
+    return (float)random_u32() / 1073741824.0f - 1.0f;
+}
+
+static int64_t random_expert(const struct test_case *c, const int64_t *earlier, uint32_t k)
+{
+    for (;;) {
+        int64_t value = random_u32() % c->n_experts;
+        int again = 0;
+        for (uint32_t j = 0; j < k; j++)
+            again |= earlier[j] == value;
+        if (!again)
+            return value;
+    }
+}
+
+static void fill_token(const struct test_case *c, int64_t *idx)
+{
+    static const int64_t hostile[] = {-2, INT32_MIN, INT32_MAX, 1000000};
+    for (uint32_t k = 0; k < c->top_k; k++) {
+        idx[k] = c->pattern == NONE         ? -1
+                 : c->pattern == ALL_TO_ONE ? (int64_t)c->n_experts - 1
+                                            : random_expert(c, idx, k);
+        if (c->pattern == SOME_NONE && random_u32() % 3 == 0)
+            idx[k] = -1;
+        if (c->pattern == HOSTILE && random_u32() % 5 == 0)
+            idx[k] = random_u32() % 2 ? hostile[random_u32() % 4] : k ? idx[k - 1] : (int64_t)c->n_experts;
+    }
+}
+
+static void fill_elements(void *data, size_t n, enum epd_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++)
+        element_set(data, i, dtype, random_float());
+}
+
+static void make_inputs(const struct test_case *c, struct problem *p, struct rank_input *input)
+{
+    size_t slots = (size_t)c->max_tokens * c->top_k, elements = (size_t)c->max_tokens * c->hidden;
+    for (uint32_t rank = 0; rank < c->n_ranks; rank++) {
+        p->n_tokens[rank] = c->uneven && rank % 2 ? 0 : c->max_tokens - (rank == 2 ? c->max_tokens / 3 : 0);
+        input[rank] = (struct rank_input){.topk_idx = malloc(slots * 8 + 8),
+                                          .topk_weights = malloc(slots * 4 + 8),
+                                          .x = malloc(elements * 4 + 8),
+                                          .dout = malloc(elements * 4 + 8)};
+        for (uint32_t token = 0; token < c->max_tokens; token++)
+            fill_token(c, input[rank].topk_idx + (size_t)token * c->top_k);
+        for (size_t i = 0; i < slots; i++)
+            input[rank].topk_weights[i] = random_float();
+        fill_elements(input[rank].x, elements, c->dtype);
+        fill_elements(input[rank].dout, elements, c->dtype);
+    }
+}
+
+/* What a slot's scalar is: its rank and row. */
+static float value_of(uint32_t rank, int32_t row)
+{
+    return (float)(rank + 1) + (float)row / 1048576.0f;
+}
+
+static void upload_inputs(struct nodes *nodes, const struct rank_input *input)
+{
+    const struct problem *p = &nodes->problem;
+    size_t slots = (size_t)p->max_tokens * p->top_k, row_bytes = p->hidden * dtype_bytes(p->dtype);
+    int32_t *narrow = malloc(slots * 4 + 4);
+    float *value = malloc((size_t)p->capacity_rows * 4 + 4);
+    for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
+        struct node_rank *m = &nodes->ranks[rank];
+        for (size_t i = 0; i < slots; i++)
+            narrow[i] = (int32_t)input[rank].topk_idx[i];
+        for (int32_t row = 0; row < p->capacity_rows; row++)
+            value[row] = value_of(rank, row);
+        if (p->idx_dtype == EPD_I64)
+            upload(m->topk_idx, input[rank].topk_idx, slots * 8);
+        else
+            upload(m->topk_idx, narrow, slots * 4);
+        upload(m->topk_weights, input[rank].topk_weights, slots * 4);
+        upload(m->x, input[rank].x, p->max_tokens * row_bytes);
+        upload(m->dout, input[rank].dout, p->max_tokens * row_bytes);
+        upload(m->y, input[rank].y, (size_t)p->capacity_rows * row_bytes);
+        upload(m->value, value, (size_t)p->capacity_rows * 4);
+    }
+    free(narrow);
+    free(value);
+}
+
+/* The first difference is printed, the count of checks that failed returned. */
+static int same(const char *what, uint32_t rank, const void *device, const void *want, size_t bytes)
+{
+    unsigned char *got = malloc(bytes + 1);
+    download(got, device, bytes);
+    int failed = memcmp(got, want, bytes) != 0;
+    for (size_t i = 0; failed && i < bytes; i++) {
+        if (got[i] == ((const unsigned char *)want)[i])
+            continue;
+        uint32_t g = 0, w = 0;
+        size_t at = i & ~(size_t)3, n = bytes - at < 4 ? bytes - at : 4;
+        memcpy(&g, got + at, n);
+        memcpy(&w, (const unsigned char *)want + at, n);
+        printf("  FAIL %s rank %u byte %zu of %zu: got %08x, want %08x\n", what, rank, i, bytes, g, w);
+        break;
+    }
+    free(got);
+    return failed;
+}
+
+/* Of every rank, what this node can know: its own routing, and the counts of its ranks and of their rails. */
+static int check_counts(const struct nodes *nodes, const struct rank_expected *expected, uint32_t rank)
+{
+    const struct problem *p = &nodes->problem;
+    return same("counts", rank, nodes->ranks[rank].routing.counts, expected[rank].counts,
+                (size_t)p->n_ranks * p->n_experts * 4);
+}
+
+/* What crosses for each rank of another node. */
+static int check_sent(const struct nodes *nodes, const struct rank_expected *expected, uint32_t rank)
+{
+    const struct problem *p = &nodes->problem;
+    uint32_t n_here = p->n_ranks / nodes->n_nodes;
+    int32_t got[CLUSTER_MAX_RANKS];
+    download(got, nodes->ranks[rank].slots.sent, p->n_ranks * 4);
+    int failed = 0;
+    for (uint32_t to = 0; to < p->n_ranks; to++) {
+        int32_t want = 0;
+        int here = to / n_here == rank / n_here, rail = to % n_here == rank % n_here;
+        for (uint32_t token = 0; token < p->n_tokens[rank] && (here || rail); token++) {
+            int goes = 0;
+            for (uint32_t k = 0; k < p->top_k; k++) {
+                int32_t expert = expected[rank].expert[(size_t)token * p->top_k + k];
+                uint32_t at = expert < 0 ? UINT32_MAX : (uint32_t)expert / (p->n_experts / p->n_ranks);
+                goes |= here ? at == to : expert >= 0 && at / n_here == to / n_here;
+            }
+            want += goes;
+        }
+        if (got[to] != want)
+            failed += printf("  FAIL sent rank %u to %u: got %d, want %d\n", rank, to, got[to], want) > 0;
+    }
+    return failed;
+}
+
+static int check_routing(const struct nodes *nodes, const struct rank_expected *expected)
+{
+    const struct problem *p = &nodes->problem;
+    size_t n_local = p->n_experts / p->n_ranks;
+    int failed = 0;
+    for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
+        const struct node_rank *m = &nodes->ranks[rank];
+        const struct rank_expected *want = &expected[rank];
+        failed +=
+            same("expert", rank, m->routing.expert, want->expert, (size_t)p->n_tokens[rank] * p->top_k * 4);
+        failed += same("m_splits", rank, m->routing.m_splits, want->m_splits, n_local * 8);
+        failed += same("offsets", rank, m->routing.offsets, want->offsets, (n_local + 1) * 8);
+        failed += same("splits_out", rank, m->splits, want->m_splits, n_local * 8);
+        failed += same("offsets_out", rank, m->offsets, want->offsets, (n_local + 1) * 8);
+        failed += same("needed_rows", rank, m->routing.needed_rows, &want->needed_rows, 8);
+        failed += same("dropped_rows", rank, m->routing.dropped_rows, &want->dropped_rows, 8);
+        failed += same("error", rank, m->error, &want->error, sizeof want->error);
+        failed += check_counts(nodes, expected, rank) + check_sent(nodes, expected, rank);
+    }
+    return failed;
+}
+
+/* What rows there are: x as it is, or dout scaled or not. */
+enum rows { ROWS_X, ROWS_DOUT, ROWS_SCALED };
+
+static void expect_row(const struct problem *p, const struct rank_input *from, enum rows rows, size_t slot,
+                       void *want)
+{
+    const void *data = rows == ROWS_X ? from->x : from->dout;
+    for (uint32_t h = 0; h < p->hidden; h++) {
+        float value = element_get(data, slot / p->top_k * p->hidden + h, p->dtype);
+        element_set(want, h, p->dtype, rows == ROWS_SCALED ? from->topk_weights[slot] * value : value);
+    }
+}
+
+/* Padding zero, the tail untouched. */
+static int check_rows(const struct nodes *nodes, const struct rank_input *input,
+                      const struct rank_expected *expected, enum rows which)
+{
+    const struct problem *p = &nodes->problem;
+    size_t row_bytes = p->hidden * dtype_bytes(p->dtype), rows = (size_t)p->capacity_rows;
+    size_t slots = (size_t)p->max_tokens * p->top_k, n_local = p->n_experts / p->n_ranks;
+    unsigned char *want = malloc(rows * row_bytes + 1);
+    float *weights = malloc(rows * 4 + 4);
+    int failed = 0;
+    for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
+        memset(want, 0xff, rows * row_bytes);
+        memset(weights, 0xff, rows * 4);
+        for (size_t row = 0; row < (size_t)expected[rank].offsets[n_local]; row++) {
+            int32_t source = expected[rank].source[row];
+            memset(want + row * row_bytes, 0, row_bytes);
+            weights[row] = 0.0f;
+            if (source < 0)
+                continue;
+            const struct rank_input *from = &input[(size_t)source / slots];
+            weights[row] = from->topk_weights[(size_t)source % slots];
+            expect_row(p, from, which, (size_t)source % slots, want + row * row_bytes);
+        }
+        const struct node_rank *m = &nodes->ranks[rank];
+        failed += same(which == ROWS_X ? "recv_x" : "dy", rank, which == ROWS_X ? m->recv_x : m->dy, want,
+                       rows * row_bytes);
+        if (which == ROWS_X)
+            failed += same("recv_weights", rank, m->recv_weights, weights, rows * 4);
+    }
+    free(want);
+    free(weights);
+    return failed;
+}
+
+/* The same sum in float64, which knows no order: within the roundings of the dtype. */
+static int check_close(const struct problem *p, const struct rank_input *input,
+                       const struct rank_expected *expected, uint32_t rank, uint32_t token, int weighted,
+                       const void *out)
+{
+    double unit = p->dtype == EPD_BF16 ? 1.0 / 128 : p->dtype == EPD_F16 ? 1.0 / 1024 : 1.0 / 1048576;
+    for (uint32_t h = 0; h < p->hidden; h += 5) {
+        double want = 0.0, size = 0.0;
+        for (uint32_t k = 0; k < p->top_k; k++) {
+            size_t i = (size_t)token * p->top_k + k;
+            int32_t row = expected[rank].row[i];
+            if (row < 0)
+                continue;
+            uint32_t at = (uint32_t)expected[rank].expert[i] / (p->n_experts / p->n_ranks);
+            double term = element_get(input[at].y, (size_t)row * p->hidden + h, p->dtype);
+            term *= weighted ? (double)input[rank].topk_weights[i] : 1.0;
+            want += term;
+            size += fabs(term);
+        }
+        double got = element_get(out, h, p->dtype);
+        if (!(fabs(got - want) <= 2.0 * unit * size + 1e-30))
+            return printf("  FAIL out rank %u token %u [%u]: got %g, want %g\n", rank, token, h, got, want),
+                   1;
+    }
+    return 0;
+}
+
+static int check_out(const struct nodes *nodes, const struct rank_input *input,
+                     const struct rank_expected *expected, int weighted)
+{
+    const struct problem *p = &nodes->problem;
+    size_t row_bytes = p->hidden * dtype_bytes(p->dtype);
+    unsigned char *want = malloc(p->max_tokens * row_bytes + 1);
+    int failed = 0;
+    for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
+        memset(want, 0xff, p->max_tokens * row_bytes);
+        for (uint32_t token = 0; token < p->n_tokens[rank]; token++)
+            reference_hop_row(p, input, expected, nodes->n_nodes, rank, token, weighted,
+                              want + token * row_bytes);
+        failed += same(weighted ? "out" : "out unweighted", rank, nodes->ranks[rank].out, want,
+                       p->max_tokens * row_bytes);
+        for (uint32_t token = 0; token < p->n_tokens[rank] && !failed; token += 7)
+            failed += check_close(p, input, expected, rank, token, weighted, want + token * row_bytes);
+    }
+    free(want);
+    return failed;
+}
+
+static int check_gathered(const struct nodes *nodes, const struct rank_expected *expected)
+{
+    const struct problem *p = &nodes->problem;
+    int failed = 0;
+    for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
+        size_t n = (size_t)p->n_tokens[rank] * p->top_k;
+        float *want = malloc(n * 4 + 4);
+        for (size_t i = 0; i < n; i++) {
+            int32_t row = expected[rank].row[i];
+            want[i] = row < 0
+                          ? 0.0f
+                          : value_of((uint32_t)expected[rank].expert[i] / (p->n_experts / p->n_ranks), row);
+        }
+        failed += same("scalars", rank, nodes->ranks[rank].d_weights, want, n * 4);
+        free(want);
+    }
+    return failed;
+}
+
+/* d_weights is a sum over H in another order than ours: close, not equal. */
+static int check_d_weights(const struct nodes *nodes, const struct rank_input *input,
+                           const struct rank_expected *expected)
+{
+    const struct problem *p = &nodes->problem;
+    size_t n_local = p->n_experts / p->n_ranks;
+    int failed = 0;
+    for (uint32_t rank = 0; rank < p->n_ranks && !failed; rank++) {
+        size_t n = (size_t)p->n_tokens[rank] * p->top_k;
+        float *got = malloc(n * 4 + 4);
+        download(got, nodes->ranks[rank].d_weights, n * 4);
+        for (size_t i = 0; i < n && !failed; i++) {
+            double want = 0.0, size = 0.0;
+            int32_t row = expected[rank].row[i];
+            for (uint32_t h = 0; row >= 0 && h < p->hidden; h++) {
+                size_t at = (size_t)expected[rank].expert[i] / n_local;
+                double term = (double)element_get(input[rank].dout, i / p->top_k * p->hidden + h, p->dtype) *
+                              element_get(input[at].y, (size_t)row * p->hidden + h, p->dtype);
+                want += term;
+                size += fabs(term);
+            }
+            failed = !(fabs(got[i] - want) <= 1e-5 * size);
+            if (failed)
+                printf("  FAIL d_weights rank %u slot %zu: got %g, want %g\n", rank, i, got[i], want);
+        }
+        free(got);
+    }
+    return failed;
+}
+
+/* One way through all ops, forward and back. */
+static int run_ops(struct nodes *nodes, const struct rank_input *input, const struct rank_expected *expected)
+{
+    static const struct nodes_op forward = {.op = EXCHANGE_ROUTE_DISPATCH, .weights = 1},
+                                 combines[] = {{.op = EXCHANGE_COMBINE, .weights = 1, .weights_kept = 1},
+                                               {.op = EXCHANGE_COMBINE, .weights = 1},
+                                               {.op = EXCHANGE_COMBINE}},
+                                 plain = {.op = EXCHANGE_DISPATCH, .bwd = 1},
+                                 scaled = {.op = EXCHANGE_DISPATCH, .bwd = 1, .weights = 1, .scaled = 1},
+                                 gather = {.op = EXCHANGE_GATHER_SCALARS},
+                                 dots = {.op = EXCHANGE_WEIGHT_GRAD, .bwd = 1, .no_rows = 1},
+                                 both = {.op = EXCHANGE_WEIGHT_GRAD, .bwd = 1, .weights = 1, .scaled = 1};
+    nodes_poison(nodes);
+    nodes_run(nodes, &forward);
+    int failed = check_routing(nodes, expected) + check_rows(nodes, input, expected, ROWS_X);
+    if (failed)
+        return failed;
+    for (int i = 0; i < 3; i++) {
+        nodes_poison(nodes);
+        nodes_run(nodes, &combines[i]);
+        failed += check_out(nodes, input, expected, i < 2);
+    }
+    nodes_poison(nodes);
+    nodes_run(nodes, &plain);
+    failed += check_rows(nodes, input, expected, ROWS_DOUT);
+    nodes_poison(nodes);
+    nodes_run(nodes, &scaled);
+    failed += check_rows(nodes, input, expected, ROWS_SCALED);
+    nodes_poison(nodes);
+    nodes_run(nodes, &gather);
+    failed += check_gathered(nodes, expected);
+    nodes_poison(nodes);
+    nodes_run(nodes, &dots);
+    failed += check_d_weights(nodes, input, expected);
+    nodes_poison(nodes);
+    nodes_run(nodes, &both);
+    return failed + check_d_weights(nodes, input, expected) + check_rows(nodes, input, expected, ROWS_SCALED);
+}
+
+/* Frames that are none, and experts that are none: recorded, within bounds, and the next step is well. */
+static int run_broken(struct nodes *nodes, const struct rank_input *input,
+                      const struct rank_expected *expected)
+{
+    static const struct nodes_op ops[] = {{.op = EXCHANGE_ROUTE_DISPATCH, .weights = 1},
+                                          {.op = EXCHANGE_COMBINE, .weights = 1},
+                                          {.op = EXCHANGE_DISPATCH, .bwd = 1, .weights = 1, .scaled = 1},
+                                          {.op = EXCHANGE_WEIGHT_GRAD, .bwd = 1, .weights = 1},
+                                          {.op = EXCHANGE_GATHER_SCALARS}};
+    int failed = 0;
+    for (enum rail_mode mode = RAIL_VOID; mode <= RAIL_LIES; mode++) {
+        nodes_poison(nodes);
+        nodes->rail_mode = mode;
+        nodes_run(nodes, &ops[0]);
+        for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++) {
+            struct kernel_error error;
+            download(&error, nodes->ranks[rank].error, sizeof error);
+            if (mode == RAIL_VOID && error.status != EPD_PROTOCOL && expected[rank].error.status == 0)
+                failed += printf("  FAIL rank %u took a void frame: status %u\n", rank, error.status) > 0;
+        }
+        for (size_t i = 1; i < sizeof ops / sizeof ops[0]; i++)
+            nodes_run(nodes, &ops[i]);
+        nodes->rail_mode = RAIL_TRUE;
+        failed += run_ops(nodes, input, expected);
+    }
+    return failed;
+}
+
+/* The capacity of the case: the need of the fullest rank, and what is to spare. */
+static int64_t capacity_of(const struct test_case *c, struct problem *p, const struct rank_input *input)
+{
+    struct rank_expected expected[CLUSTER_MAX_RANKS];
+    int64_t needed = 0;
+    p->capacity_rows = 0;
+    reference_route(p, input, expected);
+    for (uint32_t rank = 0; rank < p->n_ranks; rank++)
+        needed = expected[rank].needed_rows > needed ? expected[rank].needed_rows : needed;
+    reference_free(p, expected);
+    return needed + c->spare;
+}
+
+static int run_case(const struct test_case *c, int n_repeats)
+{
+    struct problem p = {.n_ranks = c->n_ranks,
+                        .top_k = c->top_k,
+                        .n_experts = c->n_experts,
+                        .hidden = c->hidden,
+                        .alignment = c->alignment,
+                        .max_tokens = c->max_tokens,
+                        .dtype = c->dtype,
+                        .idx_dtype = c->max_tokens % 2 ? EPD_I64 : EPD_I32};
+    static const uint32_t max_blocks[] = {0, 1, 0, 3, 0};
+    struct rank_input input[CLUSTER_MAX_RANKS];
+    struct rank_expected expected[CLUSTER_MAX_RANKS];
+    static struct nodes nodes;
+    random_state = c->max_tokens * 7919u + c->n_experts * 31u + c->hidden;
+    make_inputs(c, &p, input);
+    p.capacity_rows = capacity_of(c, &p, input);
+    reference_route(&p, input, expected);
+    for (uint32_t rank = 0; rank < p.n_ranks; rank++) {
+        input[rank].y = malloc((size_t)p.capacity_rows * p.hidden * 4 + 8);
+        fill_elements(input[rank].y, (size_t)p.capacity_rows * p.hidden, p.dtype);
+    }
+    nodes_open(&nodes, &p, c->n_nodes);
+    upload_inputs(&nodes, input);
+    int failed = 0;
+    for (int i = 0; i < n_repeats; i++) {
+        nodes.max_blocks = max_blocks[i];
+        int way_failed = run_ops(&nodes, input, expected);
+        if (way_failed)
+            printf("  repeat %d, blocks %u\n", i, max_blocks[i]);
+        failed += way_failed;
+    }
+    if (c->max_tokens < 300)
+        failed += run_broken(&nodes, input, expected);
+    nodes_close(&nodes);
+    reference_free(&p, expected);
+    for (uint32_t rank = 0; rank < p.n_ranks; rank++) {
+        free(input[rank].topk_idx);
+        free(input[rank].topk_weights);
+        free(input[rank].x);
+        free(input[rank].dout);
+        free(input[rank].y);
+    }
+    return failed;
+}
+
+int main(int argc, char **argv)
+{
+    int failed = 0, few = argc > 1 && strcmp(argv[1], "few") == 0;
+    setenv("CUDA_MODULE_LOADING", "EAGER", 1);
+    if (device_count() == 0) {
+        printf("SKIP: no GPU\n");
+        return 77;
+    }
+    devices_start();
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const struct test_case *c = &cases[i];
+        if (few && (size_t)c->max_tokens * c->hidden > 5000)
+            continue;
+        int case_failed = run_case(c, few ? 1 : 5);
+        printf("%s nodes=%u R=%u T=%u K=%u E=%u H=%u align=%u %s %s spare=%ld\n",
+               case_failed ? "FAIL" : "ok  ", c->n_nodes, c->n_ranks, c->max_tokens, c->top_k, c->n_experts,
+               c->hidden, c->alignment, pattern_names[c->pattern], dtype_name(c->dtype), (long)c->spare);
+        fflush(stdout);
+        failed += case_failed;
+    }
+    printf("%s: %d devices, %d failures\n", failed ? "FAILED" : "PASSED", device_count(), failed);
+    return failed != 0;
+}
