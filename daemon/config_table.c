@@ -95,12 +95,13 @@ static const struct config_key keys[] = {
      "the same"},
 
     {"fabric", "nodes", CONFIG_COUNT, AT(nodes), "0", 0, EPD_MAX_NODES, NULL, 0,
-     "nodes whose daemons are joined (0: what NNODES or SLURM_NNODES says if there is a secret_file, else "
-     "1)"},
+     "nodes whose daemons are joined (0: what the launcher's environment says if there is a secret_file, "
+     "else 1)"},
     {"fabric", "node_rank", CONFIG_TEXT, AT(node_rank), "", 0, 0, NULL, 0,
-     "number of this node, from 0 (empty: GROUP_RANK, NODE_RANK or SLURM_NODEID)"},
+     "number of this node, from 0 (empty: what the launcher's environment says)"},
     {"fabric", "rendezvous", CONFIG_TEXT, AT(rendezvous), "", 0, 0, NULL, 0,
-     "host:port at which node 0 listens (empty: MASTER_ADDR or the first Slurm host, port 7741)"},
+     "host:port or [IPv6]:port at which node 0 listens (empty: MASTER_ADDR or the first Slurm host, port "
+     "7741)"},
     {"fabric", "secret_file", CONFIG_TEXT, AT(secret_file), "", 0, 0, NULL, 0,
      "file of 16 random bytes or more, no pass phrase; the same on all nodes and readable by nobody else"},
     {"fabric", "node_dead", CONFIG_DURATION, AT(node_dead_ms), "10s", 100, DAY_MS, NULL, 1,

@@ -35,8 +35,8 @@ static int connecting(const struct fabric *fabric)
 
 static void retry_later(struct fabric *fabric, const char *why)
 {
-    (void)snprintf(fabric->last_error, sizeof(fabric->last_error), "%.100s: %.100s", fabric->config.host,
-                   why);
+    (void)snprintf(fabric->last_error, sizeof(fabric->last_error), "%.100s: %.100s",
+                   fabric->config.rendezvous, why);
     fabric->retry_ms =
         fabric->retry_ms * 2 < FABRIC_RETRY_MAX_MS ? fabric->retry_ms * 2 : FABRIC_RETRY_MAX_MS;
     fabric->retry_at_ns = clock_ns() + clock_ms_to_ns(fabric->retry_ms);
@@ -74,12 +74,13 @@ enum epd_status fabric_listen(struct fabric *fabric, struct epd_error *error)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     const char *host = fabric->config.host, *port = fabric->config.port;
+    const char *shown = fabric->config.rendezvous;
     uv_loop_t *loop = &fabric->worker->loop;
     int failed = uv_getaddrinfo(loop, &fabric->lookup, NULL, host, port, &hints);
     if (failed) /* other than these two it may work later: a name server that is not up yet */
         return error_set(
             error, failed == UV_EAI_NONAME || failed == UV_EAI_SERVICE ? EPD_INVALID_ARGUMENT : EPD_SYSTEM,
-            "fabric rendezvous %.150s:%s: %s", host, port, uv_strerror(failed));
+            "fabric rendezvous %.150s: %s", shown, uv_strerror(failed));
     struct addrinfo *found = fabric->lookup.addrinfo;
     (void)uv_tcp_init(loop, &fabric->server);
     fabric->server.data = fabric;
@@ -88,7 +89,6 @@ enum epd_status fabric_listen(struct fabric *fabric, struct epd_error *error)
         failed = uv_listen((uv_stream_t *)&fabric->server, FABRIC_MAX_STRANGERS, on_connection);
     uv_freeaddrinfo(found);
     if (failed)
-        return error_set(error, EPD_SYSTEM, "fabric rendezvous %.150s:%s: %s", host, port,
-                         uv_strerror(failed));
+        return error_set(error, EPD_SYSTEM, "fabric rendezvous %.150s: %s", shown, uv_strerror(failed));
     return EPD_OK;
 }

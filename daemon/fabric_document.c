@@ -114,7 +114,7 @@ void fabric_fill_document(const struct fabric *fabric, json_t *document)
     }
     set(document, "n_nodes", number(fabric->config.n_nodes));
     set(document, "node", number(fabric->config.node));
-    set(document, "rendezvous", json_sprintf("%s:%s", fabric->config.host, fabric->config.port));
+    set(document, "rendezvous", json_string(fabric->config.rendezvous));
     set(document, "complete", json_boolean(fabric->complete));
     set(document, "fabric_epoch", number(fabric->epoch));
     set(document, "last_error", json_string(fabric->complete ? "" : fabric->last_error));

@@ -320,8 +320,8 @@ static void note_address(struct fabric_link *link)
         (void)uv_ip4_name(v4, text, sizeof(text));
     else if (address.ss_family == AF_INET6)
         (void)uv_ip6_name(v6, text, sizeof(text));
-    (void)snprintf(link->address, sizeof(link->address), "%s:%u", text,
-                   ntohs(address.ss_family == AF_INET ? v4->sin_port : v6->sin6_port));
+    (void)snprintf(link->address, sizeof(link->address), address.ss_family == AF_INET6 ? "[%s]:%u" : "%s:%u",
+                   text, ntohs(address.ss_family == AF_INET ? v4->sin_port : v6->sin6_port));
 }
 
 static int begin(struct fabric_link *link)

@@ -22,7 +22,10 @@ START_TEST(the_first_host_of_a_slurm_list_is_found)
                                            {"gpu07,gpu08", "gpu07"},
                                            {"gpu[07-09,12],x", "gpu07"},
                                            {"gpu[12]", "gpu12"},
-                                           {"a-b[3,4]", "a-b3"}};
+                                           {"a-b[3,4]", "a-b3"},
+                                           {"gpu[07-09]-ib,x", "gpu07-ib"},
+                                           {"rack[1-2]n[003,007-9].cluster", "rack1n003.cluster"},
+                                           {"n1.a,n[2-3]", "n1.a"}};
     char host[64];
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         ck_assert_int_eq(fabric_config_first_host(cases[i][0], host, sizeof(host), &error), EPD_OK);
@@ -30,7 +33,31 @@ START_TEST(the_first_host_of_a_slurm_list_is_found)
     }
     ck_assert_int_eq(fabric_config_first_host("", host, sizeof(host), &error), EPD_INVALID_ARGUMENT);
     ck_assert_int_eq(fabric_config_first_host("gpu[]", host, sizeof(host), &error), EPD_INVALID_ARGUMENT);
+    ck_assert_int_eq(fabric_config_first_host("gpu[1-2", host, sizeof(host), &error), EPD_INVALID_ARGUMENT);
+    ck_assert_int_eq(fabric_config_first_host("gpu1]", host, sizeof(host), &error), EPD_INVALID_ARGUMENT);
+    ck_assert_int_eq(fabric_config_first_host("gpu[1[2]]", host, sizeof(host), &error), EPD_INVALID_ARGUMENT);
     ck_assert_int_eq(fabric_config_first_host("too-long-for-this", host, 8, &error), EPD_INVALID_ARGUMENT);
+}
+END_TEST
+
+START_TEST(a_rendezvous_is_a_host_and_perhaps_a_port)
+{
+    static const char *const cases[][3] = {{"h:1", "h", "1"},
+                                           {"node-0.cluster", "node-0.cluster", FABRIC_DEFAULT_PORT},
+                                           {"10.0.0.1:65535", "10.0.0.1", "65535"},
+                                           {"[fd00::1]:99", "fd00::1", "99"},
+                                           {"[::1]", "::1", FABRIC_DEFAULT_PORT},
+                                           {"fe80::2", "fe80::2", FABRIC_DEFAULT_PORT}};
+    static const char *const bad[] = {"",    ":1",   "h:",   "h:0",  "h:65536",
+                                      "h:x", "h:-1", "[::1", "[]:1", "[::1]1"};
+    struct fabric_config fabric;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        ck_assert_int_eq(fabric_config_split(cases[i][0], &fabric, &error), EPD_OK);
+        ck_assert_str_eq(fabric.host, cases[i][1]);
+        ck_assert_str_eq(fabric.port, cases[i][2]);
+    }
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++)
+        ck_assert_msg(fabric_config_split(bad[i], &fabric, &error) == EPD_INVALID_ARGUMENT, "%s", bad[i]);
 }
 END_TEST
 
@@ -47,9 +74,9 @@ static void write_secret(const char *text, mode_t mode)
 
 static void clear_environment(void)
 {
-    static const char *const names[] = {"NNODES",      "SLURM_NNODES",      "SLURM_JOB_NUM_NODES",
-                                        "GROUP_RANK",  "NODE_RANK",         "SLURM_NODEID",
-                                        "MASTER_ADDR", "SLURM_JOB_NODELIST"};
+    static const char *const names[] = {"NNODES",      "SLURM_NNODES",       "SLURM_JOB_NUM_NODES",
+                                        "GROUP_RANK",  "NODE_RANK",          "SLURM_NODEID",
+                                        "MASTER_ADDR", "SLURM_JOB_NODELIST", "GROUP_WORLD_SIZE"};
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
         unsetenv(names[i]);
 }
@@ -81,6 +108,24 @@ START_TEST(the_environment_of_a_launcher_fills_what_is_not_given)
     ck_assert_uint_eq(fabric.node, 1);
     ck_assert_str_eq(fabric.host, "10.0.0.1");
     ck_assert_str_eq(fabric.port, "99");
+    config_init(&config); /* what torchrun sets */
+    strcpy(config.secret_file, secret);
+    clear_environment();
+    setenv("GROUP_WORLD_SIZE", "4", 1);
+    setenv("GROUP_RANK", "3", 1);
+    setenv("MASTER_ADDR", "fd00::7", 1);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_OK);
+    ck_assert_uint_eq(fabric.n_nodes, 4);
+    ck_assert_uint_eq(fabric.node, 3);
+    ck_assert_str_eq(fabric.rendezvous, "[fd00::7]:" FABRIC_DEFAULT_PORT);
+    clear_environment();
+    setenv("SLURM_JOB_NUM_NODES", "2", 1);
+    setenv("NODE_RANK", "0", 1);
+    setenv("SLURM_JOB_NODELIST", "n[4-6]-ib", 1);
+    ck_assert_int_eq(fabric_config_resolve(&config, &fabric, &error), EPD_OK);
+    ck_assert_uint_eq(fabric.n_nodes, 2);
+    ck_assert_str_eq(fabric.rendezvous, "n4-ib:" FABRIC_DEFAULT_PORT);
+    clear_environment();
     unlink(secret);
 }
 END_TEST
@@ -521,6 +566,7 @@ END_TEST
 int main(void)
 {
     const TTest *const tests[] = {the_first_host_of_a_slurm_list_is_found,
+                                  a_rendezvous_is_a_host_and_perhaps_a_port,
                                   the_environment_of_a_launcher_fills_what_is_not_given,
                                   what_is_wrong_with_a_fabric_is_named,
                                   proofs_hold_for_one_secret_one_side_and_one_pair_of_challenges,
