@@ -158,7 +158,7 @@ static enum epd_status launch_sets(const struct hop_cuda *hop, const struct cuda
                                    enum exchange_op op, uint32_t stage, const struct exchange_args *args,
                                    struct CUstream_st *stream, struct epd_error *error)
 {
-    for (uint32_t node = 0; node < args->shape.n_nodes; node++) {
+    for (uint32_t node = 0; node < args->shape.n_nodes && !hop->off; node++) {
         const struct exchange_args set = args_of_set(hop, kernels, args, node);
         if (cuda_exchange_launch(op, stage, &set, stream, error))
             return error->status;
@@ -204,7 +204,7 @@ static enum epd_status cross_known(const struct hop_cuda *hop, const struct cuda
         .hop = *kernels, .weights = weights ? weights->data : NULL, .x = x};
     const struct cuda_hop_frame *frame = &kernels->frame;
     const struct span span = {weights ? frame->weights : frame->rows, x ? frame->bytes : frame->rows};
-    if (cuda_hop_pack_launch(&pack, stream, error))
+    if (!hop->off && cuda_hop_pack_launch(&pack, stream, error))
         return error->status;
     return swap_span(hop, kernels, 0, span, stream, error);
 }
@@ -240,10 +240,12 @@ static enum epd_status choose_and_cross(const struct hop_cuda *hop, const struct
         .hop = *kernels, .experts_here = hop->routing.expert, .error = args->route_error};
     counts_here(args, choose.counts);
     counts_here(args, take.counts);
-    if (cuda_hop_choose_launch(&choose, stream, error) || cuda_hop_pack_launch(&pack, stream, error) ||
-        swap_span(hop, kernels, 0, (struct span){0, kernels->frame.bytes}, stream, error))
+    if (!hop->off &&
+        (cuda_hop_choose_launch(&choose, stream, error) || cuda_hop_pack_launch(&pack, stream, error)))
         return error->status;
-    return cuda_hop_take_launch(&take, stream, error);
+    if (swap_span(hop, kernels, 0, (struct span){0, kernels->frame.bytes}, stream, error))
+        return error->status;
+    return hop->off ? EPD_OK : cuda_hop_take_launch(&take, stream, error);
 }
 
 static enum epd_status route_dispatch(const struct hop_cuda *hop, uint32_t stage,
@@ -280,7 +282,7 @@ static enum epd_status combine(const struct hop_cuda *hop, uint32_t stage, const
         return EPD_OK;
     if (swap_span(hop, &kernels, 1, rows_span(&kernels), stream, error))
         return error->status;
-    return cuda_hop_finish_launch(&finish, stream, error);
+    return hop->off ? EPD_OK : cuda_hop_finish_launch(&finish, stream, error);
 }
 
 /* Behind the last stage: each token's numbers go to its rank. */
@@ -291,7 +293,7 @@ static enum epd_status scalars_back(const struct hop_cuda *hop, const struct cud
     const struct cuda_hop_collect_args collect = {.hop = *kernels, .scalars = args->scalars};
     if (swap_span(hop, kernels, 1, scalars_span(kernels), stream, error))
         return error->status;
-    return cuda_hop_collect_launch(&collect, stream, error);
+    return hop->off ? EPD_OK : cuda_hop_collect_launch(&collect, stream, error);
 }
 
 static enum epd_status gather_scalars(const struct hop_cuda *hop, uint32_t stage,
