@@ -44,7 +44,6 @@ struct hop_cuda {
     struct hop_cuda_routing routing; /* that the op uses */
     uint32_t row_bytes;              /* of the group's dtype */
     int off; /* the rank's step is off: no kernel runs, and what the op swaps is swapped all the same */
-    int off; /* the rank's step is off: what the other nodes wait for is swapped, whatever is in it, and no more */
     hop_cuda_swap swap;
     void *swap_arg;
 };
