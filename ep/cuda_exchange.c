@@ -11,10 +11,14 @@ static uint64_t row_bytes_of(const struct exchange_args *args, const struct tens
 
 void cuda_exchange_sizes(const struct exchange_shape *shape, uint64_t row_bytes, struct exchange_sizes *sizes)
 {
+    const uint32_t n_sets = shape->n_nodes > 1 ? shape->n_nodes : 1;
+    struct exchange_shape set = *shape;
     struct cuda_workspace layout;
-    cuda_workspace_layout(shape, row_bytes, &layout);
+    set.world_size /= n_sets;
+    set.n_experts /= n_sets;
+    cuda_workspace_layout(&set, row_bytes, &layout);
     *sizes = (struct exchange_sizes){
-        .workspace_bytes = layout.bytes,
+        .workspace_bytes = n_sets * layout.bytes,
         .dot_bytes = (uint64_t)shape->capacity_rows * cuda_row_pieces(row_bytes) * sizeof(float),
         .keeps_slots = 1,
     };

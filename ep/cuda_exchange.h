@@ -17,6 +17,7 @@ enum {
     CUDA_WEIGHT_GRAD_STAGES = 4,    /* a dispatch, then a gather */
 };
 
+/* Where the group spans nodes: of one rank, with a workspace for each node's tokens (hop_cuda.h). */
 void cuda_exchange_sizes(const struct exchange_shape *shape, uint64_t row_bytes,
                          struct exchange_sizes *sizes);
 EPD_MUST_CHECK enum epd_status cuda_exchange_reset(const struct exchange_shape *shape, uint64_t row_bytes,

@@ -59,13 +59,6 @@ void hop_cuda_carve_frames(struct hop_cuda_frames *frames, const struct exchange
     frames->unused = layout_take(layout, (uint64_t)set.world_size * set.n_experts * sizeof *frames->unused);
 }
 
-void hop_cuda_sizes(const struct exchange_shape *shape, uint64_t row_bytes, struct exchange_sizes *sizes)
-{
-    const struct exchange_shape set = set_shape(shape);
-    cuda_exchange_sizes(&set, row_bytes, sizes);
-    sizes->workspace_bytes *= shape->n_nodes;
-}
-
 /* ---- sets ---- */
 
 /* What the kernels at the rail's end need. */

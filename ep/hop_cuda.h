@@ -52,8 +52,6 @@ void hop_cuda_carve_routing(struct hop_cuda_routing *routing, const struct excha
                             struct layout *layout);
 void hop_cuda_carve_frames(struct hop_cuda_frames *frames, const struct exchange_shape *shape,
                            uint64_t row_bytes, struct layout *layout);
-/* Of a shape with n_nodes > 1: what cuda_exchange_sizes is otherwise. */
-void hop_cuda_sizes(const struct exchange_shape *shape, uint64_t row_bytes, struct exchange_sizes *sizes);
 
 /* args: of the whole group; arrays by rank hold those of this node, at their numbers of the group. */
 EPD_MUST_CHECK enum epd_status hop_cuda_launch(const struct hop_cuda *hop, enum exchange_op op,

@@ -166,5 +166,6 @@ struct exchange_shape problem_shape(const struct problem *problem)
         .max_tokens = problem->max_tokens,
         .alignment = problem->alignment,
         .capacity_rows = problem->capacity_rows,
+        .n_nodes = problem->n_nodes,
     };
 }

@@ -381,6 +381,8 @@ static enum epd_status hop_check(const struct cuda_hop *hop, struct epd_error *e
     if (shape->n_tokens > shape->max_tokens || shape->top_k > CUDA_MAX_TOP_K)
         return error_set(error, EPD_INVALID_SHAPE, "hop: %u tokens and top-k %u, want at most %u and %u",
                          shape->n_tokens, shape->top_k, shape->max_tokens, CUDA_MAX_TOP_K);
+    if ((uint64_t)shape->world_size * shape->max_tokens * shape->top_k > INT32_MAX)
+        return error_set(error, EPD_INVALID_SHAPE, "hop: more than 2^31 - 1 rows");
     if (hop->row_bytes == 0 || hop->row_bytes % 16)
         return error_set(error, EPD_INVALID_SHAPE, "hop: rows of %u bytes, want a multiple of 16",
                          hop->row_bytes);

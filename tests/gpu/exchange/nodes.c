@@ -168,7 +168,7 @@ void nodes_open(struct nodes *nodes, const struct problem *problem, uint32_t n_n
     struct exchange_shape shape = shape_of(nodes, 0);
     struct cuda_hop_frame frame;
     uint64_t row_bytes = problem->hidden * dtype_bytes(problem->dtype);
-    hop_cuda_sizes(&shape, row_bytes, &nodes->sizes);
+    cuda_exchange_sizes(&shape, row_bytes, &nodes->sizes);
     for (uint32_t rank = 0; rank < problem->n_ranks; rank++)
         rank_open(nodes, rank);
     cuda_hop_frame_layout(&shape, row_bytes, &frame);
