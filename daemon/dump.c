@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "daemon/clock.h"
@@ -171,7 +172,7 @@ void dump_to_file(struct worker *worker, const char *why)
         dump_free(dump);
 }
 
-void dump_to_file_now(struct worker *worker, const char *why)
+void dump_to_file_last(struct worker *worker, const char *why)
 {
     struct epd_error error = {.status = EPD_OK};
     struct dump *dump = file_create(worker, why, &error);
@@ -179,6 +180,8 @@ void dump_to_file_now(struct worker *worker, const char *why)
         log_write(worker->log, LOG_ERROR, "flight recorder not written: %s", error.text);
         return;
     }
+    if (dump_start(dump, &error) == EPD_OK)
+        return;
     write_file(dump);
     dump_end(dump);
 }
@@ -217,6 +220,16 @@ void dump_poll(struct worker *worker)
         list_remove(&dump->in_running);
         dumps->n_running--;
         dump_end(dump);
+    }
+}
+
+void dump_settle(struct worker *worker, uint64_t limit_ms)
+{
+    const struct timespec pause = {.tv_nsec = CLOCK_NS_PER_MS};
+    const uint64_t end_ns = clock_ns() + clock_ms_to_ns(limit_ms);
+    while (worker->dumps.n_running && clock_ns() < end_ns) {
+        dump_poll(worker);
+        (void)nanosleep(&pause, NULL);
     }
 }
 

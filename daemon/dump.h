@@ -26,12 +26,14 @@ struct dumps {
 void dump_init(struct dumps *dumps);
 /* Into a file beside the control socket, or in the configured directory; logs where, or why not. */
 void dump_to_file(struct worker *worker, const char *why);
-/* The same before it returns: for a worker that is about to end. */
-void dump_to_file_now(struct worker *worker, const char *why);
+/* The same, and at once where it cannot be done beside the loop: for a worker that is about to end (dump_settle). */
+void dump_to_file_last(struct worker *worker, const char *why);
 /* Answers a control session with the document; takes header, which gets the ops. */
 void dump_answer(struct session *session, uint64_t request_id, json_t *header);
 /* Ends what the threads have ended; called whenever the loop is notified. */
 void dump_poll(struct worker *worker);
+/* Waits for those under way, but no longer than this: a disk may not answer. */
+void dump_settle(struct worker *worker, uint64_t limit_ms);
 /* Waits for all of them. */
 void dump_fini(struct worker *worker);
 

@@ -51,8 +51,9 @@ static void reply_down(int fd, struct exchange *exchange, const struct outage *o
 {
     struct message reply = {.kind = MESSAGE_REPLY_ERROR, .request_id = exchange->message.request_id};
     (void)error_set(&reply.reply_error, EPD_RESTARTED,
-                    "no worker runs (%s, %" PRIu64 " failures), next start in %" PRIu64 " ms",
-                    outage->last_exit, outage->failures, outage->restart_in_ms);
+                    "no worker serves (%s for the next; the last one: %s, %" PRIu64
+                    " failures), next start in %" PRIu64 " ms",
+                    outage->worker, outage->last_exit, outage->failures, outage->restart_in_ms);
     send_reply(fd, exchange, &reply, -1);
 }
 
@@ -83,6 +84,7 @@ void outage_answer(int listen_fd, const struct outage *outage)
     struct exchange *exchange = calloc(1, sizeof(*exchange));
     if (exchange && arena_init(&exchange->arena, EPD_MAX_ARENA_BYTES) == EPD_OK) {
         (void)setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+        (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
         converse(fd, exchange, outage);
         arena_fini(&exchange->arena);
     }

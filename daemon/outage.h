@@ -1,4 +1,4 @@
-/* What the supervisor answers on the control socket while no worker runs: why, since when, and when it tries
+/* What the supervisor answers on the control socket while no worker serves: why, since when, and when it tries
  * again. Supervisor. */
 #ifndef EPD_DAEMON_OUTAGE_H
 #define EPD_DAEMON_OUTAGE_H
@@ -6,13 +6,16 @@
 #include <stdint.h>
 
 struct outage {
-    const char *worker; /* "waiting" or "failed" */
+    const char *worker; /* "waiting" for its start, or "starting" */
     uint64_t generation, failures, restart_in_ms;
     const char *last_exit;
 };
 
-/* A caller that says nothing is waited for this long; the supervisor has nothing else to do. */
-#define OUTAGE_READ_MS 200
+/* A caller that says nothing is waited for this long, and keeps those behind it waiting. */
+#define OUTAGE_READ_MS 40
+
+/* How long a worker that starts may take before callers are answered in its place: with many GPUs it takes seconds. */
+#define OUTAGE_PATIENCE_MS 40
 
 /* Accepts and answers one caller of the listening socket. */
 void outage_answer(int listen_fd, const struct outage *outage);

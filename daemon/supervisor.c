@@ -16,7 +16,7 @@
 #include "daemon/endpoint.h"
 #include "daemon/notify.h"
 #include "daemon/outage.h"
-#include "daemon/recorder.h"
+#include "daemon/postmortem.h"
 #include "daemon/worker.h"
 
 enum supervisor_state {
@@ -33,6 +33,7 @@ struct supervisor {
     struct log *log; /* borrowed */
     struct endpoint rank, control;
     struct recorder recorder;
+    struct postmortem *postmortem; /* owned; NULL: none was written yet */
     int recorder_fd, signal_fd;
     sigset_t signals, old_signals;
     enum supervisor_state state;
@@ -140,22 +141,11 @@ static void describe_exit(struct supervisor *supervisor, int status)
 /* A worker that was killed could not write its flight recorder. */
 static void dump_recorder(struct supervisor *supervisor)
 {
-    char directory[CONFIG_TEXT_BYTES], path[CONFIG_TEXT_BYTES + 64];
-    struct epd_error error = {0};
-    const char *control = supervisor->control.path, *slash = strrchr(control, '/');
-    if (supervisor->config.dump_directory[0])
-        (void)snprintf(directory, sizeof(directory), "%s", supervisor->config.dump_directory);
-    else
-        (void)snprintf(directory, sizeof(directory), "%.*s", slash ? (int)(slash - control) : 1,
-                       slash ? control : ".");
-    if (supervisor->recorder.ring->magic != RECORDER_MAGIC || !supervisor->recorder.ring->n_written)
-        return;
-    if (recorder_dump(&supervisor->recorder, directory, (int)getpid(), (uint32_t)supervisor->generation, path,
-                      sizeof(path), &error) == EPD_OK)
-        log_write(supervisor->log, LOG_WARN, "flight recorder written path %s because worker ended by %s",
-                  path, supervisor->last_exit);
-    else
-        log_write(supervisor->log, LOG_ERROR, "flight recorder not written: %s", error.text);
+    const struct postmortem_of of = {.config = &supervisor->config,
+                                     .control_path = supervisor->control.path,
+                                     .last_exit = supervisor->last_exit,
+                                     .generation = (uint32_t)supervisor->generation};
+    postmortem_start(&supervisor->postmortem, &supervisor->recorder, &of, supervisor->log);
 }
 
 static void worker_failed(struct supervisor *supervisor, int status)
@@ -268,7 +258,7 @@ static void on_control(struct supervisor *supervisor)
 {
     const uint64_t now_ns = clock_ns();
     const uint64_t at_ns = supervisor->restart_at_ns;
-    const struct outage outage = {.worker = "waiting",
+    const struct outage outage = {.worker = supervisor->state == SUPERVISOR_WAITING ? "waiting" : "starting",
                                   .generation = supervisor->generation,
                                   .failures = supervisor->failures,
                                   .restart_in_ms = at_ns > now_ns ? (at_ns - now_ns) / CLOCK_NS_PER_MS : 0,
@@ -278,11 +268,27 @@ static void on_control(struct supervisor *supervisor)
 
 /* ---- the loop ---- */
 
+/* Until when callers of the control socket are left to the worker that starts. At the daemon's own start they wait for it,
+ * however long it takes. */
+static uint64_t patient_until_ns(const struct supervisor *supervisor)
+{
+    return supervisor->generation > 1 ? supervisor->started_ns + clock_ms_to_ns(OUTAGE_PATIENCE_MS)
+                                      : CLOCK_NEVER;
+}
+
+static int answers_control(const struct supervisor *supervisor)
+{
+    return supervisor->state == SUPERVISOR_WAITING ||
+           (supervisor->state == SUPERVISOR_STARTING && clock_ns() >= patient_until_ns(supervisor));
+}
+
 static int timeout_ms(const struct supervisor *supervisor)
 {
     uint64_t at_ns = CLOCK_NEVER;
     if (supervisor->state == SUPERVISOR_WAITING)
         at_ns = supervisor->restart_at_ns;
+    else if (supervisor->state == SUPERVISOR_STARTING && !answers_control(supervisor))
+        at_ns = patient_until_ns(supervisor);
     else if (supervisor->state == SUPERVISOR_STOPPING)
         at_ns = supervisor->kill_at_ns;
     if (at_ns == CLOCK_NEVER)
@@ -311,7 +317,7 @@ static void run_loop(struct supervisor *supervisor)
         struct pollfd fds[3] = {
             {.fd = supervisor->signal_fd, .events = POLLIN},
             {.fd = supervisor->channel_fd, .events = POLLIN},
-            {.fd = supervisor->state == SUPERVISOR_WAITING ? supervisor->control.fd : -1, .events = POLLIN},
+            {.fd = answers_control(supervisor) ? supervisor->control.fd : -1, .events = POLLIN},
         };
         if (poll(fds, 3, timeout_ms(supervisor)) < 0 && errno != EINTR)
             break;
@@ -362,6 +368,7 @@ static enum epd_status open_signals(struct supervisor *supervisor, struct epd_er
 
 static void close_all(struct supervisor *supervisor)
 {
+    postmortem_finish(&supervisor->postmortem);
     endpoint_close(&supervisor->rank);
     endpoint_close(&supervisor->control);
     recorder_close(&supervisor->recorder);

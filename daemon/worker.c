@@ -58,7 +58,7 @@ void worker_fail(struct worker *worker, const struct epd_error *error)
     if (worker->state == WORKER_STOPPING)
         return;
     log_write(worker->log, LOG_ERROR, "worker fails status %s: %s", status_name(error->status), error->text);
-    dump_to_file_now(worker, error->text);
+    dump_to_file_last(worker, error->text); /* a copy: what the stop does to the steps is no part of it */
     worker_stop(worker, CLOSE_RESTART, WORKER_EXIT_FATAL);
 }
 
@@ -404,6 +404,7 @@ static int serve(struct worker *worker)
     if (code == WORKER_EXIT_FATAL || !all_gone(worker)) {
         log_write(worker->log, LOG_WARN, "worker ends at once code %d sessions %zu", code,
                   registry_count(&worker->registry, REGISTRY_SESSION));
+        dump_settle(worker, WORKER_STOP_MS);
         _exit(code);
     }
     log_write(worker->log, LOG_INFO, "worker ends code %d", code);

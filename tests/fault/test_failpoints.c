@@ -252,6 +252,40 @@ START_TEST(a_worker_that_fails_at_every_start_is_given_up_at_the_limit)
 }
 END_TEST
 
+/* On a machine with many GPUs a start takes seconds. */
+START_TEST(while_the_next_worker_starts_the_control_socket_answers_all_the_same)
+{
+    start_with("worker_start", "sleep:1500");
+    const pid_t worker = daemon_worker(&epd_daemon);
+    int n_starting = 0, n_silent = 0;
+    ck_assert_int_gt(worker, 0);
+    kill(worker, SIGKILL);
+    const double begin = now_ms();
+    while (now_ms() - begin < 1000) {
+        double elapsed_ms;
+        json_t *status = control_ask(epd_daemon.control_path, CONTROL_STATUS, &elapsed_ms);
+        const char *state = json_string_value(json_object_get(status, "worker"));
+        n_starting += state && strcmp(state, "starting") == 0;
+        json_decref(status);
+        ck_assert_msg(elapsed_ms < 100 * SANITIZER_FACTOR, "answered after %.1f ms", elapsed_ms);
+        sleep_ms(10);
+    }
+    ck_assert_int_gt(n_starting, 0);
+    /* somebody who calls and says nothing */
+    static struct wire silent;
+    ck_assert_int_eq(wire_connect(&silent, epd_daemon.control_path), 0);
+    double elapsed_ms;
+    json_t *status = control_ask(epd_daemon.control_path, CONTROL_STATUS, &elapsed_ms);
+    n_silent += status != NULL;
+    json_decref(status);
+    wire_close(&silent);
+    ck_assert_msg(n_silent && elapsed_ms < 100 * SANITIZER_FACTOR, "answered after %.1f ms", elapsed_ms);
+    wire_open(&silent, epd_daemon.socket_path); /* it serves */
+    wire_close(&silent);
+    daemon_stop(&epd_daemon);
+}
+END_TEST
+
 /* It drains, but stalls: the supervisor does not wait for ever. */
 START_TEST(a_worker_that_dies_while_it_drains_still_ends_the_daemon)
 {
@@ -271,6 +305,7 @@ int main(void)
         a_client_killed_while_the_daemon_is_at_any_place_leaves_nothing,
         a_worker_that_dies_at_any_place_is_replaced_and_ranks_get_through,
         a_worker_that_fails_at_every_start_is_given_up_at_the_limit,
+        while_the_next_worker_starts_the_control_socket_answers_all_the_same,
         a_worker_that_dies_while_it_drains_still_ends_the_daemon,
     };
     return suite_run("failpoints", tests, SUITE_COUNT(tests), NULL, NULL);
