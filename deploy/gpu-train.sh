@@ -1,7 +1,8 @@
 #!/bin/sh
 # Trains the example through a daemon on this machine's GPUs and compares with the host reference; for gpu-test.sh:
 #   gpu-train.sh BUILD_DIR OUT_DIR
-# Three runs: as many ranks as GPUs, more ranks than GPUs, and fp16. Exit code 77 where there is no GPU.
+# Four runs: as many ranks as GPUs, more ranks than GPUs, and fp16 with and without a choice of experts, which is what decides how
+# close the losses can be. Exit code 77 where there is no GPU.
 set -eu
 
 build=$1 out=$2
@@ -30,6 +31,7 @@ train=$build/client/examples/train_moe/epd-train-moe
 "$train" --text "$text" --ranks "$n_gpus" --experts $((2 * n_gpus)) --steps 200 --report 50 --reference --losses "$out/losses.txt"
 "$train" --text "$text" --ranks $((2 * n_gpus)) --experts $((2 * n_gpus)) --steps 50 --report 50 --reference
 "$train" --text "$text" --ranks "$n_gpus" --experts $((2 * n_gpus)) --dtype f16 --steps 50 --report 50 --reference
+"$train" --text "$text" --ranks "$n_gpus" --experts $((2 * n_gpus)) --top-k $((2 * n_gpus)) --dtype f16 --steps 50 --report 50 --reference
 kill "$daemon"
 wait "$daemon"
 daemon=

@@ -17,10 +17,10 @@ enum layer_tensor {
     LAYER_TOPK_WEIGHTS,
     LAYER_OUT,
     LAYER_DOUT,
-    LAYER_DX,
-    LAYER_D_WEIGHTS,
     LAYER_W1,
     LAYER_W2,
+    LAYER_DX, /* from here on what backward gives */
+    LAYER_D_WEIGHTS,
     LAYER_DW1,
     LAYER_DW2,
     LAYER_N_TENSORS

@@ -5,6 +5,14 @@
 #include <stdio.h>
 #include <string.h>
 
+#define TOLERANCE_F32 1e-4
+/* Measured over 200 steps of three texts with every expert in every token: at most 3.4e-4 in fp16. bf16 has three bits less. */
+#define TOLERANCE_F16  2e-3
+#define TOLERANCE_BF16 1.6e-2
+/* The same with two of eight experts to a token: up to 4.1e-2 in fp16 and 7.9e-2 in bf16 on a text of 11 KB that is learnt by heart,
+ * 0.8e-2 on one of 1 MB. */
+#define TOLERANCE_CHOICE 5e-2
+
 enum epd_status losses_write(const char *path, const double *losses, const double *reference,
                              uint32_t n_steps)
 {
@@ -35,7 +43,11 @@ double losses_tolerance(const struct settings *settings)
 {
     if (settings->tolerance > 0)
         return settings->tolerance;
-    return settings->dtype == EPD_F32 ? 1e-4 : 5e-2;
+    if (settings->dtype == EPD_F32)
+        return TOLERANCE_F32;
+    if (settings->top_k < settings->n_experts)
+        return TOLERANCE_CHOICE;
+    return settings->dtype == EPD_F16 ? TOLERANCE_F16 : TOLERANCE_BF16;
 }
 
 int losses_agree(const double *losses, const double *reference, uint32_t n_steps, double tolerance)

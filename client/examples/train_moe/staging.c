@@ -24,6 +24,7 @@ enum epd_status staging_init(struct staging *staging, struct epd_buffer *buffer,
         staging->values = epd_buffer_data(buffer);
         return EPD_OK;
     }
+    staging->owns_values = 1;
     staging->values = calloc(n, 4);
     staging->packed = calloc(n, element_bytes(dtype));
     if (staging->values && staging->packed)
@@ -34,7 +35,7 @@ enum epd_status staging_init(struct staging *staging, struct epd_buffer *buffer,
 
 void staging_fini(struct staging *staging)
 {
-    if (staging->packed)
+    if (staging->owns_values)
         free(staging->values);
     free(staging->packed);
     *staging = (struct staging){0};
@@ -74,6 +75,13 @@ enum epd_status staging_pull(const struct staging *staging)
     for (size_t i = 0; status == EPD_OK && i < staging->n; i++)
         values[i] = staging->dtype == EPD_BF16 ? staging_from_bf16(packed[i]) : staging_from_f16(packed[i]);
     return status;
+}
+
+void staging_scale(const struct staging *staging, float factor)
+{
+    float *values = staging->values;
+    for (size_t i = 0; i < staging->n; i++)
+        values[i] *= factor;
 }
 
 uint16_t staging_to_bf16(float value)

@@ -15,15 +15,19 @@ struct staging {
     int on_gpu;
     void *values; /* [n] float or int32_t: owned, or the buffer's own memory */
     void *packed; /* [n] of dtype on its way; owned; NULL where there is nothing to convert and no GPU */
+    int owns_values;
 };
 
 enum epd_status staging_init(struct staging *staging, struct epd_buffer *buffer, enum epd_dtype dtype,
                              size_t n, int on_gpu);
+/* Also of one whose staging_init has failed, or that was never one (all zero). */
 void staging_fini(struct staging *staging);
 /* values -> buffer */
 enum epd_status staging_push(const struct staging *staging);
 /* buffer -> values */
 enum epd_status staging_pull(const struct staging *staging);
+/* Of floats: values *= factor */
+void staging_scale(const struct staging *staging, float factor);
 
 /* One number, rounded to the nearest even. Infinite where fp16 cannot hold it. */
 uint16_t staging_to_bf16(float value);
