@@ -101,6 +101,8 @@ static void open_hop(struct nodes *nodes, struct node_rank *m, uint64_t row_byte
 {
     struct exchange_shape shape = shape_of(nodes, m->rank);
     struct layout routing = {.base = NULL}, frames = {.base = NULL};
+    if (nodes->n_nodes == 1)
+        return;
     m->hop = (struct hop_cuda){.row_bytes = (uint32_t)row_bytes, .swap = swap, .swap_arg = m};
     hop_cuda_carve_routing(&m->hop.routing, &shape, &routing);
     hop_cuda_carve_frames(&m->hop.frames, &shape, row_bytes, &frames);
@@ -110,8 +112,6 @@ static void open_hop(struct nodes *nodes, struct node_rank *m, uint64_t row_byte
     frames = (struct layout){.base = m->frames};
     hop_cuda_carve_routing(&m->hop.routing, &shape, &routing);
     hop_cuda_carve_frames(&m->hop.frames, &shape, row_bytes, &frames);
-    /* As a team does with fresh memory. */
-    MUST(cudaMemset(m->workspace, 0, nodes->sizes.workspace_bytes));
 }
 
 static void rank_open(struct nodes *nodes, uint32_t rank)
@@ -127,6 +127,10 @@ static void rank_open(struct nodes *nodes, uint32_t rank)
     MUST(cudaStreamCreateWithFlags(&m->stream, cudaStreamNonBlocking));
     MUST(cudaEventCreateWithFlags(&m->ready, cudaEventDisableTiming));
     MUST(cudaEventCreateWithFlags(&m->done, cudaEventDisableTiming));
+    for (int i = 0; i < 2; i++)
+        MUST(cudaEventCreateWithFlags(&m->met[i], cudaEventDisableTiming));
+    MUST(cudaEventCreate(&m->begun));
+    MUST(cudaEventCreate(&m->ended));
     m->workspace = device_bytes(nodes, nodes->sizes.workspace_bytes);
     m->routing = (struct routing){
         .expert = device_bytes(nodes, slots * 4),
@@ -159,7 +163,10 @@ static void rank_open(struct nodes *nodes, uint32_t rank)
     m->y = device_bytes(nodes, rows * row_bytes);
     m->dy = device_bytes(nodes, rows * row_bytes);
     m->error = device_bytes(nodes, sizeof *m->error);
+    /* As a team does with fresh memory. */
+    MUST(cudaMemset(m->workspace, 0, nodes->sizes.workspace_bytes));
     open_hop(nodes, m, row_bytes);
+    MUST(cudaDeviceSynchronize());
 }
 
 void nodes_open(struct nodes *nodes, const struct problem *problem, uint32_t n_nodes)
@@ -188,6 +195,10 @@ void nodes_close(struct nodes *nodes)
         MUST(cudaStreamDestroy(nodes->ranks[rank].stream));
         MUST(cudaEventDestroy(nodes->ranks[rank].ready));
         MUST(cudaEventDestroy(nodes->ranks[rank].done));
+        for (int i = 0; i < 2; i++)
+            MUST(cudaEventDestroy(nodes->ranks[rank].met[i]));
+        MUST(cudaEventDestroy(nodes->ranks[rank].begun));
+        MUST(cudaEventDestroy(nodes->ranks[rank].ended));
     }
     MUST(cudaFreeHost(nodes->lies));
     pthread_barrier_destroy(&nodes->barrier);
@@ -262,7 +273,20 @@ static struct exchange_args args_of(const struct node_rank *m, const struct node
 struct rank_part {
     struct node_rank *rank;
     const struct nodes_op *op;
+    uint32_t n_times;
 };
+
+/* The streams of the ranks of a node wait for each other, as its lanes make them; other nodes go their own way. */
+static void meet(struct node_rank *m)
+{
+    const uint32_t n_here = m->nodes->problem.n_ranks / m->nodes->n_nodes, first = node_of(m) * n_here;
+    const uint32_t turn = m->n_met++ % 2;
+    MUST(cudaEventRecord(m->met[turn], m->stream));
+    pthread_barrier_wait(&m->nodes->barrier);
+    for (uint32_t rank = first; rank < first + n_here; rank++)
+        if (rank != m->rank)
+            MUST(cudaStreamWaitEvent(m->stream, m->nodes->ranks[rank].met[turn], 0));
+}
 
 static void *run_rank(void *arg)
 {
@@ -273,27 +297,38 @@ static void *run_rank(void *arg)
     struct node_rank *m = part->rank;
     const struct exchange_args args = args_of(m, part->op);
     MUST(cudaSetDevice(m->device));
-    for (uint32_t stage = 0; stage < n_stages[part->op->op]; stage++) {
+    MUST(cudaEventRecord(m->begun, m->stream));
+    for (uint32_t i = 0; i < part->n_times * n_stages[part->op->op]; i++) {
+        const uint32_t stage = i % n_stages[part->op->op];
         struct epd_error error;
-        if (hop_cuda_launch(&m->hop, part->op->op, stage, &args, m->stream, &error)) {
+        if (m->nodes->n_nodes == 1
+                ? cuda_exchange_launch(part->op->op, stage, &args, m->stream, &error)
+                : hop_cuda_launch(&m->hop, part->op->op, stage, &args, m->stream, &error)) {
             fprintf(stderr, "rank %u stage %u: %s\n", m->rank, stage, error.text);
             exit(1); /* the other threads wait for it */
         }
-        MUST(cudaStreamSynchronize(m->stream));
-        pthread_barrier_wait(&m->nodes->barrier);
+        meet(m);
     }
+    MUST(cudaEventRecord(m->ended, m->stream));
+    MUST(cudaStreamSynchronize(m->stream));
     return NULL;
 }
 
-void nodes_run(struct nodes *nodes, const struct nodes_op *op)
+float nodes_run(struct nodes *nodes, const struct nodes_op *op, uint32_t n_times)
 {
     pthread_t threads[CLUSTER_MAX_RANKS];
     struct rank_part parts[CLUSTER_MAX_RANKS];
+    float slowest = 0.0f;
     for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++) {
-        parts[rank] = (struct rank_part){&nodes->ranks[rank], op};
+        parts[rank] = (struct rank_part){&nodes->ranks[rank], op, n_times};
         if (pthread_create(&threads[rank], NULL, run_rank, &parts[rank]))
             exit(1);
     }
-    for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++)
+    for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++) {
+        float ms;
         pthread_join(threads[rank], NULL);
+        MUST(cudaEventElapsedTime(&ms, nodes->ranks[rank].begun, nodes->ranks[rank].ended));
+        slowest = ms > slowest ? ms : slowest;
+    }
+    return slowest;
 }

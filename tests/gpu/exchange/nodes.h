@@ -20,7 +20,10 @@ struct node_rank {
     uint32_t rank;
     int device;
     cudaStream_t stream;
-    cudaEvent_t ready, done;
+    cudaEvent_t ready, done; /* of a swap */
+    cudaEvent_t met[2];      /* of a stage, by turns */
+    uint32_t n_met;
+    cudaEvent_t begun, ended;                   /* timed */
     struct transport_move moves[EPD_MAX_NODES]; /* of the swap that is on */
     struct hop_cuda hop;
     struct routing routing;
@@ -55,7 +58,7 @@ void nodes_open(struct nodes *nodes, const struct problem *problem, uint32_t n_n
 void nodes_close(struct nodes *nodes);
 /* 0xff into what the ops write, the frames too. */
 void nodes_poison(struct nodes *nodes);
-/* On all ranks, to the end. */
-void nodes_run(struct nodes *nodes, const struct nodes_op *op);
+/* n_times on all ranks, to the end; the host waits for nothing in between. Returns the milliseconds of the slowest. */
+float nodes_run(struct nodes *nodes, const struct nodes_op *op, uint32_t n_times);
 
 #endif

@@ -1,4 +1,4 @@
-/* hop_test [few]: the exchange of a group that spans nodes (ep/hop_cuda.h) on emulated nodes. Slots, layout, weights and
+/* hop_test [few|bench]: the exchange of a group that spans nodes (ep/hop_cuda.h) on emulated nodes. Slots, layout, weights and
  * scalars are held against the one-node reference bit by bit, sums against it with the roundings that the hops add, and
  * against float64; results are poisoned first and repeated with other numbers of blocks. */
 #include <math.h>
@@ -398,29 +398,29 @@ static int run_ops(struct nodes *nodes, const struct rank_input *input, const st
                                  dots = {.op = EXCHANGE_WEIGHT_GRAD, .bwd = 1, .no_rows = 1},
                                  both = {.op = EXCHANGE_WEIGHT_GRAD, .bwd = 1, .weights = 1, .scaled = 1};
     nodes_poison(nodes);
-    nodes_run(nodes, &forward);
+    nodes_run(nodes, &forward, 1);
     int failed = check_routing(nodes, expected) + check_rows(nodes, wanted, ROWS_X);
     if (failed)
         return failed;
     for (int i = 0; i < 3; i++) {
         nodes_poison(nodes);
-        nodes_run(nodes, &combines[i]);
+        nodes_run(nodes, &combines[i], 1);
         failed += check_out(nodes, wanted, i < 2);
     }
     nodes_poison(nodes);
-    nodes_run(nodes, &plain);
+    nodes_run(nodes, &plain, 1);
     failed += check_rows(nodes, wanted, ROWS_DOUT);
     nodes_poison(nodes);
-    nodes_run(nodes, &scaled);
+    nodes_run(nodes, &scaled, 1);
     failed += check_rows(nodes, wanted, ROWS_SCALED);
     nodes_poison(nodes);
-    nodes_run(nodes, &gather);
+    nodes_run(nodes, &gather, 1);
     failed += check_gathered(nodes, expected);
     nodes_poison(nodes);
-    nodes_run(nodes, &dots);
+    nodes_run(nodes, &dots, 1);
     failed += check_d_weights(nodes, input, expected, wanted);
     nodes_poison(nodes);
-    nodes_run(nodes, &both);
+    nodes_run(nodes, &both, 1);
     return failed + check_d_weights(nodes, input, expected, wanted) + check_rows(nodes, wanted, ROWS_SCALED);
 }
 
@@ -437,7 +437,7 @@ static int run_broken(struct nodes *nodes, const struct rank_input *input,
     for (enum rail_mode mode = RAIL_VOID; mode <= RAIL_LIES; mode++) {
         nodes_poison(nodes);
         nodes->rail_mode = mode;
-        nodes_run(nodes, &ops[0]);
+        nodes_run(nodes, &ops[0], 1);
         for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++) {
             struct kernel_error error;
             download(&error, nodes->ranks[rank].error, sizeof error);
@@ -445,7 +445,7 @@ static int run_broken(struct nodes *nodes, const struct rank_input *input,
                 failed += printf("  FAIL rank %u took a void frame: status %u\n", rank, error.status) > 0;
         }
         for (size_t i = 1; i < sizeof ops / sizeof ops[0]; i++)
-            nodes_run(nodes, &ops[i]);
+            nodes_run(nodes, &ops[i], 1);
         nodes->rail_mode = RAIL_TRUE;
         failed += run_ops(nodes, input, expected, wanted);
     }
@@ -529,15 +529,53 @@ static int run_case(const struct test_case *c, int n_repeats)
     return failed;
 }
 
-int main(int argc, char **argv)
+/* What two hops cost beside one: the same ranks as one node (its exchange, stage by stage) and as two. The rail between
+ * them is the copy engine of the same machine. */
+static void bench_op(struct nodes *nodes, const char *name, const struct nodes_op *op)
 {
-    int failed = 0, few = argc > 1 && strcmp(argv[1], "few") == 0;
-    setenv("CUDA_MODULE_LOADING", "EAGER", 1);
-    if (device_count() == 0) {
-        printf("SKIP: no GPU\n");
-        return 77;
+    enum { N_TIMES = 20 };
+    (void)nodes_run(nodes, op, 3);
+    printf("{\"op\": \"%s\", \"nodes\": %u, \"ranks\": %u, \"tokens\": %u, \"us\": %.1f}\n", name,
+           nodes->n_nodes, nodes->problem.n_ranks, nodes->problem.max_tokens,
+           (double)nodes_run(nodes, op, N_TIMES) * 1000.0 / N_TIMES);
+    fflush(stdout);
+}
+
+static void bench(uint32_t n_nodes, uint32_t max_tokens)
+{
+    const struct test_case c = {n_nodes, 4, max_tokens, 8, 256, 7168, 1, UNIFORM, EPD_BF16, 0, 0};
+    static const struct nodes_op forward = {.op = EXCHANGE_ROUTE_DISPATCH, .weights = 1},
+                                 saved = {.op = EXCHANGE_COMBINE, .weights = 1, .weights_kept = 1};
+    struct problem p = {.n_ranks = c.n_ranks,
+                        .top_k = c.top_k,
+                        .n_experts = c.n_experts,
+                        .hidden = c.hidden,
+                        .alignment = c.alignment,
+                        .max_tokens = c.max_tokens,
+                        .dtype = c.dtype,
+                        .idx_dtype = EPD_I64};
+    static struct nodes nodes;
+    struct rank_input input[CLUSTER_MAX_RANKS];
+    make_inputs(&c, &p, input);
+    p.capacity_rows = (int64_t)max_tokens * c.top_k * 5 / 4;
+    nodes_open(&nodes, &p, n_nodes);
+    for (uint32_t rank = 0; rank < c.n_ranks; rank++) {
+        upload(nodes.ranks[rank].topk_idx, input[rank].topk_idx, (size_t)max_tokens * c.top_k * 8);
+        upload(nodes.ranks[rank].topk_weights, input[rank].topk_weights, (size_t)max_tokens * c.top_k * 4);
+        upload(nodes.ranks[rank].x, input[rank].x, (size_t)max_tokens * c.hidden * 2);
+        free(input[rank].topk_idx);
+        free(input[rank].topk_weights);
+        free(input[rank].x);
+        free(input[rank].dout);
     }
-    devices_start();
+    bench_op(&nodes, "dispatch", &forward);
+    bench_op(&nodes, "combine", &saved);
+    nodes_close(&nodes);
+}
+
+static int test(int few)
+{
+    int failed = 0;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const struct test_case *c = &cases[i];
         if (few && (size_t)c->max_tokens * c->hidden > 5000)
@@ -550,5 +588,23 @@ int main(int argc, char **argv)
         failed += case_failed;
     }
     printf("%s: %d devices, %d failures\n", failed ? "FAILED" : "PASSED", device_count(), failed);
-    return failed != 0;
+    return failed;
+}
+
+int main(int argc, char **argv)
+{
+    setenv("CUDA_MODULE_LOADING", "EAGER", 1);
+    if (device_count() == 0) {
+        printf("SKIP: no GPU\n");
+        return 77;
+    }
+    devices_start();
+    if (argc > 1 && strcmp(argv[1], "bench") == 0) {
+        for (uint32_t n_nodes = 1; n_nodes <= 2; n_nodes++) {
+            bench(n_nodes, 4096);
+            bench(n_nodes, 128);
+        }
+        return 0;
+    }
+    return test(argc > 1 && strcmp(argv[1], "few") == 0) != 0;
 }
