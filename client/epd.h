@@ -169,6 +169,13 @@ enum epd_saved {
     EPD_SAVED_RECOMPUTE = 2, /* the routing only; backward dispatches and runs GEMM1 again */
 };
 
+/* How the messages of a plan are sized that cross between nodes. */
+enum epd_crossing {
+    EPD_CROSSING_UNSPECIFIED = 0,
+    EPD_CROSSING_EAGER = 1,  /* as long as their tokens: hosts learn how many there are */
+    EPD_CROSSING_STATIC = 2, /* always as long as max_tokens need: no host learns a count */
+};
+
 enum epd_memory_kind {
     EPD_MEMORY_UNSPECIFIED = 0,
     EPD_MEMORY_HEAP = 1,     /* owned by the daemon, in the symmetric heap */
@@ -386,6 +393,15 @@ struct epd_plan_options {
     int delay_wgrad;                  /* [in] moe_backward: leave DW and DB to a moe_wgrad plan */
     uint32_t n_tensors;               /* [in] */
     const struct epd_tensor *tensors; /* [in] [n_tensors], read during the call only */
+    /* [in] dispatch, combine, their backward forms, moe_forward, moe_backward; the same on all ranks. Unspecified: as the
+     * context's; without one what the backend does best: host eager, CUDA static. In a group of one node nothing crosses:
+     * the choice is accepted and changes nothing. Across nodes CUDA plans are static (EPD_UNSUPPORTED for eager). Results
+     * are the same bits on the host backend. Bytes of a static message from one rank to one node, T = max_tokens of the
+     * group, e bytes of its dtype, every section rounded up to 64:
+     *   there   64 + [4 E + 4 T K of a dispatch or moe_forward] + [4 T K with weights] + [T H e with rows]
+     *   back    64 + [4 T H of rows] or [4 T K of d_weights]                 (host backend; CUDA: kernels/cuda/hop.h)
+     * eager messages have the number of tokens that cross in the place of T. */
+    enum epd_crossing crossing;
 };
 
 /* Checks the op against its tensors and makes everything a launch needs; launches allocate nothing. Collective ops: collective

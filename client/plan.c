@@ -113,6 +113,7 @@ static enum epd_status plan_prepare(struct epd_group *group, const struct epd_pl
         .saved = options->saved,
         .accumulate = options->accumulate != 0,
         .delay_wgrad = options->delay_wgrad != 0,
+        .crossing = options->crossing,
     };
     if (plan_bind(plan, options, error))
         return error->status;

@@ -257,6 +257,7 @@ static enum epd_status begin(struct rank_plan *plan, const struct message_plan_c
         .saved = request->saved,
         .accumulate = request->accumulate,
         .delay_wgrad = request->delay_wgrad,
+        .crossing = request->crossing,
         .saved_budget_bytes = quota_left(&session->worker->config, &session->quota, QUOTA_SAVED_BYTES),
         .page = session->page,
         .flag_idx = plan->flag_idx,

@@ -95,6 +95,12 @@ void hop_desk_destroy(struct team *team, uint32_t rank)
 
 /* ---- swaps ---- */
 
+/* Messages of the plan: static ones are always as long as they can be. */
+static uint32_t sized(const struct rank_run *run, uint32_t content)
+{
+    return run->plan->crossing == EPD_CROSSING_STATIC ? content | HOP_STATIC : content;
+}
+
 void hop_desk_begin(const struct rank_run *run, enum hop_way way, uint32_t content, const uint32_t *n_tokens)
 {
     const struct problem *problem = &run->plan->team->problem;
@@ -102,7 +108,7 @@ void hop_desk_begin(const struct rank_run *run, enum hop_way way, uint32_t conte
     for (uint32_t node = 0; node < problem->n_nodes; node++) {
         struct hop_line *line = &desk->lines[way][node];
         if (node != problem->node)
-            hop_frame_begin(&line->sent, problem, content, n_tokens[node], desk->step, line->out);
+            hop_frame_begin(&line->sent, problem, sized(run, content), n_tokens[node], desk->step, line->out);
     }
 }
 
@@ -134,8 +140,8 @@ enum epd_status hop_desk_swap(const struct rank_run *run, enum hop_way way, uint
         struct hop_line *line = &desk->lines[way][node];
         if (node == problem->node)
             continue;
-        if (hop_frame_check(&line->came, problem, content, n_due ? n_due[node] : UINT32_MAX, desk->step, node,
-                            line->in, parts[node].received_bytes, error)) {
+        if (hop_frame_check(&line->came, problem, sized(run, content), n_due ? n_due[node] : UINT32_MAX,
+                            desk->step, node, line->in, parts[node].received_bytes, error)) {
             desk->off |= error->status == EPD_PEER_LOST;
             return error->status;
         }

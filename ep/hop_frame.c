@@ -15,7 +15,8 @@ static void *take(char *base, uint64_t *at, int there, uint64_t bytes)
 void hop_frame_lay(struct hop_frame *frame, const struct problem *problem, uint32_t content,
                    uint32_t n_tokens, void *data)
 {
-    const uint64_t n = n_tokens, n_choices = n * problem->top_k, n_values = n * problem->hidden;
+    const uint64_t n = content & HOP_STATIC ? problem->max_tokens : n_tokens, n_choices = n * problem->top_k,
+                   n_values = n * problem->hidden;
     uint64_t at = 0;
     frame->head = take(data, &at, 1, sizeof(struct hop_head));
     frame->counts = take(data, &at, content & HOP_COUNTS, problem->n_experts * sizeof(int32_t));

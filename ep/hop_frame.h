@@ -11,12 +11,14 @@
 
 /* Sections, in this order. n is the head's n_tokens. */
 enum hop_content {
-    HOP_COUNTS = 1,  /* int32 [E]: what the sending rank routes to every expert */
-    HOP_EXPERTS = 2, /* int32 [n, K], -1 where there is none */
-    HOP_WEIGHTS = 4, /* f32 [n, K] */
-    HOP_ROWS = 8,    /* [n, H] of the group's dtype */
-    HOP_SUMS = 16,   /* f32 [n, H] */
-    HOP_SCALARS = 32 /* f32 [n, K] */
+    HOP_COUNTS = 1,   /* int32 [E]: what the sending rank routes to every expert */
+    HOP_EXPERTS = 2,  /* int32 [n, K], -1 where there is none */
+    HOP_WEIGHTS = 4,  /* f32 [n, K] */
+    HOP_ROWS = 8,     /* [n, H] of the group's dtype */
+    HOP_SUMS = 16,    /* f32 [n, H] */
+    HOP_SCALARS = 32, /* f32 [n, K] */
+    HOP_STATIC =
+        64 /* sections are as long as for max_tokens, and the message with them; n rows of each count */
 };
 
 struct hop_head {
@@ -39,7 +41,7 @@ struct hop_frame {
     uint64_t bytes; /* of all */
 };
 
-/* data NULL: only measures. */
+/* data NULL: only measures. n_tokens does not count with HOP_STATIC. */
 void hop_frame_lay(struct hop_frame *frame, const struct problem *problem, uint32_t content,
                    uint32_t n_tokens, void *data);
 /* The same, and writes the head. */

@@ -64,6 +64,18 @@ static void plan_complete_end(struct lane_job *job)
         gone(arg);
 }
 
+/* In one word for all ranks, whether they named it or not. */
+static enum epd_crossing resolve_crossing(const struct team *team, const struct plan_request *request)
+{
+    if (!plan_check_crosses(request->op))
+        return EPD_CROSSING_UNSPECIFIED;
+    if (request->crossing)
+        return request->crossing;
+    if (request->context)
+        return request->context->crossing;
+    return team->node->backend->works_later ? EPD_CROSSING_STATIC : EPD_CROSSING_EAGER;
+}
+
 static struct plan *plan_init(struct team *team, const struct plan_request *request)
 {
     struct plan *plan = calloc(1, sizeof *plan);
@@ -78,6 +90,7 @@ static struct plan *plan_init(struct team *team, const struct plan_request *requ
     plan->saved = request->saved;
     plan->accumulate = request->accumulate != 0;
     plan->delay_wgrad = request->delay_wgrad != 0;
+    plan->crossing = resolve_crossing(team, request);
     plan->context = request->context;
     plan->flag = (struct backend_flag){.page = request->page, .idx = request->flag_idx};
     plan->public_id = request->public_id;

@@ -34,6 +34,7 @@ struct plan_request {
     enum epd_activation activation;
     enum epd_saved saved;
     int accumulate, delay_wgrad;
+    enum epd_crossing crossing;  /* unspecified: the context's, or else the backend's own */
     uint64_t saved_budget_bytes; /* the most that this plan may take as a saved context */
     struct page *page;           /* of the session; outlives the plan */
     uint32_t flag_idx;           /* which page_plan is this plan's */

@@ -59,6 +59,20 @@ static enum epd_status check_activation(const struct plan_request *request, stru
     return EPD_OK;
 }
 
+static enum epd_status check_crossing(const struct team *team, const struct plan_request *request,
+                                      struct epd_error *error)
+{
+    enum epd_op op = request->op;
+    if (request->crossing < EPD_CROSSING_UNSPECIFIED || request->crossing > EPD_CROSSING_STATIC ||
+        (request->crossing && !plan_check_crosses(op)))
+        return error_set(error, EPD_INVALID_ARGUMENT, "%s: crossing %d, want %s", op_name(op),
+                         (int)request->crossing, plan_check_crosses(op) ? "0..2" : "0: it crosses nowhere");
+    if (request->crossing == EPD_CROSSING_EAGER && team_spans(team) && team->node->backend->works_later)
+        return error_set(error, EPD_UNSUPPORTED, "%s: crossing eager, the %s backend crosses static only",
+                         op_name(op), backend_name(team->node->backend->kind));
+    return EPD_OK;
+}
+
 static enum epd_status check_modes(const struct plan_request *request, struct epd_error *error)
 {
     enum epd_op op = request->op;
@@ -103,7 +117,7 @@ enum epd_status plan_check_request(const struct team *team, const struct plan_re
             backend_name(team->node->backend->kind), alignment);
     if (op >= EPD_OP_MOE_FORWARD && team->problem.ffn == 0)
         return error_set(error, EPD_INVALID_ARGUMENT, "%s: the group was joined with ffn 0", op_name(op));
-    if (check_context(team, request, error))
+    if (check_context(team, request, error) || check_crossing(team, request, error))
         return error->status;
     return check_modes(request, error);
 }
@@ -161,6 +175,7 @@ void plan_check_fill_key(struct plan *plan)
     key->saved = plan->saved;
     key->accumulate = (uint64_t)plan->accumulate;
     key->delay_wgrad = (uint64_t)plan->delay_wgrad;
+    key->crossing = plan->crossing;
     key->bound = plan->bindings.bound;
     key->context_hash = plan->context ? plan->context->shape_hash : 0;
     for (int role = 0; role < EPD_ROLE_COUNT; role++)

@@ -4,6 +4,12 @@
 
 #include "ep/plan_impl.h"
 
+/* 1 if rows of the op's tokens cross between nodes, where a group has several. */
+static inline int plan_check_crosses(enum epd_op op)
+{
+    return op_is_collective(op) && op != EPD_OP_BARRIER;
+}
+
 /* Op, rank, context and modes, before anything is made. */
 EPD_MUST_CHECK enum epd_status plan_check_request(const struct team *team, const struct plan_request *request,
                                                   struct epd_error *error);

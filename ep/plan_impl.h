@@ -43,7 +43,7 @@ struct plan_work {
 /* What all ranks must agree on, besides the group's sizes. Zeroed before it is filled: it is hashed as bytes.
  */
 struct plan_key {
-    uint64_t op, layout, activation, saved, accumulate, delay_wgrad;
+    uint64_t op, layout, activation, saved, accumulate, delay_wgrad, crossing;
     uint64_t bound;
     uint64_t context_hash;
     uint32_t dtypes[EPD_ROLE_COUNT + 1]; /* even number: no padding */
@@ -66,7 +66,8 @@ struct plan {
     enum epd_activation activation;
     enum epd_saved saved;
     int accumulate, delay_wgrad;
-    struct plan *context; /* held */
+    enum epd_crossing crossing; /* unspecified: of an op that never crosses */
+    struct plan *context;       /* held */
     struct backend_flag flag;
     uint64_t public_id;
     struct binding_set bindings;

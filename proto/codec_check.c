@@ -232,6 +232,8 @@ static enum epd_status check_plan_create(const struct message_plan_create *plan,
         check_word(error, "plan_create activation", plan->activation, EPD_ACTIVATION_UNSPECIFIED,
                    EPD_RELU2) ||
         check_word(error, "plan_create saved", plan->saved, EPD_SAVED_NONE, EPD_SAVED_RECOMPUTE) ||
+        check_word(error, "plan_create crossing", plan->crossing, EPD_CROSSING_UNSPECIFIED,
+                   EPD_CROSSING_STATIC) ||
         check_range(error, "plan_create bindings", plan->n_bindings, 0, EPD_MAX_BINDINGS))
         return error->status;
     for (uint32_t i = 0; i < plan->n_bindings; i++)

@@ -64,6 +64,7 @@ enum epd_status wire_read_plan_create(const Epd__V1__Datagram *datagram, struct 
     to->saved = (enum epd_saved)from->saved;
     to->accumulate = from->accumulate != 0;
     to->delay_wgrad = from->delay_wgrad != 0;
+    to->crossing = (enum epd_crossing)from->crossing;
     if (count_bindings(from, &to->n_bindings, error))
         return error->status;
     to->bindings = arena_alloc(arena, to->n_bindings * sizeof to->bindings[0]);
@@ -111,6 +112,7 @@ enum epd_status wire_write_plan_create(const struct message *message, struct wir
     to->saved = (Epd__V1__Saved)from->saved;
     to->accumulate = from->accumulate != 0;
     to->delay_wgrad = from->delay_wgrad != 0;
+    to->crossing = (Epd__V1__Crossing)from->crossing;
     to->tensors = wire->plan_create.tensor_list;
     for (uint32_t i = 0; i < from->n_bindings; i++) {
         const struct message_binding *binding = &from->bindings[i];

@@ -17,6 +17,7 @@ _Static_assert((int)EPD__V1__GEMM_LAYOUT__EPD_GEMM_NT == EPD_GEMM_NT &&
                    (int)EPD__V1__ACTIVATION__EPD_RELU2 == EPD_RELU2 &&
                    (int)EPD__V1__OVERFLOW__EPD_OVERFLOW_DROP == EPD_OVERFLOW_DROP &&
                    (int)EPD__V1__SAVED__EPD_SAVED_RECOMPUTE == EPD_SAVED_RECOMPUTE &&
+                   (int)EPD__V1__CROSSING__EPD_CROSSING_STATIC == EPD_CROSSING_STATIC &&
                    (int)EPD__V1__MEMORY_KIND__EPD_MEMORY_CUDA_VMM == EPD_MEMORY_CUDA_VMM,
                "epd.proto repeats proto/words.h");
 _Static_assert((int)EPD__V1__CONTROL_VERB__CONTROL_FABRIC == CONTROL_FABRIC,

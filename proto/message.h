@@ -143,6 +143,7 @@ struct message_plan_create {
     enum epd_saved saved;
     int accumulate;  /* wgrad adds to dW and dbias */
     int delay_wgrad; /* moe_backward leaves wgrad to a moe_wgrad plan */
+    enum epd_crossing crossing;
     uint32_t n_bindings;
     struct message_binding *bindings; /* [n_bindings] in the decode arena, or the caller's */
 };

@@ -109,6 +109,13 @@ const char *activation_name(enum epd_activation activation)
     return NAME_OF(names, activation);
 }
 
+const char *crossing_name(enum epd_crossing crossing)
+{
+    static const char *const names[] = {[EPD_CROSSING_EAGER] = "eager", [EPD_CROSSING_STATIC] = "static"};
+
+    return NAME_OF(names, crossing);
+}
+
 const char *gemm_layout_name(enum epd_gemm_layout layout)
 {
     static const char *const names[] = {[EPD_GEMM_TN] = "tn", [EPD_GEMM_NN] = "nn", [EPD_GEMM_NT] = "nt"};

@@ -99,6 +99,13 @@ enum epd_saved {
     EPD_SAVED_RECOMPUTE = 2, /* the routing only; backward dispatches and runs GEMM1 again */
 };
 
+/* How the messages of a plan are sized that cross between nodes. */
+enum epd_crossing {
+    EPD_CROSSING_UNSPECIFIED = 0,
+    EPD_CROSSING_EAGER = 1,  /* as long as their tokens: hosts learn how many there are */
+    EPD_CROSSING_STATIC = 2, /* always as long as max_tokens need: no host learns a count */
+};
+
 enum epd_memory_kind {
     EPD_MEMORY_UNSPECIFIED = 0,
     EPD_MEMORY_HEAP = 1,     /* owned by the daemon, in the symmetric heap */
@@ -134,6 +141,7 @@ const char *op_name(enum epd_op op);
 const char *role_name(enum epd_role role);
 const char *phase_name(enum epd_phase phase);
 const char *activation_name(enum epd_activation activation);
+const char *crossing_name(enum epd_crossing crossing);
 const char *gemm_layout_name(enum epd_gemm_layout layout);
 const char *backend_name(enum epd_backend_kind kind);
 /* 1 if the op is submitted only when every rank of its group has asked for it. */

@@ -304,6 +304,7 @@ static void act_plan(struct client *client, struct script *script)
         plan.plan_create.layout = (enum epd_gemm_layout)(take(script) % 4);
         plan.plan_create.activation = (enum epd_activation)(take(script) % 4);
         plan.plan_create.saved = (enum epd_saved)(take(script) % 3);
+        plan.plan_create.crossing = (enum epd_crossing)(take(script) % 3);
         const uint8_t context = take(script);
         plan.plan_create.context_plan_id = context < 128 ? client->plans[context % MAX_IDS].plan_id : 0;
         finish(&plan, bindings, script, client);

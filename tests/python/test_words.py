@@ -18,6 +18,7 @@ ENUMS = {
     "epd_activation": (epd.Activation, "EPD_"),
     "epd_overflow": (epd.Overflow, "EPD_OVERFLOW_"),
     "epd_saved": (epd.Saved, "EPD_SAVED_"),
+    "epd_crossing": (epd.Crossing, "EPD_CROSSING_"),
     "epd_backend_kind": (epd.Backend, "EPD_BACKEND_"),
     "epd_phase": (epd.Phase, "EPD_PHASE_"),
 }

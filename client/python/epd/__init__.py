@@ -59,7 +59,7 @@ from .errors import (
 from .group import Group, GroupInfo
 from .plan import Plan, PlanInfo
 from .status import Status
-from .words import Activation, Backend, DType, GemmLayout, Op, Overflow, Phase, Role, Saved
+from .words import Activation, Backend, Crossing, DType, GemmLayout, Op, Overflow, Phase, Role, Saved
 
 __version__ = "0.1.0"
 
@@ -74,6 +74,7 @@ __all__ = [
     "Client",
     "ClientInfo",
     "Closed",
+    "Crossing",
     "Cuda",
     "DType",
     "Device",

@@ -21,7 +21,7 @@ from .handle import Handle
 from .library import check
 from .ops import ActivationLike, Ops
 from .plan import Plan, Recipe, Tensor, create
-from .words import Activation, Backend, DType, GemmLayout, Op, Saved, word_of
+from .words import Activation, Backend, Crossing, DType, GemmLayout, Op, Saved, word_of
 
 if TYPE_CHECKING:
     from .client import Client
@@ -145,6 +145,7 @@ class Group(Ops):
         saved: str | Saved = Saved.NONE,
         accumulate: bool = False,
         delay_wgrad: bool = False,
+        crossing: str | Crossing = Crossing.UNSPECIFIED,
         **tensors: Tensor | None,
     ) -> Plan:
         """A plan of any op, its tensors by role (None: not bound), e.g. ``group.plan("combine", context=d, y=y, out=out)``.
@@ -159,6 +160,7 @@ class Group(Ops):
             saved=word_of(Saved, saved, "saved"),
             accumulate=accumulate,
             delay_wgrad=delay_wgrad,
+            crossing=word_of(Crossing, crossing, "crossing"),
             context=context,
             tensors={name: tensor for name, tensor in tensors.items() if tensor is not None},
         )

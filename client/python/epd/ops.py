@@ -9,7 +9,7 @@ over a buffer of the group (:meth:`epd.Group.alloc`); outputs are the caller's a
 from __future__ import annotations
 
 from .plan import Array, Plan, Tensor
-from .words import Activation, GemmLayout, Op, Saved
+from .words import Activation, Crossing, GemmLayout, Op, Saved
 
 ActivationLike = str | Activation
 
@@ -32,9 +32,14 @@ class Ops:
         saved: str | Saved = Saved.NONE,
         accumulate: bool = False,
         delay_wgrad: bool = False,
+        crossing: str | Crossing = Crossing.UNSPECIFIED,
         **tensors: Tensor | None,
     ) -> Plan:
-        """A plan of any op, its tensors by role. The constructors below say which op takes what."""
+        """A plan of any op, its tensors by role. The constructors below say which op takes what.
+
+        crossing, of dispatch and moe_forward and inherited by the plans whose context they are: "static" or "eager" messages
+        between nodes; by default what the backend does best. Of no effect in a group of one node.
+        """
         raise NotImplementedError
 
     def barrier(self) -> Plan:
@@ -51,6 +56,7 @@ class Ops:
         m_splits: Array | None = None,
         offsets: Array | None = None,
         recv_weights: Array | None = None,
+        crossing: str | Crossing = Crossing.UNSPECIFIED,
     ) -> Plan:
         """Sends every token to the ranks of its experts. Collective.
 
@@ -60,6 +66,7 @@ class Ops:
         """
         return self.plan(
             Op.DISPATCH,
+            crossing=crossing,
             x=x,
             topk_idx=topk_idx,
             topk_weights=topk_weights,
@@ -219,6 +226,7 @@ class Ops:
         m_splits: Array | None = None,
         activation: ActivationLike = Activation.SWIGLU,
         saved: str | Saved = Saved.NONE,
+        crossing: str | Crossing = Crossing.UNSPECIFIED,
     ) -> Plan:
         """The whole layer: route, dispatch, GEMM 1, activation, GEMM 2, combine. Collective.
 
@@ -230,6 +238,7 @@ class Ops:
             Op.MOE_FORWARD,
             activation=activation,
             saved=saved,
+            crossing=crossing,
             x=x,
             topk_idx=topk_idx,
             topk_weights=topk_weights,

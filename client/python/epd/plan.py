@@ -21,7 +21,7 @@ from .handle import Handle
 from .library import check, text_of
 from .seconds import milliseconds
 from .status import Status
-from .words import Activation, GemmLayout, Op, Phase, Role, Saved
+from .words import Activation, Crossing, GemmLayout, Op, Phase, Role, Saved
 
 if TYPE_CHECKING:
     from .group import Group
@@ -54,6 +54,7 @@ class Recipe:
     saved: Saved
     accumulate: bool
     delay_wgrad: bool
+    crossing: Crossing
     context: Plan | None
     tensors: Mapping[str, Tensor]
 
@@ -251,6 +252,7 @@ def create(group: Group, recipe: Recipe) -> Plan:
             saved=recipe.saved,
             accumulate=recipe.accumulate,
             delay_wgrad=recipe.delay_wgrad,
+            crossing=recipe.crossing,
             n_tensors=len(found),
             tensors=tensors,
         )

@@ -110,6 +110,7 @@ class epd_plan_options(c.Structure):
         ("delay_wgrad", c.c_int),
         ("n_tensors", c.c_uint32),
         ("tensors", c.POINTER(epd_tensor)),
+        ("crossing", c.c_int),
     ]
 
 

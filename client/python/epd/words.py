@@ -13,7 +13,7 @@ from typing import TypeVar
 from .errors import InvalidArgument
 from .status import Status
 
-__all__ = ["Activation", "Backend", "DType", "GemmLayout", "Op", "Overflow", "Phase", "Role", "Saved", "Status"]
+__all__ = ["Activation", "Backend", "Crossing", "DType", "GemmLayout", "Op", "Overflow", "Phase", "Role", "Saved", "Status"]
 
 
 class DType(enum.IntEnum):
@@ -114,6 +114,16 @@ class Saved(enum.IntEnum):
     NONE = 0
     CONTEXT = 1
     RECOMPUTE = 2
+
+
+class Crossing(enum.IntEnum):
+    """How the messages of a plan are sized that cross between nodes."""
+
+    UNSPECIFIED = 0
+    EAGER = 1
+    """As long as their tokens: hosts learn how many there are."""
+    STATIC = 2
+    """Always as long as max_tokens need: no host learns a count."""
 
 
 class Backend(enum.IntEnum):

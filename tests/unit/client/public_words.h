@@ -110,6 +110,9 @@ extern const struct word ground_words[];
     X(EPD_RELU2)                                                                                             \
     X(EPD_OVERFLOW_UNSPECIFIED)                                                                              \
     X(EPD_OVERFLOW_ERROR)                                                                                    \
+    X(EPD_CROSSING_UNSPECIFIED)                                                                              \
+    X(EPD_CROSSING_EAGER)                                                                                    \
+    X(EPD_CROSSING_STATIC)                                                                                   \
     X(EPD_OVERFLOW_DROP)                                                                                     \
     X(EPD_SAVED_NONE)                                                                                        \
     X(EPD_SAVED_CONTEXT)                                                                                     \

@@ -156,6 +156,7 @@ void layer_forward_plan(struct layer *layer, struct layer_modes modes, const str
         draft_init(draft, crew, r, EPD_OP_MOE_FORWARD);
         draft->request.activation = layer->op_case->activation;
         draft->request.saved = modes.saved;
+        draft->request.crossing = modes.crossing;
         draft_bind(draft, crew, EPD_ROLE_X, &in->x);
         draft_bind(draft, crew, EPD_ROLE_TOPK_IDX, &in->topk_idx);
         draft_bind(draft, crew, EPD_ROLE_TOPK_WEIGHTS, &in->topk_weights);

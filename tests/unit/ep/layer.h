@@ -38,7 +38,8 @@ void layer_poison_outputs(struct layer *layer, const struct layer_outputs *outpu
 struct layer_modes {
     enum epd_saved saved;
     int delay_wgrad, accumulate;
-    int parts; /* weights and their gradients as lists */
+    int parts;                  /* weights and their gradients as lists */
+    enum epd_crossing crossing; /* of the forward; the backward takes the same */
 };
 
 void layer_forward_plan(struct layer *layer, struct layer_modes modes, const struct layer_outputs *outputs,

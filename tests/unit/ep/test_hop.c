@@ -1,9 +1,10 @@
-/* Groups over two nodes whose ranks fail in the midst of a step: behind every swap of every op, several ranks to a lane.
- * Nobody may wait for anybody: the step ends at once on all nodes, names the rank, and the next one goes well. */
+/* Groups over two nodes: messages of a fixed size; and ranks that fail in the midst of a step, behind every swap of every
+ * op, several ranks to a lane. Nobody may wait for anybody: the step ends at once on all nodes, names the rank, and the next one goes well. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "ep/clock.h"
+#include "ep/hop.h"
 #include "ep/hop_frame.h"
 #include "tests/unit/ep/layer.h"
 
@@ -131,18 +132,142 @@ static void bind_case(struct draft *draft, struct layer *layer, uint32_t rank, c
             draft_bind(draft, &layer->crew, all[i].role, all[i].slab);
 }
 
-static void create_case(struct layer *layer, const struct tensors *tensors, const struct hop_case *c,
-                        const struct crew_plan *context, struct crew_plan *plan)
+static void create_crossing(struct layer *layer, const struct tensors *tensors, const struct hop_case *c,
+                            enum epd_crossing crossing, const struct crew_plan *context,
+                            struct crew_plan *plan)
 {
     struct draft *drafts = values_alloc(HARNESS_MAX_RANKS, sizeof *drafts);
     for (uint32_t r = 0; r < layer->crew.world_size; r++) {
         draft_init(&drafts[r], &layer->crew, r, c->op);
         drafts[r].request.context = context ? context->plans[r] : NULL;
+        drafts[r].request.crossing = crossing;
         bind_case(&drafts[r], layer, r, &tensors[r], c);
     }
     crew_plan_create(plan, &layer->crew, drafts, layer->crew.world_size);
     free(drafts);
 }
+
+static void create_case(struct layer *layer, const struct tensors *tensors, const struct hop_case *c,
+                        const struct crew_plan *context, struct crew_plan *plan)
+{
+    create_crossing(layer, tensors, c, EPD_CROSSING_UNSPECIFIED, context, plan);
+}
+
+/* ---- static messages ---- */
+
+static uint64_t section(uint64_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+/* As client/epd.h says, from one rank to one node. */
+static uint64_t static_bytes(const struct op_case *c, const struct hop_case *op)
+{
+    const uint64_t t = c->max_tokens, k = c->top_k, h = c->hidden;
+    const uint64_t counts = section(4ull * c->n_experts) + section(4 * t * k), choices = section(4 * t * k);
+    const uint64_t rows = section(t * h * dtype_bytes(c->dtype)), sums = section(4 * t * h);
+    const uint64_t weights = op->roles & WEIGHTS ? choices : 0;
+    const uint64_t d_weights = op->roles & D_WEIGHTS ? 64 + choices : 0;
+    switch (op->op) {
+    case EPD_OP_DISPATCH:
+        return 64 + counts + weights + rows;
+    case EPD_OP_COMBINE:
+        return (weights ? 64 + weights : 0) + 64 + sums;
+    case EPD_OP_COMBINE_BWD:
+        return 64 + weights + rows + d_weights;
+    default:
+        return 64 + sums + d_weights;
+    }
+}
+
+static uint64_t sent_by_node(const struct crew *crew, uint32_t node)
+{
+    struct rails_traffic traffic;
+    rails_traffic(crew->rails[node], &traffic);
+    return traffic.sent_bytes[1 - node];
+}
+
+/* What the op has written on a rank, behind each other; a copy. */
+static char *copy_outputs(const struct tensors *t, size_t *bytes)
+{
+    const struct slab *outputs[] = {&t->recv_x, &t->out, &t->dy, &t->d_weights, &t->dx};
+    *bytes = 0;
+    for (size_t i = 0; i < COUNT(outputs); i++)
+        *bytes += outputs[i]->bytes;
+    char *copy = values_alloc(*bytes, 1), *at = copy;
+    for (size_t i = 0; i < COUNT(outputs); i++) {
+        memcpy(at, outputs[i]->data, outputs[i]->bytes);
+        at += outputs[i]->bytes;
+    }
+    return copy;
+}
+
+static void poison_outputs(const struct tensors *t)
+{
+    const struct slab *outputs[] = {&t->recv_x, &t->out, &t->dy, &t->d_weights, &t->dx};
+    for (size_t i = 0; i < COUNT(outputs); i++)
+        slab_poison(outputs[i]);
+}
+
+static void run_and_keep(struct crew_plan *plan, const struct layer *layer, const struct tensors *tensors,
+                         char **copies, size_t *bytes)
+{
+    for (uint32_t r = 0; r < plan->n; r++)
+        poison_outputs(&tensors[r]);
+    launch_expect(plan, layer->n_tokens, EPD_OK);
+    for (uint32_t r = 0; r < plan->n; r++)
+        copies[r] = copy_outputs(&tensors[r], &bytes[r]);
+}
+
+static void check_static_op(struct layer *layer, const struct tensors *tensors, const struct hop_case *op,
+                            const struct crew_plan *context)
+{
+    struct crew_plan eager, fixed;
+    char *want[HARNESS_MAX_RANKS], *got[HARNESS_MAX_RANKS];
+    size_t bytes[HARNESS_MAX_RANKS];
+    const uint32_t n = layer->crew.world_size;
+    create_crossing(layer, tensors, op, EPD_CROSSING_EAGER, context, &eager);
+    create_crossing(layer, tensors, op, EPD_CROSSING_STATIC, context, &fixed);
+    uint64_t begun = sent_by_node(&layer->crew, 0);
+    run_and_keep(&eager, layer, tensors, want, bytes);
+    const uint64_t exact = sent_by_node(&layer->crew, 0) - begun;
+    begun += exact;
+    run_and_keep(&fixed, layer, tensors, got, bytes);
+    const uint64_t sent = sent_by_node(&layer->crew, 0) - begun;
+    for (uint32_t r = 0; r < n; r++) {
+        ck_assert_msg(!memcmp(want[r], got[r], bytes[r]), "%s: rank %u", op->name, r);
+        free(want[r]);
+        free(got[r]);
+    }
+    ck_assert_msg(sent == n / 2 * (static_bytes(layer->op_case, op) + sizeof(struct hop_verdict)),
+                  "%s: %llu bytes", op->name, (unsigned long long)sent);
+    ck_assert_uint_lt(exact, sent);
+    crew_plan_destroy(&fixed);
+    crew_plan_destroy(&eager);
+}
+
+START_TEST(static_messages_bring_the_same_bits_in_as_many_bytes_as_the_formula_says)
+{
+    static const char *const names[] = {"uniform f32", "eight ranks", "zero tokens rank"};
+    for (size_t n = 0; n < COUNT(names); n++) {
+        struct harness harness;
+        struct layer layer;
+        struct tensors tensors[HARNESS_MAX_RANKS];
+        struct crew_plan dispatch;
+        harness_open(&harness, 2, 0);
+        layer_init(&layer, &harness, op_case_named(names[n]));
+        take_tensors(&layer, tensors);
+        check_static_op(&layer, tensors, &cases[0], NULL);
+        create_crossing(&layer, tensors, &cases[0], EPD_CROSSING_STATIC, NULL, &dispatch);
+        launch_expect(&dispatch, layer.n_tokens, EPD_OK);
+        for (size_t i = 1; i < COUNT(cases); i++)
+            check_static_op(&layer, tensors, &cases[i], &dispatch);
+        crew_plan_destroy(&dispatch);
+        layer_fini(&layer);
+        harness_close(&harness);
+    }
+}
+END_TEST
 
 /* ---- failures ---- */
 
@@ -248,6 +373,7 @@ END_TEST
 int main(void)
 {
     const TTest *const tests[] = {
+        static_messages_bring_the_same_bits_in_as_many_bytes_as_the_formula_says,
         a_rank_that_fails_behind_any_swap_lets_nobody_wait,
         a_rank_that_fails_behind_any_swap_of_a_layer_lets_nobody_wait,
     };

@@ -126,6 +126,8 @@ START_TEST(saved_recomputed_and_delayed_gradients_are_the_same_bits)
             {.saved = EPD_SAVED_CONTEXT, .delay_wgrad = 1},
             {.saved = EPD_SAVED_RECOMPUTE, .delay_wgrad = 1},
             {.saved = EPD_SAVED_CONTEXT, .parts = 1},
+            {.saved = EPD_SAVED_CONTEXT, .crossing = EPD_CROSSING_STATIC},
+            {.saved = EPD_SAVED_RECOMPUTE, .crossing = EPD_CROSSING_STATIC},
         };
         harness_open(&harness, 3, 0);
         layer_init(&layer, &harness, op_case_named(names[i]));

@@ -255,6 +255,10 @@ START_TEST(modes_and_contexts_are_checked)
     dispatch(&world);
     world.draft->request.delay_wgrad = 1;
     refused(&world, EPD_INVALID_ARGUMENT, "dispatch cannot delay weight gradients: only moe_backward can");
+    world.draft->request.delay_wgrad = 0;
+    world.draft->request.crossing = (enum epd_crossing)3;
+    refused(&world, EPD_INVALID_ARGUMENT, "dispatch: crossing 3, want 0..2");
+    world.draft->request.crossing = EPD_CROSSING_UNSPECIFIED;
     forward(&world);
     world.draft->request.activation = 9;
     refused(&world, EPD_INVALID_ARGUMENT, "moe_forward: activation 9, want swiglu, geglu or relu2");

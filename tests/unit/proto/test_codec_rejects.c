@@ -199,6 +199,7 @@ START_TEST(plans_are_checked)
     REFUSED(MESSAGE_PLAN_CREATE, m->plan_create.layout = 4, "plan_create layout: given 4, want 0..3");
     REFUSED(MESSAGE_PLAN_CREATE, m->plan_create.activation = 4, "plan_create activation: given 4, want 0..3");
     REFUSED(MESSAGE_PLAN_CREATE, m->plan_create.saved = 3, "plan_create saved: given 3, want 0..2");
+    REFUSED(MESSAGE_PLAN_CREATE, m->plan_create.crossing = 3, "plan_create crossing: given 3, want 0..2");
     fresh(&bench, MESSAGE_PLAN_CREATE)->plan_create.n_bindings = EPD_MAX_BINDINGS + 1;
     expect_not_encoded(&bench, "plan_create bindings: given 2201, want 0..2200");
 }

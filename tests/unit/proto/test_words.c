@@ -50,6 +50,7 @@ START_TEST(the_schema_has_no_words_beyond_the_tables)
     ck_assert_uint_eq(epd__v1__gemm_layout__descriptor.n_values, EPD_GEMM_NT + 1);
     ck_assert_uint_eq(epd__v1__overflow__descriptor.n_values, EPD_OVERFLOW_DROP + 1);
     ck_assert_uint_eq(epd__v1__saved__descriptor.n_values, EPD_SAVED_RECOMPUTE + 1);
+    ck_assert_uint_eq(epd__v1__crossing__descriptor.n_values, EPD_CROSSING_STATIC + 1);
     ck_assert_uint_eq(epd__v1__memory_kind__descriptor.n_values, EPD_MEMORY_CUDA_VMM + 1);
     ck_assert_uint_eq(epd__v1__backend_kind__descriptor.n_values, EPD_BACKEND_CUDA + 1);
     ck_assert_uint_eq(epd__v1__control_verb__descriptor.n_values, CONTROL_VERB_COUNT);
