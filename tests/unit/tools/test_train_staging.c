@@ -49,9 +49,10 @@ END_TEST
 /* Of what the example takes while the test counts. */
 static int counting, n_taken, fail_at;
 
-void *__wrap_calloc(size_t n, size_t bytes);
+/* Not hidden: the linker finds the names in the sanitizers' libraries as well. */
+__attribute__((visibility("default"))) void *__wrap_calloc(size_t n, size_t bytes);
+__attribute__((visibility("default"))) void __wrap_free(void *memory);
 void *__real_calloc(size_t n, size_t bytes);
-void __wrap_free(void *memory);
 void __real_free(void *memory);
 
 void *__wrap_calloc(size_t n, size_t bytes)
