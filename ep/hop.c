@@ -4,6 +4,7 @@
 
 #include "ep/hop_desk.h"
 #include "kernels/host/partial.h"
+#include "kernels/host/scratch.h"
 
 static const struct problem *problem_of(const struct rank_run *run)
 {
@@ -35,26 +36,6 @@ static uint32_t rank_on(const struct rank_run *run, uint32_t node)
 }
 
 /* ---- there ---- */
-
-/* Which tokens go to which node: each once, whatever number of experts it has there. */
-static void choose_tokens(const struct rank_run *run, const struct routing *routing)
-{
-    const struct problem *problem = problem_of(run);
-    struct hop_routing *hop = routing_of(run);
-    memset(hop->n_sent, 0, problem->n_nodes * sizeof *hop->n_sent);
-    for (uint32_t token = 0; token < run->n_tokens; token++) {
-        uint64_t goes = 0;
-        for (uint32_t k = 0; k < problem->top_k; k++) {
-            int32_t expert = routing->expert[(size_t)token * problem->top_k + k];
-            if (expert >= 0)
-                goes |= 1ull << node_of_expert(problem, expert);
-        }
-        goes &= ~(1ull << problem->node);
-        for (uint32_t node = 0; goes >> node; node++)
-            if (goes >> node & 1)
-                hop->sent[node][hop->n_sent[node]++] = (int32_t)token;
-    }
-}
 
 /* Rows of a [T, ...] tensor, those of some tokens one behind the other. */
 static void pack(void *to, const void *from, size_t row_bytes, const int32_t *tokens, uint32_t n)
@@ -153,7 +134,7 @@ static enum epd_status route_there(const struct rank_run *run, const struct exch
             args.counts[rank] = args.routing.counts;
     if (run->backend->exchange(run->queue, EXCHANGE_ROUTE_DISPATCH, 0, &args, error))
         return error->status;
-    choose_tokens(run, &args.routing);
+    hop_routing_choose(routing_of(run), problem, args.routing.expert, run->n_tokens);
     const uint32_t content = HOP_COUNTS | HOP_EXPERTS | HOP_ROWS | weights_content(&args);
     pack_there(run, &args, content);
     if (hop_desk_swap(run, HOP_THERE, content, NULL, error))
@@ -212,37 +193,24 @@ static struct tensor rows_from(const struct rank_run *run, const struct exchange
     return x;
 }
 
-/* Only the experts of this node have rows here. */
-static void keep_rows_here(const struct problem *problem, struct hop_arrivals *from)
-{
-    const size_t n = (size_t)from->n_tokens * problem->top_k;
-    for (size_t i = 0; i < n; i++)
-        if (from->expert[i] >= 0 && node_of_expert(problem, from->expert[i]) != problem->node)
-            from->row[i] = -1;
-}
-
 static enum epd_status lay_out(const struct rank_run *run, const struct exchange_args *args,
                                struct epd_error *error)
 {
     const struct problem *problem = problem_of(run);
     struct hop_desk *desk = hop_desk_of(run);
     struct hop_routing *hop = routing_of(run);
-    struct kernel_error elsewhere = {0};
     struct hop_arrivals *own = &hop->from[problem->node];
     const size_t n = (size_t)run->n_tokens * problem->top_k;
+    const size_t n_floats = hop_routing_place_words(problem) * (sizeof(int64_t) / sizeof(float));
+    const struct route_args route = {
+        .shape = shape_from(run, args, problem->node), .routing = args->routing, .error = args->layout_error};
+    float *floats;
+    if (check(host_scratch_acquire(&desk->scratch, n_floats, &floats), "dispatch", error))
+        return error->status;
     own->n_tokens = run->n_tokens;
     memcpy(own->expert, args->routing.expert, n * sizeof *own->expert);
-    for (uint32_t node = 0; node < problem->n_nodes; node++) {
-        struct route_args route = {.shape = shape_from(run, args, node),
-                                   .routing =
-                                       node == problem->node ? args->routing : routing_from(run, args, node),
-                                   .error = node == problem->node ? args->layout_error : &elsewhere};
-        if (check(host_route_layout(&route, &desk->scratch), "dispatch", error))
-            return error->status;
-        if (node == problem->node)
-            memcpy(own->row, args->routing.row, n * sizeof *own->row);
-        keep_rows_here(problem, &hop->from[node]);
-    }
+    host_route_slabs(&route, hop_routing_place(hop, problem, run->plan->rank, args->routing.counts,
+                                               (int64_t *)(void *)floats));
     return EPD_OK;
 }
 

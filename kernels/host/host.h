@@ -16,6 +16,12 @@ struct host_scratch {
 void host_scratch_fini(struct host_scratch *scratch);
 
 EPD_MUST_CHECK enum epd_status host_route_count(const struct route_args *args, struct host_scratch *scratch);
+/* The first half of host_route_count, for a rank alone: routing.expert and counts [E]; args->counts is not used. Any
+ * number of ranks. */
+void host_route_check(const struct route_args *args, int32_t *counts);
+/* The receiver's half of host_route_layout, where the rows of this rank's experts are known: rows [L], of all ranks. Any
+ * number of ranks. */
+void host_route_slabs(const struct route_args *args, const int64_t *rows);
 EPD_MUST_CHECK enum epd_status host_route_layout(const struct route_args *args, struct host_scratch *scratch);
 EPD_MUST_CHECK enum epd_status host_dispatch_push(const struct dispatch_args *args,
                                                   struct host_scratch *scratch);

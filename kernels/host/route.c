@@ -43,16 +43,10 @@ static int32_t checked_expert(const struct route_args *args, uint32_t token, uin
     return (int32_t)value;
 }
 
-enum epd_status host_route_count(const struct route_args *args, struct host_scratch *scratch)
+void host_route_check(const struct route_args *args, int32_t *counts)
 {
     const struct exchange_shape *shape = &args->shape;
-    size_t counts_bytes = shape->n_experts * sizeof(int32_t);
-    float *floats;
-    enum epd_status status = host_scratch_acquire(scratch, shape->n_experts, &floats);
-    if (status != EPD_OK)
-        return status;
-    int32_t *counts = memset(floats, 0, counts_bytes);
-
+    memset(counts, 0, shape->n_experts * sizeof *counts);
     for (uint32_t token = 0; token < shape->n_tokens; token++) {
         int32_t *experts = args->routing.expert + (size_t)token * shape->top_k;
         for (uint32_t k = 0; k < shape->top_k; k++) {
@@ -61,6 +55,19 @@ enum epd_status host_route_count(const struct route_args *args, struct host_scra
                 counts[experts[k]]++;
         }
     }
+}
+
+enum epd_status host_route_count(const struct route_args *args, struct host_scratch *scratch)
+{
+    const struct exchange_shape *shape = &args->shape;
+    size_t counts_bytes = shape->n_experts * sizeof(int32_t);
+    float *floats;
+    enum epd_status status = host_scratch_acquire(scratch, shape->n_experts, &floats);
+    if (status != EPD_OK)
+        return status;
+    int32_t *counts = (int32_t *)(void *)floats;
+
+    host_route_check(args, counts);
     for (uint32_t rank = 0; rank < shape->world_size; rank++)
         memcpy(args->counts[rank] + (size_t)shape->rank * shape->n_experts, counts, counts_bytes);
     return EPD_OK;
@@ -86,14 +93,14 @@ static int64_t min_rows(int64_t a, int64_t b)
 }
 
 /* This rank as a receiver: its slabs, cut at the capacity. */
-static void lay_out_slabs(const struct route_args *args)
+void host_route_slabs(const struct route_args *args, const int64_t *all_rows)
 {
     const struct exchange_shape *shape = &args->shape;
     const struct routing *routing = &args->routing;
     int64_t capacity = shape->capacity_rows;
     int64_t next = 0, dropped = 0;
     for (uint32_t local = 0; local < shape->n_local_experts; local++) {
-        int64_t rows = rows_of_expert(args, shape->rank * shape->n_local_experts + local, shape->world_size);
+        int64_t rows = all_rows[local];
         int64_t first = min_rows(next, capacity);
         int64_t kept = min_rows(rows, capacity - first);
         routing->offsets[local] = first;
@@ -141,7 +148,10 @@ enum epd_status host_route_layout(const struct route_args *args, struct host_scr
         return status;
     int64_t *next_row = (int64_t *)(void *)floats;
 
-    lay_out_slabs(args);
+    for (uint32_t local = 0; local < shape->n_local_experts; local++)
+        next_row[local] =
+            rows_of_expert(args, shape->rank * shape->n_local_experts + local, shape->world_size);
+    host_route_slabs(args, next_row);
     find_first_rows(args, next_row);
     size_t n = (size_t)shape->n_tokens * shape->top_k;
     for (size_t i = 0; i < n; i++) {
