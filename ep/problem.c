@@ -56,19 +56,38 @@ static enum epd_status check_rows(const struct message_group_config *config, con
     return EPD_OK;
 }
 
+static enum epd_status divide(struct problem *problem, uint32_t n_nodes, uint32_t node,
+                              struct epd_error *error)
+{
+    if (problem->world_size % n_nodes)
+        return error_set(error, EPD_INVALID_ARGUMENT,
+                         "group world_size: %u, want a multiple of its %u nodes: each has as many ranks",
+                         problem->world_size, n_nodes);
+    problem->n_nodes = n_nodes;
+    problem->node = node;
+    problem->ranks_per_node = problem->world_size / n_nodes;
+    return EPD_OK;
+}
+
 enum epd_status problem_init(struct problem *problem, const struct message_group_config *config,
                              uint32_t world_size, struct epd_error *error)
 {
-    if (check_range("world_size", world_size, 1, EPD_MAX_WORLD_SIZE, error) ||
-        check_experts(config, world_size, error) ||
+    if (check_range("world_size", world_size, 1, EPD_MAX_WORLD_SIZE, error))
+        return error->status;
+    return problem_init_any(problem, config, world_size, 1, 0, error);
+}
+
+enum epd_status problem_init_any(struct problem *problem, const struct message_group_config *config,
+                                 uint32_t world_size, uint32_t n_nodes, uint32_t node,
+                                 struct epd_error *error)
+{
+    if (check_experts(config, world_size, error) ||
         check_range("hidden", config->hidden, 1, EPD_MAX_HIDDEN, error) ||
         check_range("ffn", config->ffn, 0, EPD_MAX_FFN, error) ||
         check_range("max_tokens", config->max_tokens, 1, EPD_MAX_TOKENS, error) || check_modes(config, error))
         return error->status;
     struct problem checked = {
         .world_size = world_size,
-        .n_nodes = 1,
-        .ranks_per_node = world_size,
         .n_experts = config->n_experts,
         .n_local_experts = config->n_experts / world_size,
         .top_k = config->top_k,
@@ -82,7 +101,7 @@ enum epd_status problem_init(struct problem *problem, const struct message_group
     };
     if (checked.capacity_rows == 0)
         checked.capacity_rows = problem_max_rows(&checked);
-    if (check_rows(config, &checked, error))
+    if (check_rows(config, &checked, error) || divide(&checked, n_nodes, node, error))
         return error->status;
     *problem = checked;
     return EPD_OK;
@@ -94,14 +113,7 @@ enum epd_status problem_span(struct problem *problem, uint32_t n_nodes, uint32_t
     if (check_range("nodes", n_nodes, 1, EPD_MAX_NODES, error) ||
         check_range("node", node, 0, n_nodes - 1, error))
         return error->status;
-    if (problem->world_size % n_nodes)
-        return error_set(error, EPD_INVALID_ARGUMENT,
-                         "group world_size: %u, want a multiple of its %u nodes: each has as many ranks",
-                         problem->world_size, n_nodes);
-    problem->n_nodes = n_nodes;
-    problem->node = node;
-    problem->ranks_per_node = problem->world_size / n_nodes;
-    return EPD_OK;
+    return divide(problem, n_nodes, node, error);
 }
 
 int64_t problem_max_rows(const struct problem *problem)

@@ -25,6 +25,12 @@ EPD_MUST_CHECK enum epd_status problem_init(struct problem *problem,
                                             const struct message_group_config *config, uint32_t world_size,
                                             struct epd_error *error);
 
+/* The same, and spanning, for any number of ranks and nodes: what plans without a group may ask for. */
+EPD_MUST_CHECK enum epd_status problem_init_any(struct problem *problem,
+                                                const struct message_group_config *config,
+                                                uint32_t world_size, uint32_t n_nodes, uint32_t node,
+                                                struct epd_error *error);
+
 /* The group spans n_nodes, and this is one of them. */
 EPD_MUST_CHECK enum epd_status problem_span(struct problem *problem, uint32_t n_nodes, uint32_t node,
                                             struct epd_error *error);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "ep/clock.h"
+#include "ep/rail_order.h"
 #include "ep/transport.h"
 #include "ep/ucx_library.h"
 
@@ -348,9 +349,8 @@ static enum epd_status ucx_rail_swap(struct transport_rail *rail, struct transpo
         *error = rail->broken;
         return error->status;
     }
-    for (uint32_t i = 0; i < rail->n_nodes && !rail->broken.status; i++) {
-        if (i == rail->node)
-            continue;
+    for (uint32_t round = 0; round + 1 < rail->n_nodes && !rail->broken.status; round++) {
+        const uint32_t i = rail_peer(rail->n_nodes, rail->node, round);
         ucs_status_t status = start_peer(rail, &rail->peers[i], &parts[i]);
         if (status != UCS_OK)
             (void)lose(rail, i, status);
