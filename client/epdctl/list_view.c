@@ -1,18 +1,47 @@
 #include "client/epdctl/list_view.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "client/epdctl/field.h"
 #include "client/epdctl/quantity.h"
 #include "client/epdctl/table.h"
 
+#define UUID_DIGITS 32
+
 /* How one column is read from an object and written. */
-enum column_kind { COLUMN_PLAIN, COLUMN_COUNT, COLUMN_MEMORY, COLUMN_AGE_MS, COLUMN_NS };
+enum column_kind {
+    COLUMN_PLAIN,
+    COLUMN_COUNT,
+    COLUMN_MEMORY,
+    COLUMN_AGE_MS,
+    COLUMN_NS,
+    COLUMN_IDX, /* below 0: none */
+    COLUMN_UUID /* hex digits */
+};
 
 struct column {
     const char *key;
     enum column_kind kind;
 };
+
+/* As nvidia-smi writes it, without its "GPU-"; other texts as they are. */
+static void add_uuid(struct table *table, const char *hex)
+{
+    char text[UUID_DIGITS + 5];
+    size_t length = 0;
+    if (strlen(hex) != UUID_DIGITS) {
+        table_add(table, hex);
+        return;
+    }
+    for (size_t i = 0; i < UUID_DIGITS; i++) {
+        if (i >= 8 && i <= 20 && i % 4 == 0)
+            text[length++] = '-';
+        text[length++] = hex[i];
+    }
+    text[length] = 0;
+    table_add(table, text);
+}
 
 static void add_cell(struct table *table, const json_t *object, const struct column *column)
 {
@@ -33,6 +62,12 @@ static void add_cell(struct table *table, const json_t *object, const struct col
         return;
     case COLUMN_NS:
         table_add(table, quantity_duration(quantity, number));
+        return;
+    case COLUMN_IDX:
+        table_add(table, number < 0 ? "-" : field_print(object, column->key, text, sizeof(text)));
+        return;
+    case COLUMN_UUID:
+        add_uuid(table, field_text(object, column->key, "-"));
         return;
     }
 }
@@ -110,7 +145,7 @@ void groups_view(const json_t *document, FILE *out)
                 field_text(group, "overflow", "-"), field_print(group, "epoch", id, sizeof(id)),
                 quantity_duration(more, field_number(group, "deadline_ms") * 1e6),
                 field_text(group, "exchange", "-"));
-        fprintf(out, "  launches %s, failed %s, in flight %s\n",
+        fprintf(out, "  steps %s, failed %s, in flight %s\n",
                 quantity_count(text, field_number(group, "launches")),
                 quantity_count(more, field_number(group, "failed")),
                 quantity_count(last, field_number(group, "in_flight")));
@@ -134,7 +169,7 @@ void plans_view(const json_t *document, FILE *out)
 void devices_view(const json_t *document, FILE *out)
 {
     static const struct column columns[] = {
-        {"device_idx", COLUMN_PLAIN},      {"name", COLUMN_PLAIN},        {"uuid", COLUMN_PLAIN},
+        {"device_idx", COLUMN_PLAIN},      {"name", COLUMN_PLAIN},        {"uuid", COLUMN_UUID},
         {"memory_bytes", COLUMN_MEMORY},   {"heap_bytes", COLUMN_MEMORY}, {"heap_peak_bytes", COLUMN_MEMORY},
         {"imported_bytes", COLUMN_MEMORY}, {"n_imports", COLUMN_COUNT},   {"jobs_done", COLUMN_COUNT},
         {"jobs_queued", COLUMN_COUNT},     {"busy_ns", COLUMN_NS},
@@ -158,25 +193,43 @@ static const char *missing_ranks(const json_t *op, char *text, size_t bytes)
     return text;
 }
 
+/* "gemm 383 us" of the slowest rank; "" where the host cannot know. */
+static const char *longest_phase(const json_t *op, char *text, size_t bytes)
+{
+    char duration[QUANTITY_BYTES];
+    const char *name;
+    double longest = 0;
+    json_t *ns;
+    text[0] = 0;
+    json_object_foreach (field_object(op, "phase_ns"), name, ns) {
+        if (!(json_number_value(ns) > longest))
+            continue;
+        longest = json_number_value(ns);
+        (void)snprintf(text, bytes, "%s %s", name, quantity_duration(duration, longest));
+    }
+    return text;
+}
+
 void dump_view(const json_t *document, size_t max_ops, FILE *out)
 {
     static const struct column columns[] = {
         {"serial", COLUMN_PLAIN}, {"group_id", COLUMN_PLAIN}, {"ordinal", COLUMN_PLAIN},
         {"op", COLUMN_PLAIN},     {"state", COLUMN_PLAIN},    {"status", COLUMN_PLAIN},
-        {"phase", COLUMN_PLAIN},  {"rank", COLUMN_PLAIN},     {"age_ms", COLUMN_AGE_MS},
+        {"phase", COLUMN_PLAIN},  {"rank", COLUMN_IDX},       {"age_ms", COLUMN_AGE_MS},
         {"gather_ns", COLUMN_NS}, {"wait_ns", COLUMN_NS},     {"run_ns", COLUMN_NS},
     };
     const size_t n_columns = sizeof(columns) / sizeof(columns[0]);
     struct table table;
-    table_init(&table,
-               ">serial,>group,>step,op,state,status,phase,>rank,>age,>gather,>queue,>run,missing,text");
+    table_init(&table, ">serial,>group,>step,op,state,status,failed in,>rank,>age,>wait,>queue,>run,longest "
+                       "phase,missing,text");
     const json_t *ops = field_array(document, "ops");
     const size_t n_ops = json_array_size(ops);
     for (size_t i = max_ops && n_ops > max_ops ? n_ops - max_ops : 0; i < n_ops; i++) {
         const json_t *op = json_array_get(ops, i);
-        char missing[256];
+        char missing[256], phase[64];
         for (size_t column = 0; column < n_columns; column++)
             add_cell(&table, op, &columns[column]);
+        table_add(&table, longest_phase(op, phase, sizeof(phase)));
         table_add(&table, missing_ranks(op, missing, sizeof(missing)));
         table_add(&table, field_text(op, "text", ""));
     }

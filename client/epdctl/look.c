@@ -9,6 +9,9 @@
 #include "client/epdctl/stats_view.h"
 #include "client/epdctl/status_view.h"
 
+/* What `epdctl stats` shows rates of. */
+#define STATS_PERIOD_S 1
+
 static void show(const struct command *command, enum control_verb verb, const json_t *document,
                  const json_t *before)
 {
@@ -54,13 +57,26 @@ static int same_worker(const json_t *document, const json_t *before)
            field_number(document, "uptime_ms") > field_number(before, "uptime_ms");
 }
 
+/* For people statistics are what has changed: the first look is one that they do not see. */
+static enum command_exit look_first(const struct command *command, enum control_verb verb, json_t **document)
+{
+    if (verb != CONTROL_STATS || command->json)
+        return COMMAND_OK;
+    enum command_exit result = command_request(command, &(struct message_control){.verb = verb}, document);
+    if (result == COMMAND_OK)
+        sleep(STATS_PERIOD_S);
+    return result;
+}
+
 enum command_exit look_run(const struct command *command, enum control_verb verb)
 {
     json_t *before = NULL;
+    enum command_exit result = look_first(command, verb, &before);
+    if (result != COMMAND_OK)
+        return result;
     for (;;) {
         json_t *document = NULL;
-        enum command_exit result =
-            command_request(command, &(struct message_control){.verb = verb}, &document);
+        result = command_request(command, &(struct message_control){.verb = verb}, &document);
         if (result != COMMAND_OK) {
             json_decref(before);
             return result;

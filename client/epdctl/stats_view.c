@@ -9,18 +9,6 @@
 #include "client/epdctl/status_view.h"
 #include "client/epdctl/table.h"
 
-/* The op of the same name in an earlier document; NULL if there is none. */
-static const json_t *find_op(const json_t *stats, const char *name)
-{
-    size_t idx;
-    json_t *op;
-    json_array_foreach (field_array(stats, "ops"), idx, op) {
-        if (strcmp(field_text(op, "op", ""), name) == 0)
-            return op;
-    }
-    return NULL;
-}
-
 static double growth(const json_t *now, const json_t *before, const char *key)
 {
     const double earlier = field_number(before, key);
@@ -45,37 +33,32 @@ static void add_rate(struct table *table, double amount, double seconds, const c
     table_add(table, quantity_rate(text, amount / seconds, unit));
 }
 
+/* Failures, drops and copies are few or none: their number says more than a rate. */
 static void add_op_totals(struct table *table, const json_t *op)
 {
     char text[QUANTITY_BYTES];
     add_count(table, field_number(op, "launches"));
     add_count(table, field_number(op, "failed"));
-    add_count(table, field_number(op, "tokens"));
-    add_count(table, field_number(op, "rows"));
     add_count(table, field_number(op, "dropped_rows"));
-    table_add(table, quantity_memory(text, field_number(op, "wire_bytes")));
     table_add(table, quantity_memory(text, field_number(op, "copied_bytes")));
 }
 
 static void add_op_rates(struct table *table, const json_t *op, const json_t *before, double seconds)
 {
     add_rate(table, growth(op, before, "launches"), seconds, "");
-    add_count(table, growth(op, before, "failed"));
     add_rate(table, growth(op, before, "tokens"), seconds, "");
     add_rate(table, growth(op, before, "rows"), seconds, "");
-    add_count(table, growth(op, before, "dropped_rows"));
     add_rate(table, growth(op, before, "wire_bytes"), seconds, "B");
-    add_rate(table, growth(op, before, "copied_bytes"), seconds, "B");
 }
 
 /* FLOP per second while the GEMMs ran: what the processor or GPU gave, not what the node was asked for. */
-static void add_gemm_speed(struct table *table, const json_t *op)
+static void add_gemm_speed(struct table *table, const json_t *op, const json_t *before)
 {
     char text[QUANTITY_BYTES];
-    const json_t *phases = field_object(op, "phase_ns");
-    const double gemm = field_number(phases, "gemm"), wgrad = field_number(phases, "wgrad");
+    const json_t *phases = field_object(op, "phase_ns"), *earlier = field_object(before, "phase_ns");
+    const double gemm = growth(phases, earlier, "gemm"), wgrad = growth(phases, earlier, "wgrad");
     const double ns = (isnan(gemm) ? 0 : gemm) + (isnan(wgrad) ? 0 : wgrad);
-    const double flops = field_number(op, "flops");
+    const double flops = growth(op, before, "flops");
     table_add(table, quantity_rate(text, ns > 0 && flops > 0 ? flops / (ns * 1e-9) : NAN, "FLOP"));
 }
 
@@ -83,20 +66,18 @@ static void print_ops(const json_t *stats, const json_t *before, double seconds,
 {
     struct table table;
     table_init(&table,
-               "op,>launches,>failed,>tokens,>rows,>dropped,>sent,>copied,>GEMM speed,>wait p50,>wait p99,"
-               ">run p50,>run p99,>run max");
+               "op,>launches,>failed,>dropped,>copied,>launches/s,>tokens/s,>rows/s,>sent,>GEMM speed,"
+               ">wait p50,>wait p99,>run p50,>run p99,>run max");
     size_t idx;
     json_t *op;
     json_array_foreach (field_array(stats, "ops"), idx, op) {
         if (!(field_number(op, "launches") > 0))
             continue;
-        const char *name = field_text(op, "op", "-");
-        table_add(&table, name);
-        if (before)
-            add_op_rates(&table, op, find_op(before, name), seconds);
-        else
-            add_op_totals(&table, op);
-        add_gemm_speed(&table, op);
+        table_add(&table, field_text(op, "op", "-"));
+        const json_t *earlier = bottleneck_find(before, "ops", "op", op);
+        add_op_totals(&table, op);
+        add_op_rates(&table, op, earlier, seconds);
+        add_gemm_speed(&table, op, earlier);
         add_duration(&table, field_number_in(op, "gather_ns", "p50"));
         add_duration(&table, field_number_in(op, "gather_ns", "p99"));
         add_duration(&table, field_number_in(op, "run_ns", "p50"));
@@ -109,25 +90,28 @@ static void print_ops(const json_t *stats, const json_t *before, double seconds,
     table_fini(&table);
 }
 
-static void print_groups(const json_t *stats, FILE *out)
+static void print_groups(const json_t *stats, const json_t *before, double seconds, FILE *out)
 {
     struct table table;
-    table_init(&table,
-               ">group,name,>launches,>failed,>imbalance now,>mean,>hottest expert,>latest rank,>held up");
+    table_init(&table, ">group,name,>steps,>steps/s,>failed,>imbalance now,>mean,>hottest expert,>latest "
+                       "rank,>last in,>held up");
     size_t idx;
     json_t *group;
     json_array_foreach (field_array(stats, "groups"), idx, group) {
         char text[80], ratio[QUANTITY_BYTES];
-        const json_t *rank = bottleneck_late_rank(group);
+        const json_t *earlier = bottleneck_find(before, "groups", "group_id", group);
+        const struct late_rank late = bottleneck_late_rank(group, earlier);
         table_add(&table, field_print(group, "group_id", text, sizeof(text)));
         table_add(&table, field_text(group, "name", "-"));
         add_count(&table, field_number(group, "launches"));
+        add_rate(&table, growth(group, earlier, "launches"), seconds, "");
         add_count(&table, field_number(group, "failed"));
         table_add(&table, quantity_ratio(ratio, field_number(group, "imbalance_last")));
         table_add(&table, quantity_ratio(ratio, field_number(group, "imbalance_mean")));
         table_add(&table, field_print(group, "hottest_expert", text, sizeof(text)));
-        table_add(&table, field_print(rank, "rank", text, sizeof(text)));
-        add_duration(&table, field_number(rank, "held_up_ns"));
+        table_add(&table, field_print(late.rank, "rank", text, sizeof(text)));
+        table_add(&table, quantity_share(ratio, late.rank ? late.n_times / late.n_steps : NAN));
+        add_duration(&table, late.rank ? late.held_up_ns : NAN);
     }
     if (table_n_rows(&table) > 0)
         fputc('\n', out);
@@ -144,7 +128,7 @@ static void print_devices(const json_t *stats, const json_t *before, double seco
     json_t *device;
     json_array_foreach (field_array(stats, "devices"), idx, device) {
         char text[80], quantity[QUANTITY_BYTES];
-        const json_t *earlier = json_array_get(field_array(before, "devices"), idx);
+        const json_t *earlier = bottleneck_find(before, "devices", "device_idx", device);
         table_add(&table, field_print(device, "device_idx", text, sizeof(text)));
         table_add(&table, field_text(device, "name", "-"));
         table_add(&table, quantity_share(quantity, growth(device, earlier, "busy_ns") * 1e-9 / seconds));
@@ -181,18 +165,21 @@ void stats_view(const json_t *stats, const json_t *before, FILE *out)
     const double earlier_ms = field_number(before, "uptime_ms");
     const double seconds = (field_number(stats, "uptime_ms") - (isnan(earlier_ms) ? 0 : earlier_ms)) / 1000;
     status_view_headline(stats, out);
-    fprintf(out, "sessions %s open, %s since the start; daemon memory %s, open files %s\n\n",
+    fprintf(out, "sessions %s open, %s since the start; daemon memory %s, open files %s\n",
             quantity_count(open, field_number(sessions, "open")),
             quantity_count(opened, field_number(sessions, "opened")),
             quantity_memory(memory, field_number(stats, "rss_bytes")),
             quantity_count(fds, field_number(stats, "fds")));
+    fprintf(out, "rates and late ranks: %s%s; p50, p99, max: since the start\n\n",
+            before ? "of the last " : "since the start",
+            before ? quantity_duration(memory, seconds * 1e9) : "");
     print_ops(stats, before, seconds, out);
-    print_groups(stats, out);
+    print_groups(stats, before, seconds, out);
     print_devices(stats, before, seconds, out);
     fputc('\n', out);
-    bottleneck_print(stats, out);
+    bottleneck_print(stats, before, out);
     print_counters(field_object(stats, "failed_launches"), "failed launches: ", out);
     print_counters(field_object(stats, "errors"), "refused requests: ", out);
-    print_counters(field_object(stats, "limits_hit"), "limits hit: ", out);
-    print_counters(field_object(sessions, "closed"), "sessions closed: ", out);
+    print_counters(field_object(stats, "limits_hit"), "limits hit, times: ", out);
+    print_counters(field_object(sessions, "closed"), "sessions closed, by reason: ", out);
 }

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "client/epdctl/bottleneck.h"
 #include "client/epdctl/fabric_view.h"
@@ -12,6 +13,7 @@
 #include "client/epdctl/stats_view.h"
 #include "client/epdctl/status_view.h"
 #include "client/epdctl/table.h"
+#include "proto/mps.h"
 
 static const char stats_text[] =
     "{'verb': 'stats', 'version': '0.1.0', 'uptime_ms': 10000, 'rss_bytes': 10485760, 'fds': 42,"
@@ -27,7 +29,8 @@ static const char stats_text[] =
     "             'imbalance_mean': 1.75, 'hottest_expert': 5, 'expert_rows': [1, 2],"
     "             'ranks': [{'rank': 0, 'came_last': 10, 'held_up_ns': 1000},"
     "                       {'rank': 2, 'came_last': 150, 'held_up_ns': 412000000}]}],"
-    " 'devices': [{'device_idx': 0, 'name': 'host 0', 'heap_bytes': 1536, 'heap_peak_bytes': 2097152,"
+    " 'devices': [{'device_idx': 0, 'name': 'host 0', 'uuid': '0123456789abcdef0123456789abcdef', "
+    "'heap_bytes': 1536, 'heap_peak_bytes': 2097152,"
     "              'imported_bytes': 0, 'jobs_done': 12345678, 'jobs_queued': 0, 'busy_ns': 7100000000}]}";
 
 /* Documents are written with ' for ", so that they can be read here. */
@@ -127,20 +130,25 @@ START_TEST(stats_say_what_how_fast_and_what_holds_back)
     stats_view(stats, NULL, output.file);
     ASSERT_SAYS(&output, "epd 0.1.0, up 10 s");
     ASSERT_SAYS(&output, "sessions 4 open, 9 since the start; daemon memory 10.0 MiB, open files 42");
-    ASSERT_SAYS(&output,
-                "moe_forward       800       0  204800  409600        0  75.0 MiB     0 B  20.0 GFLOP/s");
+    ASSERT_SAYS(&output, "moe_forward       800       0        0     0 B        80/s  20.5 k/s  41.0 k/s  "
+                         "7.86 MB/s  20.0 GFLOP/s");
     ASSERT_SAYS(&output, "2.50 ms   9.00 ms   900 us  4.00 ms  5.00 ms");
     ck_assert_msg(!strstr(output.text, "barrier"), "an op that never ran is listed");
     ASSERT_SAYS(&output, "host 0  71 %  1.50 KiB");
     ASSERT_SAYS(
         &output,
         "holds back: 75 % of a step is waiting for the last rank to ask; rank 2 of group \"train\" came "
-        "last 150 times and held the others up for 412 ms");
+        "last in 150 of 800 steps and held the others up for 412 ms");
     ASSERT_SAYS(&output, "the busiest gets 1.75x the mean, mostly expert 5");
-    ASSERT_SAYS(&output, "most work: phase gemm, 80 % of the time in steps");
+    ASSERT_SAYS(&output, "where the time of a step went since the start\n"
+                         "op           mean step  wait  gemm  combine  lanes wait\n"
+                         "moe_forward    4.00 ms  75 %   3 %      1 %        21 %\n");
+    ASSERT_SAYS(&output, "bottleneck: waiting for the last rank to ask, 75 % of a step\n");
     ASSERT_SAYS(&output, "failed launches: EPD_TIMEOUT 3\n");
-    ASSERT_SAYS(&output, "limits hit: plans 2\n");
-    ASSERT_SAYS(&output, "sessions closed: client 5\n");
+    devices_view(stats, output.file);
+    ASSERT_SAYS(&output, "host 0  01234567-89ab-cdef-0123-456789abcdef");
+    ASSERT_SAYS(&output, "limits hit, times: plans 2\n");
+    ASSERT_SAYS(&output, "sessions closed, by reason: client 5\n");
     output_close(&output);
     json_decref(stats);
 }
@@ -154,12 +162,83 @@ START_TEST(watched_stats_are_rates_between_two_documents)
     json_object_set_new(now, "uptime_ms", json_integer(12000));
     json_object_set_new(op, "launches", json_integer(1800));
     json_object_set_new(op, "tokens", json_integer(204800 + 512000));
+    json_t *run = json_object_get(op, "run_ns");
+    json_object_set_new(run, "count", json_integer(450)); /* 250 steps more, of 4 ms each */
+    json_object_set_new(run, "mean", json_integer(1200000000 / 450));
+    json_object_set_new(json_object_get(op, "phase_ns"), "gemm", json_integer(100000000 + 3200000000));
+    json_t *late =
+        json_array_get(json_object_get(json_array_get(json_object_get(now, "groups"), 0), "ranks"), 0);
+    json_object_set_new(late, "came_last", json_integer(10 + 100));
+    json_object_set_new(late, "held_up_ns", json_integer(1000 + 30000000));
+    json_object_set_new(json_array_get(json_object_get(now, "groups"), 0), "launches", json_integer(1050));
     output_open(&output);
     stats_view(now, before, output.file);
-    ASSERT_SAYS(&output, "moe_forward     500/s       0  256 k/s   0/s");
+    ASSERT_SAYS(&output, "rates and late ranks: of the last 2.00 s");
+    ASSERT_SAYS(&output, "moe_forward      1800       0        0     0 B       500/s   256 k/s     0/s");
+    ASSERT_SAYS(&output, " 1050    125/s ");
+    ASSERT_SAYS(&output, "     0     40 %  30.0 ms"); /* rank 0, late in 100 of 250 steps */
+    ASSERT_SAYS(&output, "in the last 2.00 s\n"
+                         "op           mean step  wait  gemm  combine  lanes wait\n"
+                         "moe_forward    4.00 ms   0 %  80 %      0 %        20 %\n");
+    ASSERT_SAYS(&output, "bottleneck: phase gemm, 80 % of a step\n");
+    ck_assert_msg(!strstr(output.text, "waiting for the last rank"), "what was before is said to be now");
     output_close(&output);
     json_decref(before);
     json_decref(now);
+}
+END_TEST
+
+/* What training has left behind is still told of, and not as nothing at all. */
+START_TEST(stats_of_an_idle_daemon_tell_where_time_went_since_the_start)
+{
+    struct output output;
+    json_t *before = parse(stats_text), *now = parse(stats_text);
+    json_object_set_new(now, "uptime_ms", json_integer(11000));
+    output_open(&output);
+    stats_view(now, before, output.file);
+    ASSERT_SAYS(&output, "     800       0        0     0 B         0/s");
+    ASSERT_SAYS(&output, "where the time of a step went since the start\n");
+    ASSERT_SAYS(&output, "bottleneck: waiting for the last rank to ask, 75 % of a step\n");
+    output_close(&output);
+    json_decref(before);
+    json_decref(now);
+}
+END_TEST
+
+/* A device that works by itself: the host knows no phases. */
+START_TEST(steps_without_known_phases_are_work_on_the_device)
+{
+    struct output output;
+    json_t *stats =
+        parse("{'uptime_ms': 1000, 'ops': [{'op': 'dispatch', 'launches': 40, 'submit_ns': {'dispatch': 9},"
+              " 'gather_ns': {'count': 10, 'mean': 1000}, 'run_ns': {'count': 10, 'mean': 9000}}]}");
+    output_open(&output);
+    stats_view(stats, NULL, output.file);
+    ASSERT_SAYS(&output, "op        mean step  wait  device\n"
+                         "dispatch    10.0 us  10 %    90 %\n");
+    ASSERT_SAYS(&output, "bottleneck: work on the device, with its queue, 90 % of a step\n");
+    output_close(&output);
+    json_decref(stats);
+}
+END_TEST
+
+START_TEST(mps_is_found_where_the_environment_says)
+{
+    char directory[] = "/tmp/epd-mps-XXXXXX", path[64], found[64];
+    ck_assert_ptr_nonnull(mkdtemp(directory));
+    setenv("CUDA_MPS_PIPE_DIRECTORY", directory, 1);
+    (void)snprintf(path, sizeof(path), "%s/control", directory);
+    ck_assert_int_eq(mps_find(found, sizeof(found)), 0);
+    ck_assert_str_eq(found, path);
+    FILE *file = fopen(path, "w");
+    ck_assert_ptr_nonnull(file);
+    fclose(file);
+    ck_assert_int_eq(mps_find(found, sizeof(found)), 1);
+    unlink(path);
+    rmdir(directory);
+    unsetenv("CUDA_MPS_PIPE_DIRECTORY");
+    (void)mps_find(found, sizeof(found));
+    ck_assert_str_eq(found, "/tmp/nvidia-mps/control");
 }
 END_TEST
 
@@ -237,10 +316,11 @@ START_TEST(dump_names_missing_ranks_and_keeps_the_newest)
     struct output output;
     json_t *document = parse(
         "{'ops': [{'serial': 1, 'op': 'dispatch', 'text': 'old'}, {'serial': 2, 'op': 'combine', 'state': "
-        "'gathering', 'missing': [1, 3], 'rank': -1, 'text': 'rank 1 is missing'}]}");
+        "'gathering', 'missing': [1, 3], 'rank': -1, 'phase_ns': {'route': 5, 'gemm': 382761}, 'text': 'rank "
+        "1 is missing'}]}");
     output_open(&output);
     dump_view(document, 1, output.file);
-    ASSERT_SAYS(&output, "1 3      rank 1 is missing");
+    ASSERT_SAYS(&output, "gemm 383 us    1 3      rank 1 is missing");
     ck_assert_msg(!strstr(output.text, "old"), "an older step is shown:\n%s", output.text);
     output_close(&output);
     json_decref(document);
@@ -315,6 +395,9 @@ static Suite *views_suite(void)
     tcase_add_test(tcase, table_columns_are_as_wide_as_their_contents);
     tcase_add_test(tcase, stats_say_what_how_fast_and_what_holds_back);
     tcase_add_test(tcase, watched_stats_are_rates_between_two_documents);
+    tcase_add_test(tcase, stats_of_an_idle_daemon_tell_where_time_went_since_the_start);
+    tcase_add_test(tcase, steps_without_known_phases_are_work_on_the_device);
+    tcase_add_test(tcase, mps_is_found_where_the_environment_says);
     tcase_add_test(tcase, views_survive_documents_without_anything);
     tcase_add_test(tcase, lists_show_dashes_for_unknown_keys);
     tcase_add_test(tcase, groups_show_the_awaited_rank);
