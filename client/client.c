@@ -18,10 +18,12 @@
  * it ends with EPD_TIMEOUT; nothing was sent. */
 #define CLIENT_SEND_TIMEOUT_MS 20000
 
-/* After a loss: how often streams are looked at that have to take flags, and how long none takes one before
- * what is left is given up (launches that were armed and never replayed). */
-#define RELEASE_PAUSE_NS 20000
-#define RELEASE_IDLE_NS  1000000000
+/* After a loss: how often streams are looked at that have to take flags, and how often once none has taken one
+ * for RELEASE_IDLE_NS: a stream may have work of its own between two launches, or launches that were armed and are
+ * never replayed. A client that closes waits no longer than that. */
+#define RELEASE_PAUSE_NS      20000
+#define RELEASE_SLOW_PAUSE_NS 1000000
+#define RELEASE_IDLE_NS       1000000000
 
 /* Longest statistics document that is taken from the daemon. */
 #define CLIENT_MAX_DOCUMENT_BYTES (64u << 20)
@@ -69,19 +71,21 @@ static uint64_t client_release(struct epd_client *client, struct connection *con
 }
 
 /* Watcher thread: no wait of this connection's plans may outlive it. Streams take their flags one after the
- * other. */
+ * other, until none is left or the client has left this connection. */
 static void client_lost(void *arg, struct connection *connection)
 {
-    const struct timespec pause = {.tv_nsec = RELEASE_PAUSE_NS};
     struct epd_client *client = arg;
     uint64_t n_left = client_release(client, connection), n_before = n_left;
     /* By the clock: a nap takes as long as the machine likes. */
     uint64_t idle_since_ns = deadline_now_ns();
 
-    while (n_left > 0 && deadline_now_ns() - idle_since_ns < RELEASE_IDLE_NS) {
-        nanosleep(&pause, NULL);
+    while (n_left > 0) {
+        int idle = deadline_now_ns() - idle_since_ns > RELEASE_IDLE_NS;
+        if (idle && connection_stopping(connection))
+            return;
+        nanosleep(&(struct timespec){.tv_nsec = idle ? RELEASE_SLOW_PAUSE_NS : RELEASE_PAUSE_NS}, NULL);
         n_left = client_release(client, connection);
-        if (n_left < n_before)
+        if (n_left != n_before)
             idle_since_ns = deadline_now_ns();
         n_before = n_left;
     }

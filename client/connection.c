@@ -446,6 +446,11 @@ void connection_stop(struct connection *connection)
         pthread_join(connection->watcher, NULL);
 }
 
+int connection_stopping(const struct connection *connection)
+{
+    return atomic_load(&connection->stopping);
+}
+
 void connection_release(struct connection *connection)
 {
     if (atomic_fetch_sub(&connection->references, 1) > 1)

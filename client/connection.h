@@ -23,7 +23,8 @@ struct connection_config {
     /* how long a message waits for room in the socket of a daemon that does not read */
     uint32_t send_timeout_ms;
     /* Runs on the watcher thread, once, after connection_check has begun to fail. Must not call back into the
-     * connection except for connection_check and connection_page. */
+     * connection except for connection_check, connection_stopping and connection_page, and comes to an end soon after
+     * connection_stopping has become true. */
     void (*lost)(void *arg, struct connection *connection);
     void *arg;
 };
@@ -38,6 +39,8 @@ void connection_release(struct connection *connection);
 /* Hangs up and waits for the watcher to end: no callback runs after it. Idempotent, but not from the watcher
  * thread. */
 void connection_stop(struct connection *connection);
+/* 1 once this side hangs up. */
+int connection_stopping(const struct connection *connection);
 
 /* EPD_OK while the connection is open, else what it was lost by. */
 EPD_MUST_CHECK enum epd_status connection_check(const struct connection *connection, struct epd_error *error);

@@ -119,6 +119,8 @@ struct backend {
     int records;
     /* 1: a rank must not begin an exchange op before all ranks have ended the one before. */
     int exchange_takes_turns;
+    /* 1: a weight_grad that is given recv_x writes there what a dispatch of x would: dout crosses once for both. */
+    int weight_grad_pushes;
 
     /* 1 if this machine can run it, else 0 and the reason. */
     int (*available)(struct epd_error *reason);

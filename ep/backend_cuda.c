@@ -5,10 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "ep/cuda_exchange.h"
+#include "ep/cuda_flags.h"
 #include "ep/cuda_graph.h"
 #include "kernels/cuda/bias_grad.h"
 #include "kernels/cuda/cuda.h"
@@ -244,91 +243,6 @@ static enum epd_status copy(struct backend_queue *queue, void *dst, const void *
         cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_queue_stream(queue)), "copy", error);
 }
 
-/* ---- flags ---- */
-
-/* The flag words stay in the session page, host memory that both processes register with CUDA: streams wait
- * for and write them as they do device memory, and either side can still end a wait of the other by a plain
- * store. Each plan has a mapping of its own of the one page its words lie in, so that nobody has to count. */
-struct flag_mapping {
-    void *page;
-    size_t bytes;
-    CUdeviceptr words;
-};
-
-static enum epd_status flag_open(struct backend_device *device, struct backend_flag *flag,
-                                 struct epd_error *error)
-{
-    (void)device;
-    struct flag_mapping *mapping = calloc(1, sizeof *mapping);
-    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
-    uintptr_t words = (uintptr_t)&flag->page->plans[flag->idx], start = words & ~(page_bytes - 1);
-    void *device_page;
-    if (!mapping)
-        return error_set(error, EPD_NO_MEMORY, "flags: %zu bytes", sizeof *mapping);
-    mapping->bytes = page_bytes;
-    /* Of a shared mapping, "move zero bytes" makes another one. */
-    mapping->page = mremap((void *)start, 0, page_bytes, MREMAP_MAYMOVE);
-    if (mapping->page == MAP_FAILED) {
-        error_set(error, EPD_SYSTEM, "flags: mremap: %s", strerror(errno));
-        goto free_mapping;
-    }
-    if (cuda_runtime_check(cudaHostRegister(mapping->page, page_bytes, cudaHostRegisterMapped), "flags",
-                           error))
-        goto unmap;
-    if (cuda_runtime_check(cudaHostGetDevicePointer(&device_page, mapping->page, 0), "flags", error))
-        goto unregister;
-    mapping->words = (CUdeviceptr)(uintptr_t)device_page + (words - start);
-    flag->mapping = mapping;
-    return EPD_OK;
-
-unregister:
-    (void)cudaHostUnregister(mapping->page);
-unmap:
-    (void)munmap(mapping->page, page_bytes);
-free_mapping:
-    free(mapping);
-    return error->status;
-}
-
-static void end_flag(struct backend_device *device, void *arg)
-{
-    struct flag_mapping *mapping = arg;
-    (void)device;
-    (void)cudaHostUnregister(mapping->page);
-    (void)munmap(mapping->page, mapping->bytes);
-    free(mapping);
-}
-
-static void flag_close(struct backend_device *device, struct backend_flag *flag)
-{
-    if (flag->mapping)
-        cuda_defer(device, 1, end_flag, flag->mapping);
-    flag->mapping = NULL;
-}
-
-static CUdeviceptr word_of(const struct backend_flag *flag, size_t offset)
-{
-    const struct flag_mapping *mapping = flag->mapping;
-    return mapping->words + offset;
-}
-
-static enum epd_status flag_ready(struct backend_queue *queue, const struct backend_flag *flag,
-                                  uint64_t *ticket, struct epd_error *error)
-{
-    return cuda_queue_await(queue, word_of(flag, offsetof(struct page_plan, ready)), ticket, error);
-}
-
-static enum epd_status flag_done(struct backend_queue *queue, const struct backend_flag *flag,
-                                 struct epd_error *error)
-{
-    const struct cuda_driver *driver = &cuda_queue_device(queue)->driver;
-    return cuda_driver_check(driver,
-                             driver->cuStreamWriteValue32(cuda_queue_stream(queue),
-                                                          word_of(flag, offsetof(struct page_plan, done)), 1,
-                                                          CU_STREAM_WRITE_VALUE_DEFAULT),
-                             "done flag", error);
-}
-
 /* ---- work ---- */
 
 static enum epd_status exchange(struct backend_queue *queue, enum exchange_op op, uint32_t stage,
@@ -463,6 +377,7 @@ const struct backend backend_cuda = {
         },
     .records = 1,
     .exchange_takes_turns = 1,
+    .weight_grad_pushes = 1,
     .available = available,
     .n_devices = n_devices,
     .device_open = device_open,
@@ -478,10 +393,10 @@ const struct backend backend_cuda = {
     .queue_join = cuda_queue_join,
     .queue_ticket = cuda_queue_ticket,
     .queue_reached = cuda_queue_reached,
-    .flag_open = flag_open,
-    .flag_close = flag_close,
-    .flag_ready = flag_ready,
-    .flag_done = flag_done,
+    .flag_open = cuda_flag_open,
+    .flag_close = cuda_flag_close,
+    .flag_ready = cuda_flag_ready,
+    .flag_done = cuda_flag_done,
     .zero = zero,
     .copy = copy,
     .copy_in = copy_in,

@@ -23,6 +23,7 @@ struct backend_device {
     const struct gemm_engine *engine;  /* the one that was asked for; NULL: the best */
     struct backend_queue *first_queue; /* all that were ever made; owned */
     struct cuda_deferred *deferred;    /* owned: what goes when the queues have passed it */
+    struct cuda_flag_page *flag_pages; /* owned: those with flags in use */
 };
 
 EPD_MUST_CHECK enum epd_status cuda_queue_create(struct backend_device *device, struct backend_queue **queue,

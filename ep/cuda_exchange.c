@@ -119,10 +119,15 @@ static enum epd_status launch_dots(enum cuda_stage stage, const struct exchange_
     struct cuda_dispatch_args dispatch = {
         .exchange = exchange_of(args, row_bytes_of(args, &args->x), stage),
         .routing = routing_of(args),
+        .scaled = args->scaled,
+        .topk_weights = weights_of(args),
         .x = args->x,
+        .recv_x = args->recv_x[args->shape.rank],
         .dot_with = args->y[args->shape.rank],
         .dot = args->dot,
     };
+    if (!dispatch.topk_weights.data)
+        dispatch.routing.slot_weight = NULL; /* then weights count as 1 */
     return cuda_dispatch_launch(&dispatch, stream, error);
 }
 
@@ -133,7 +138,8 @@ static enum epd_status launch_dot_sums(enum cuda_stage stage, const struct excha
     return launch_gather(stage, args, args->dot, cuda_row_pieces(row_bytes), row_bytes, stream, error);
 }
 
-/* dout goes to the slots only to be multiplied with y there; the products come back as scalars. */
+/* dout is multiplied with y at its slots, and stays there, weighted, where it is wanted; the products come back as
+ * scalars. */
 static enum epd_status launch_weight_grad(uint32_t stage, const struct exchange_args *args,
                                           struct CUstream_st *stream, struct epd_error *error)
 {

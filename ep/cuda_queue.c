@@ -182,23 +182,35 @@ enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word, 
     return EPD_OK;
 }
 
-enum epd_status cuda_queue_ticket(struct backend_queue *queue, uint64_t *ticket, struct epd_error *error)
+static enum epd_status put_ticket(struct backend_queue *queue, uint64_t value, struct epd_error *error)
 {
     const struct cuda_driver *driver = &queue->device->driver;
     if (queue->report.n_parts) {
-        queue->report.value = queue->n_tickets + 1;
-        enum epd_status status = cuda_report_launch(&queue->report, queue->stream, error);
-        queue->report.n_parts = 0;
-        if (status)
-            return status;
-        *ticket = ++queue->n_tickets;
-        return EPD_OK;
+        queue->report.value = value;
+        return cuda_report_launch(&queue->report, queue->stream, error);
     }
-    if (cuda_driver_check(driver,
-                          driver->cuStreamWriteValue64(queue->stream, queue->pinned_device,
-                                                       queue->n_tickets + 1, CU_STREAM_WRITE_VALUE_DEFAULT),
-                          "ticket", error))
-        return error->status;
+    return cuda_driver_check(driver,
+                             driver->cuStreamWriteValue64(queue->stream, queue->pinned_device, value,
+                                                          CU_STREAM_WRITE_VALUE_DEFAULT),
+                             "ticket", error);
+}
+
+/* What was to be copied out in front of a ticket that was not given: whose it is may be gone when the next one comes. */
+static void forget_copies(struct backend_queue *queue, uint64_t ticket)
+{
+    while (queue->n_put != queue->n_taken &&
+           queue->copies[(queue->n_put - 1) % STAGING_SLOTS].ticket == ticket)
+        queue->n_put--;
+}
+
+enum epd_status cuda_queue_ticket(struct backend_queue *queue, uint64_t *ticket, struct epd_error *error)
+{
+    enum epd_status status = put_ticket(queue, queue->n_tickets + 1, error);
+    queue->report.n_parts = 0;
+    if (status) {
+        forget_copies(queue, queue->n_tickets + 1);
+        return status;
+    }
     *ticket = ++queue->n_tickets;
     return EPD_OK;
 }

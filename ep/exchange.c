@@ -104,7 +104,28 @@ enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *er
     return run_exchange(run, EXCHANGE_DISPATCH, &args, error);
 }
 
-/* combine_bwd: d_weights. The barrier behind it lets DY lie where Y lies. */
+/* combine_bwd: dout crosses once for DY and the gradient of the weights. */
+static int pushes_with_grad(const struct rank_run *run)
+{
+    return run->plan->op == EPD_OP_COMBINE_BWD && plan_has(run->plan, EPD_ROLE_D_WEIGHTS) &&
+           run->backend->weight_grad_pushes && !team_spans(run->plan->team);
+}
+
+/* w * dout into the slots of combine_bwd; dout as it is into those of moe_backward, whose experts weight it where it is
+ * cheaper. */
+static void push_dout(const struct rank_run *run, struct exchange_args *args)
+{
+    args->x = token_tensor(run, EPD_ROLE_DOUT);
+    if (run->plan->op == EPD_OP_COMBINE_BWD) {
+        args->topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS);
+        args->scaled = 1;
+    }
+    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
+        args->recv_x[rank] = peer_of(run, rank)->work.dout;
+}
+
+/* combine_bwd: d_weights. DY may lie where Y lies: a row is read before it is written, or, where the rows are pushed
+ * apart, there is a barrier between. */
 enum epd_status exchange_weight_grad(const struct rank_run *run, struct epd_error *error)
 {
     if (!plan_has(run->plan, EPD_ROLE_D_WEIGHTS))
@@ -112,23 +133,19 @@ enum epd_status exchange_weight_grad(const struct rank_run *run, struct epd_erro
     struct exchange_args args = args_of(run);
     args.x = token_tensor(run, EPD_ROLE_DOUT);
     args.scalars = plan_data(run->plan, EPD_ROLE_D_WEIGHTS);
+    if (pushes_with_grad(run))
+        push_dout(run, &args);
     for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
         args.y[rank] = peer_of(run, rank)->work.y;
     return run_exchange(run, EXCHANGE_WEIGHT_GRAD, &args, error);
 }
 
-/* combine_bwd: w * dout into the slots; moe_backward: dout as it is, the experts weight it where it is
- * cheaper. */
 enum epd_status exchange_push_dout(const struct rank_run *run, struct epd_error *error)
 {
+    if (pushes_with_grad(run))
+        return EPD_OK;
     struct exchange_args args = args_of(run);
-    args.x = token_tensor(run, EPD_ROLE_DOUT);
-    if (run->plan->op == EPD_OP_COMBINE_BWD) {
-        args.topk_weights = own_tensor(run, EPD_ROLE_TOPK_WEIGHTS);
-        args.scaled = 1;
-    }
-    for (uint32_t rank = first_rank(run); rank < end_rank(run); rank++)
-        args.recv_x[rank] = peer_of(run, rank)->work.dout;
+    push_dout(run, &args);
     return run_exchange(run, EXCHANGE_DISPATCH, &args, error);
 }
 

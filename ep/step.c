@@ -202,6 +202,8 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
         step->lanes[i].lost = 0;
         step->lanes[i].committed = 0;
         step->lanes[i].running_ns = 0;
+        /* Reached, until the queue gives others. */
+        step->lanes[i].before_ticket = step->lanes[i].ready_ticket = step->lanes[i].ticket = 0;
         lane_submit(step->lanes[i].team_lane->lane, &step->lanes[i].job);
     }
     return EPD_OK;

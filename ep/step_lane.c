@@ -88,7 +88,7 @@ static void check_ranks(struct step_lane *lane)
         if (run.backend->flag_ready(run.queue, &run.plan->flag, &lane->ready_ticket, &error) ||
             check_team(lane, &error) || moe_check_step(&run, &error))
             fail_rank(lane, lane->ranks[i], &error, EPD_PHASE_GATHER);
-        if (i == 0)
+        if (i == 0 && lane->ready_ticket)
             lane->before_ticket = lane->ready_ticket - 1; /* a queue's tickets are numbers in a row */
     }
 }

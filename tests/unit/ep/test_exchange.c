@@ -272,6 +272,73 @@ START_TEST(every_exchange_matches_the_reference_in_every_case)
 }
 END_TEST
 
+/* With Y only where the gradient of the weights is wanted, and with DY where Y lies. */
+static void combine_bwd_plan(struct exchange *exchange, int with_weights, int in_place,
+                             struct crew_plan *plan)
+{
+    struct crew *crew = &exchange->layer.crew;
+    struct draft *drafts = values_alloc(HARNESS_MAX_RANKS, sizeof *drafts);
+    for (uint32_t r = 0; r < crew->world_size; r++) {
+        const struct layer_inputs *in = &exchange->layer.ranks[r];
+        const struct exchange_rank *x = &exchange->ranks[r];
+        draft_op(&drafts[r], crew, r, EPD_OP_COMBINE_BWD, &exchange->dispatch,
+                 (struct bound[]){{EPD_ROLE_DOUT, &in->dout},
+                                  {EPD_ROLE_TOPK_WEIGHTS, &in->topk_weights},
+                                  {EPD_ROLE_DY, in_place ? &x->y : &x->dy},
+                                  {0}});
+        if (with_weights) {
+            draft_bind(&drafts[r], crew, EPD_ROLE_Y, &x->y);
+            draft_bind(&drafts[r], crew, EPD_ROLE_D_WEIGHTS, &x->d_weights_y);
+        }
+    }
+    crew_plan_create(plan, crew, drafts, crew->world_size);
+    free(drafts);
+}
+
+static void *copied(const void *data, size_t bytes)
+{
+    return memcpy(values_alloc(bytes + 1, 1), data, bytes);
+}
+
+START_TEST(combine_bwd_gives_the_same_bits_without_the_gradient_of_weights_and_in_the_place_of_y)
+{
+    struct harness harness;
+    struct exchange exchange;
+    struct crew_plan alone, in_place;
+    harness_open(&harness, 4, 0);
+    exchange_init(&exchange, &harness, op_case_named("uniform bf16"));
+    const struct layer *layer = &exchange.layer;
+    combine_bwd_plan(&exchange, 0, 0, &alone);
+    combine_bwd_plan(&exchange, 1, 1, &in_place);
+    launch_expect(&exchange.dispatch, layer->n_tokens, EPD_OK);
+    launch_expect(&exchange.combine_bwd, layer->n_tokens, EPD_OK);
+    void *dy[HARNESS_MAX_RANKS], *d_weights[HARNESS_MAX_RANKS];
+    for (uint32_t r = 0; r < layer->op_case->world_size; r++) {
+        const struct exchange_rank *x = &exchange.ranks[r];
+        dy[r] = copied(x->dy.data, x->dy.bytes);
+        d_weights[r] = copied(x->d_weights_y.data, x->d_weights_y.bytes);
+        slab_poison(&x->dy);
+        slab_poison(&x->d_weights_y);
+    }
+    launch_expect(&alone, layer->n_tokens, EPD_OK);
+    launch_expect(&in_place, layer->n_tokens, EPD_OK);
+    for (uint32_t r = 0; r < layer->op_case->world_size; r++) {
+        const struct exchange_rank *x = &exchange.ranks[r];
+        size_t written = (size_t)layer->routing.ranks[r].offsets[layer->n_local] * layer->hidden *
+                         dtype_bytes(layer->op_case->dtype);
+        ck_assert(!memcmp(dy[r], x->dy.data, x->dy.bytes));
+        ck_assert(!memcmp(dy[r], x->y.data, written));
+        ck_assert(!memcmp(d_weights[r], x->d_weights_y.data, x->d_weights_y.bytes));
+        free(dy[r]);
+        free(d_weights[r]);
+    }
+    crew_plan_destroy(&in_place);
+    crew_plan_destroy(&alone);
+    exchange_fini(&exchange);
+    harness_close(&harness);
+}
+END_TEST
+
 START_TEST(a_step_reports_rows_and_bytes)
 {
     struct harness harness;
@@ -434,9 +501,13 @@ END_TEST
 int main(void)
 {
     const TTest *const tests[] = {
-        every_exchange_matches_the_reference_in_every_case,         a_step_reports_rows_and_bytes,
-        a_step_of_fewer_tokens_leaves_the_rest_of_the_output_alone, five_repeats_give_the_same_bits,
-        a_bad_index_fails_the_step_on_all_ranks_and_is_named,       an_overflow_names_the_rank_and_its_rows,
+        every_exchange_matches_the_reference_in_every_case,
+        combine_bwd_gives_the_same_bits_without_the_gradient_of_weights_and_in_the_place_of_y,
+        a_step_reports_rows_and_bytes,
+        a_step_of_fewer_tokens_leaves_the_rest_of_the_output_alone,
+        five_repeats_give_the_same_bits,
+        a_bad_index_fails_the_step_on_all_ranks_and_is_named,
+        an_overflow_names_the_rank_and_its_rows,
     };
     return suite_run("ep exchange", tests, COUNT(tests));
 }
