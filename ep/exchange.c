@@ -66,7 +66,7 @@ static enum epd_status run_exchange(const struct rank_run *run, enum exchange_op
                                     const struct exchange_args *args, struct epd_error *error)
 {
     if (team_spans(run->plan->team))
-        return hop_exchange(run, op, args, error);
+        return run->plan->team->hop->exchange(run, op, args, error);
     return run->backend->exchange(run->queue, op, run->stage, args, error);
 }
 

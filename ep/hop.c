@@ -380,8 +380,8 @@ static enum epd_status weight_grad(const struct rank_run *run, const struct exch
     return scalars_back(run, &args, 1, error);
 }
 
-enum epd_status hop_exchange(const struct rank_run *run, enum exchange_op op,
-                             const struct exchange_args *args, struct epd_error *error)
+static enum epd_status exchange(const struct rank_run *run, enum exchange_op op,
+                                const struct exchange_args *args, struct epd_error *error)
 {
     switch (op) {
     case EXCHANGE_ROUTE_DISPATCH:
@@ -399,3 +399,20 @@ enum epd_status hop_exchange(const struct rank_run *run, enum exchange_op op,
     }
     return error_set(error, EPD_INTERNAL, "exchange op %d is unknown", (int)op);
 }
+
+static void carve_routing(struct routing_context *routing, const struct problem *problem,
+                          struct layout *layout)
+{
+    hop_routing_carve(&routing->hop, problem, layout);
+}
+
+const struct hop_form hop_form_host = {
+    .desk_create = hop_desk_create,
+    .desk_destroy = hop_desk_destroy,
+    .carve_routing = carve_routing,
+    .exchange = exchange,
+    .begin = hop_desk_begin_step,
+    .drain = hop_desk_drain,
+    .only_followed = hop_desk_only_followed,
+    .agree = hop_desk_agree,
+};

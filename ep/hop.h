@@ -28,19 +28,48 @@ struct hop_verdict {
     char text[EPD_ERROR_TEXT_BYTES];
 };
 
-EPD_MUST_CHECK enum epd_status hop_desk_create(struct team *team, uint32_t rank, struct epd_error *error);
-void hop_desk_destroy(struct team *team, uint32_t rank);
+/* What a rank of another node has come to, as it crosses at the end of a step whose work goes on later. The same number
+ * of the step at both ends: all of it has come, and so has everything that was swapped before. */
+struct hop_report {
+    uint64_t step;
+    uint32_t status, phase, order; /* of its host's side, like those of a verdict */
+    int32_t rank;
+    char text[EPD_ERROR_TEXT_BYTES];
+    struct kernel_error records[PLAN_RECORD_COUNT];
+    uint64_t step_again;
+};
 
-/* The exchange of one rank: as the backend's, in the stages of the host backend. */
-EPD_MUST_CHECK enum epd_status hop_exchange(const struct rank_run *run, enum exchange_op op,
-                                            const struct exchange_args *args, struct epd_error *error);
-/* A step begins on these ranks of one lane. */
-void hop_begin(const struct rank_run *runs, uint32_t n_runs, uint64_t step);
-/* Every rank of the lane has ended its phases, or is off: takes what is left of the swaps, in their order. */
-void hop_drain(const struct rank_run *runs, uint32_t n_runs);
-/* 1 if what the rank failed with only says that another one has. */
-int hop_only_followed(const struct rank_run *run);
-/* The nodes agree: in, what this node has come to; out, what the step came to. Every rank of the lane swaps. */
-void hop_agree(const struct rank_run *runs, uint32_t n_runs, struct hop_verdict *verdict);
+/* How hops are done on a kind of backend: one row where work is done at once, one where it goes into a stream. */
+struct hop_form {
+    /* Of one rank; made before its first plan. */
+    enum epd_status (*desk_create)(struct team *team, uint32_t rank, struct epd_error *error);
+    void (*desk_destroy)(struct team *team, uint32_t rank);
+    void (*carve_routing)(struct routing_context *routing, const struct problem *problem,
+                          struct layout *layout);
+    /* The exchange of one rank: as the backend's, in its stages. */
+    enum epd_status (*exchange)(const struct rank_run *run, enum exchange_op op,
+                                const struct exchange_args *args, struct epd_error *error);
+    /* A step begins on these ranks of one lane. */
+    void (*begin)(const struct rank_run *runs, uint32_t n_runs, uint64_t step);
+    /* Every rank of the lane has ended its phases, or is off (ran 0): takes what is left of the swaps, in their order. */
+    void (*drain)(const struct rank_run *runs, uint32_t n_runs, int ran);
+    /* 1 if what the rank failed with only says that another one has. */
+    int (*only_followed)(const struct rank_run *run);
+    /* Where work is done at once; else NULL. The nodes agree: in, what this node has come to; out, what the step came
+     * to. Every rank of the lane swaps. */
+    void (*agree)(const struct rank_run *runs, uint32_t n_runs, struct hop_verdict *verdict);
+    /* Where work goes on later; else NULL. Behind all that the rank does: its report goes to the other nodes, with the
+     * records that its kernels have left, and theirs [n_nodes] are copied out; host: what its host has met. */
+    enum epd_status (*report)(const struct rank_run *run, const struct hop_verdict *host,
+                              struct hop_report *reports, struct epd_error *error);
+};
+
+extern const struct hop_form hop_form_host;
+#ifdef EPD_HAVE_CUDA
+extern const struct hop_form hop_form_cuda;
+#endif
+
+/* 1 if a comes before b. */
+int hop_counts_before(const struct hop_verdict *a, const struct hop_verdict *b);
 
 #endif

@@ -181,7 +181,7 @@ static uint32_t count_swaps_at_once(const struct plan *plan)
     return plan->op == EPD_OP_COMBINE || plan->op == EPD_OP_COMBINE_BWD ? count_swaps(plan) : 1;
 }
 
-void hop_begin(const struct rank_run *runs, uint32_t n_runs, uint64_t step)
+void hop_desk_begin_step(const struct rank_run *runs, uint32_t n_runs, uint64_t step)
 {
     for (uint32_t i = 0; i < n_runs; i++) {
         struct hop_desk *desk = hop_desk_of(&runs[i]);
@@ -208,8 +208,9 @@ static void swap_nothing(const struct rank_run *run)
                 &ignored); /* what has failed is known; a broken rail fails again below */
 }
 
-void hop_drain(const struct rank_run *runs, uint32_t n_runs)
+void hop_desk_drain(const struct rank_run *runs, uint32_t n_runs, int ran)
 {
+    (void)ran;
     const uint32_t n_swaps = count_swaps(runs[0].plan), n_at_once = count_swaps_at_once(runs[0].plan);
     for (uint32_t number = 0; number < n_swaps; number += n_at_once)
         for (uint32_t i = 0; i < n_runs; i++)
@@ -217,13 +218,12 @@ void hop_drain(const struct rank_run *runs, uint32_t n_runs)
                 swap_nothing(&runs[i]);
 }
 
-int hop_only_followed(const struct rank_run *run)
+int hop_desk_only_followed(const struct rank_run *run)
 {
     return hop_desk_of(run)->off;
 }
 
-/* 1 if a comes before b. */
-static int counts_before(const struct hop_verdict *a, const struct hop_verdict *b)
+int hop_counts_before(const struct hop_verdict *a, const struct hop_verdict *b)
 {
     if (!a->status || !b->status)
         return a->status != 0;
@@ -256,18 +256,18 @@ static void agree(const struct rank_run *run, struct hop_verdict *verdict)
             theirs->phase >= EPD_PHASE_COUNT)
             *theirs =
                 (struct hop_verdict){.status = EPD_PROTOCOL, .rank = -1, .text = "a verdict that is none"};
-        if (counts_before(theirs, verdict))
+        if (hop_counts_before(theirs, verdict))
             *verdict = *theirs;
     }
 }
 
-void hop_agree(const struct rank_run *runs, uint32_t n_runs, struct hop_verdict *verdict)
+void hop_desk_agree(const struct rank_run *runs, uint32_t n_runs, struct hop_verdict *verdict)
 {
     const struct hop_verdict own = *verdict;
     for (uint32_t i = 0; i < n_runs; i++) {
         struct hop_verdict agreed = own;
         agree(&runs[i], &agreed);
-        if (counts_before(&agreed, verdict))
+        if (hop_counts_before(&agreed, verdict))
             *verdict = agreed;
     }
 }

@@ -1,5 +1,6 @@
 /* What a plan needs on its device, made once on the lane when the plan is created: the step path makes
  * nothing. */
+#include "ep/hop.h"
 #include "ep/plan_impl.h"
 
 #include <string.h>
@@ -49,6 +50,8 @@ static uint64_t carve_control(struct plan *plan)
         routing_carve(&plan->routing, &plan->team->problem,
                       plan->op == EPD_OP_MOE_FORWARD && plan->saved != EPD_SAVED_NONE, keeps_slots(plan),
                       &layout);
+    if (plan_routes(plan) && team_spans(plan->team))
+        plan->team->hop->carve_routing(&plan->routing, &plan->team->problem, &layout);
     if (takes_splits(plan)) {
         uint64_t n_groups = (uint64_t)plan->bindings.dims[DIM_GROUPS];
         plan->splits = layout_take(&layout, n_groups * sizeof *plan->splits);

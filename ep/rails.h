@@ -30,7 +30,7 @@ const struct transport_address *rails_address(const struct rails *rails, uint32_
 EPD_MUST_CHECK enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes,
                                              const struct transport_address *addresses, uint64_t limit_ns,
                                              rails_callback callback, void *arg, struct epd_error *error);
-/* Every swap, those that wait included, ends with the error. Any state. */
+/* Every swap, those that wait included, ends with the error. Any state; also a lane thread whose step is in flight. */
 void rails_abort(struct rails *rails, const struct epd_error *why);
 /* The team is destroyed, or was never made. Goes behind what the lanes have to do. */
 void rails_close(struct rails *rails);

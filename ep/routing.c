@@ -23,6 +23,5 @@ void routing_carve(struct routing_context *context, const struct problem *proble
         slots->tokens = layout_take(layout, problem->world_size * sizeof *slots->tokens);
         slots->sent = layout_take(layout, problem->world_size * sizeof *slots->sent);
     }
-    hop_routing_carve(&context->hop, problem, layout);
     context->recv_weights = with_weights ? layout_take(layout, n_rows * sizeof(float)) : NULL;
 }

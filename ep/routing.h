@@ -4,6 +4,7 @@
 #define EPD_EP_ROUTING_H
 
 #include "ep/backend.h"
+#include "ep/hop_cuda.h"
 #include "ep/hop_routing.h"
 #include "ep/layout.h"
 #include "ep/problem.h"
@@ -12,7 +13,8 @@ struct routing_context {
     struct routing routing;
     struct exchange_slots slots; /* NULL unless the backend keeps them */
     float *recv_weights;         /* [C]; NULL unless asked for */
-    struct hop_routing hop;      /* of a team that spans nodes */
+    struct hop_routing hop;      /* of a team that spans nodes; the one or the other */
+    struct hop_cuda_routing hop_cuda;
     /* Lane thread of the rank. */
     int valid;         /* the latest step of the plan that routes went well */
     int stepped;       /* it has run at all */

@@ -21,6 +21,7 @@ static void step_free(struct step *step)
     free(step->expert_rows);
     free(step->traffic);
     free(step->sent);
+    free(step->reports);
     free(step);
 }
 
@@ -59,6 +60,14 @@ static int step_alloc_reports(struct step *step, struct plan *plan)
     return 1;
 }
 
+static int step_alloc_hops(struct step *step)
+{
+    if (!step_reports(step))
+        return 1;
+    step->reports = calloc((size_t)step->n_ranks * step->team->problem.n_nodes, sizeof *step->reports);
+    return step->reports != NULL;
+}
+
 static void step_set_lanes(struct step *step, const struct plan *first)
 {
     struct team *team = step->team;
@@ -90,7 +99,7 @@ static struct step *step_alloc(struct plan_set *set)
     step->ranks = calloc(n, sizeof *step->ranks);
     step->results = calloc(n, sizeof *step->results);
     if (!step->plans || !step->n_tokens || !step->seqs || !step->ranks || !step->results ||
-        !step_alloc_reports(step, set->plans[0])) {
+        !step_alloc_reports(step, set->plans[0]) || !step_alloc_hops(step)) {
         step_free(step);
         return NULL;
     }

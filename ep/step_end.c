@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "ep/clock.h"
+#include "ep/rails.h"
 #include "ep/step_impl.h"
 
 static struct step_lane *step_lane_of_job(struct lane_job *job)
@@ -16,132 +17,10 @@ static const struct backend *backend_of(const struct step_lane *lane)
     return lane_backend(lane->team_lane->lane);
 }
 
-/* What the step came to; the same on every lane. */
-struct verdict {
-    struct epd_error error;
-    enum epd_phase phase;
-    int32_t rank; /* to blame; -1: none */
-    struct kernel_error record;
-};
-
-static enum epd_phase record_phase(enum plan_record record)
-{
-    return record == PLAN_RECORD_EXPERT ? EPD_PHASE_GEMM : EPD_PHASE_ROUTE;
-}
-
-static void describe_record(const struct step *step, const struct plan *plan, struct verdict *verdict)
-{
-    const struct kernel_error *record = &verdict->record;
-    const char *op = op_name(step->op);
-    long long got = record->got, allowed = record->allowed;
-    switch (record->status) {
-    case EPD_BAD_ROUTING:
-        if (record->expert >= 0)
-            error_set(&verdict->error, EPD_BAD_ROUTING, "%s: topk_idx of rank %u token %d: expert %lld twice",
-                      op, plan->rank, record->token, got);
-        else
-            error_set(&verdict->error, EPD_BAD_ROUTING,
-                      "%s: topk_idx of rank %u token %d: expert %lld, want -1..%lld", op, plan->rank,
-                      record->token, got, allowed);
-        return;
-    case EPD_CAPACITY_OVERFLOW:
-        error_set(&verdict->error, EPD_CAPACITY_OVERFLOW,
-                  "%s: rank %u receives %lld rows, its capacity is %lld", op, plan->rank, got, allowed);
-        return;
-    case EPD_BAD_SPLITS:
-        error_set(&verdict->error, EPD_BAD_SPLITS,
-                  "%s: m_splits of rank %u expert %d: rows %lld, want 0..%lld (max_rows)", op, plan->rank,
-                  record->expert, got, allowed);
-        return;
-    default:
-        error_set(&verdict->error, EPD_INTERNAL, "%s: kernel record %u of rank %u", op, record->status,
-                  plan->rank);
-    }
-}
-
-/* The lowest rank whose host side failed by itself, or only followed one of another node. */
-static int find_host_failure(const struct step *step, int followed, struct verdict *verdict)
-{
-    for (uint32_t i = 0; i < step->n_ranks; i++) {
-        const struct step_rank *rank = &step->ranks[i];
-        if (!rank->error.status || rank->followed != followed)
-            continue;
-        verdict->error = rank->error;
-        verdict->phase = rank->phase;
-        verdict->rank = (int32_t)step->plans[i]->rank;
-        return 1;
-    }
-    return 0;
-}
-
-static int find_record(const struct step *step, struct verdict *verdict)
-{
-    for (int record = 0; record < PLAN_RECORD_COUNT; record++) {
-        for (uint32_t i = 0; i < step->n_ranks; i++) {
-            const struct kernel_error *seen = &step->ranks[i].records[record];
-            if (!seen->status ||
-                (seen->status == EPD_CAPACITY_OVERFLOW && step->team->problem.overflow == EPD_OVERFLOW_DROP))
-                continue;
-            verdict->record = *seen;
-            verdict->phase = record_phase((enum plan_record)record);
-            verdict->rank = (int32_t)step->plans[i]->rank;
-            describe_record(step, step->plans[i], verdict);
-            return 1;
-        }
-    }
-    return 0;
-}
-
-/* The first rank whose host side failed; else the first record of the lowest rank; else who only followed. */
-static struct verdict decide(const struct step *step)
-{
-    struct verdict verdict = {.error = {.status = EPD_OK}, .rank = -1};
-    if (!find_host_failure(step, 0, &verdict) && !find_record(step, &verdict))
-        (void)find_host_failure(step, 1, &verdict);
-    return verdict;
-}
-
-/* Where in the order of verdicts this one stands: what the host side met, what kernels recorded, and last what
- * only tells of another rank's end. */
-enum { ORDER_HOST = 0, ORDER_RECORD = 1, ORDER_FOLLOWED = ORDER_RECORD + PLAN_RECORD_COUNT };
-
-static uint32_t order_of(const struct step *step, const struct verdict *verdict)
-{
-    if (verdict->record.status)
-        return verdict->record.status == EPD_CAPACITY_OVERFLOW ? ORDER_RECORD + 1 : ORDER_RECORD;
-    for (uint32_t i = 0; i < step->n_ranks; i++)
-        if ((int32_t)step->plans[i]->rank == verdict->rank && step->ranks[i].followed)
-            return ORDER_FOLLOWED;
-    return ORDER_HOST;
-}
-
-void step_agree(struct step_lane *lane)
-{
-    struct verdict mine = decide(lane->step);
-    struct rank_run runs[EPD_MAX_WORLD_SIZE];
-    lane->agreed = (struct hop_verdict){.status = mine.error.status,
-                                        .rank = mine.rank,
-                                        .phase = mine.phase,
-                                        .order = order_of(lane->step, &mine),
-                                        .record = mine.record};
-    snprintf(lane->agreed.text, sizeof lane->agreed.text, "%s", mine.error.status ? mine.error.text : "");
-    for (uint32_t i = 0; i < lane->n_ranks; i++)
-        runs[i] = step_rank_run(lane, lane->ranks[i]);
-    hop_agree(runs, lane->n_ranks, &lane->agreed);
-}
-
-static struct verdict agreed_verdict(const struct step_lane *lane)
-{
-    const struct hop_verdict *agreed = &lane->agreed;
-    struct verdict verdict = {.rank = agreed->rank, .phase = agreed->phase, .record = agreed->record};
-    verdict.error.status = agreed->status;
-    snprintf(verdict.error.text, sizeof verdict.error.text, "%s", agreed->text);
-    return verdict;
-}
-
 /* The verdict as this rank is told: its own words to the one that is to blame, the rank's name to the others.
  */
-static struct epd_error told(const struct step *step, const struct verdict *verdict, const struct plan *plan)
+static struct epd_error told(const struct step *step, const struct step_verdict *verdict,
+                             const struct plan *plan)
 {
     struct epd_error error = verdict->error;
     if (verdict->record.status || verdict->rank < 0 || (int32_t)plan->rank == verdict->rank)
@@ -155,7 +34,7 @@ static struct epd_error told(const struct step *step, const struct verdict *verd
 }
 
 static void report_failure(const struct plan *plan, uint64_t seq, const struct epd_error *error,
-                           const struct verdict *verdict)
+                           const struct step_verdict *verdict)
 {
     struct page_entry entry = {
         .plan_id = plan->public_id,
@@ -169,7 +48,7 @@ static void report_failure(const struct plan *plan, uint64_t seq, const struct e
     atomic_fetch_add(&plan->flag.page->plans[plan->flag.idx].failed, 1);
 }
 
-static void finish_rank(struct step_lane *lane, uint32_t idx, const struct verdict *verdict)
+static void finish_rank(struct step_lane *lane, uint32_t idx, const struct step_verdict *verdict)
 {
     struct step *step = lane->step;
     struct rank_run run = step_rank_run(lane, idx);
@@ -275,6 +154,13 @@ static void account_local(struct step *step)
     step->results[0].flops = (uint64_t)step->results[0].rows * plan->flops_per_row;
 }
 
+/* What this node has met of a step whose swaps are in its streams: the other nodes hear of it by their end. */
+static void break_rails(const struct step *step, const struct epd_error *why)
+{
+    if (step_reports(step))
+        rails_abort(step->team->rails, why);
+}
+
 /* A client that is gone, or does not come, must not hold up the others: its flags are set for it. What the
  * step then computes is nobody's. */
 static void release_absent(struct step_lane *lane)
@@ -298,6 +184,7 @@ static void release_absent(struct step_lane *lane)
         error_set(&rank->error, gone ? EPD_PEER_LOST : EPD_TIMEOUT, "%s: the stream of rank %u %s",
                   op_name(step->op), plan->rank,
                   gone ? "ended before it reached the launch" : "did not reach the launch in 30 s");
+        break_rails(step, &rank->error);
         atomic_store(&plan->flag.page->plans[plan->flag.idx].ready, 1);
     }
 }
@@ -307,18 +194,36 @@ static void end_dead(struct step_lane *lane)
 {
     struct step_rank *rank = &lane->step->ranks[lane->ranks[0]];
     uint64_t now_ns = clock_now_ns();
+    const int spans = step_reports(lane->step);
     if (!lane->running_ns)
         lane->running_ns = now_ns;
-    if (!lane->committed || rank->error.status || now_ns - lane->running_ns < STEP_DEAD_NS)
+    if ((!lane->committed && !spans) || rank->error.status || now_ns - lane->running_ns < STEP_DEAD_NS)
         return;
     error_set(&rank->error, EPD_TIMEOUT, "%s: did not end in %llu s on the device", op_name(lane->step->op),
               STEP_DEAD_NS / 1000000000ull);
-    step_break(lane);
+    if (spans)
+        break_rails(lane->step, &rank->error);
+    else
+        step_break(lane);
+}
+
+/* A rail that has failed ends what its stream waits for; so must the others of this node. */
+static void check_rails(const struct step_lane *lane)
+{
+    const struct step *step = lane->step;
+    struct epd_error error = {.status = EPD_OK};
+    for (uint32_t i = 0; i < lane->n_ranks; i++)
+        if (rails_check(step->team->rails, lane->ranks[i], &error)) {
+            rails_abort(step->team->rails, &error);
+            return;
+        }
 }
 
 static void look_after(struct step_lane *lane)
 {
     struct epd_error ignored = {.status = EPD_OK};
+    if (step_reports(lane->step))
+        check_rails(lane);
     if (backend_of(lane)->queue_reached(lane->team_lane->queue, lane->ready_ticket, &ignored))
         end_dead(lane);
     else
@@ -352,7 +257,7 @@ static enum epd_status repair_team(struct step_lane *lane, struct epd_error *err
 }
 
 /* It ran behind a step that was broken off, or it is that step. */
-static void check_broken(const struct step_lane *lane, struct verdict *verdict)
+static void check_broken(const struct step_lane *lane, struct step_verdict *verdict)
 {
     if (lane->committed && lane->n_breaks != atomic_load(&lane->step->team->n_breaks))
         error_set(&verdict->error, EPD_CUDA, "%s: the group's step before it could not be launched",
@@ -360,7 +265,7 @@ static void check_broken(const struct step_lane *lane, struct verdict *verdict)
 }
 
 /* The routing that the step used may have turned out to be of a failed one; the same on every lane. */
-static void check_used(struct step_lane *lane, struct verdict *verdict)
+static void check_used(struct step_lane *lane, struct step_verdict *verdict)
 {
     struct step *step = lane->step;
     for (uint32_t i = 0; i < lane->n_ranks; i++) {
@@ -411,15 +316,15 @@ int step_lane_poll(struct lane_job *job, struct lane *lane)
         return 0;
     if (lane_backend(lane)->works_later && !all_delivered(part))
         return 0;
-    struct verdict verdict = step_spans(step) ? agreed_verdict(part) : decide(step);
+    struct step_verdict verdict = step_decide(part);
     if (part->lost && !verdict.error.status)
-        verdict = decide(step);
+        verdict = step_decide_here(step);
     if (!verdict.error.status)
         check_broken(part, &verdict);
     if (!verdict.error.status)
         check_used(part, &verdict);
     if (repair_team(part, &lost))
-        verdict = (struct verdict){.error = lost, .rank = -1};
+        verdict = (struct step_verdict){.error = lost, .rank = -1};
     for (uint32_t i = 0; i < part->n_ranks; i++)
         finish_rank(part, part->ranks[i], &verdict);
     /* A step that never routed has nothing to count. */

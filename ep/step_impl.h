@@ -26,6 +26,14 @@ struct step_rank {
 #define STEP_DEAD_NS 60000000000ull
 _Static_assert(STEP_MAX_BARRIERS *STEP_BARRIER_SETS <= BACKEND_MARKS, "every barrier has its mark");
 
+/* What the step came to; the same on every lane. */
+struct step_verdict {
+    struct epd_error error;
+    enum epd_phase phase;
+    int32_t rank; /* to blame; -1: none */
+    struct kernel_error record;
+};
+
 /* One lane's part. */
 struct step_lane {
     struct lane_job job;
@@ -43,7 +51,7 @@ struct step_lane {
     uint32_t n_breaks;   /* of the team, when it was checked */
     uint64_t running_ns; /* when its ready tickets were seen to be reached; 0: not yet */
     uint32_t n_barriers;
-    struct hop_verdict agreed; /* of all nodes, of a team that spans them */
+    struct hop_verdict agreed; /* of all nodes, of a team that spans them and works at once */
 };
 
 struct step {
@@ -66,6 +74,7 @@ struct step {
     int64_t *splits;      /* [G] of a local op; NULL otherwise */
     int64_t *expert_rows; /* [E] */
     struct problem_traffic *traffic; /* [R] */
+    struct hop_report *reports; /* [n_ranks, n_nodes] of a team that spans them and works later; else NULL */
     int32_t *sent; /* [R, R] tokens of a rank that each rank gets rows of; NULL: the backend keeps none */
 
     uint32_t n_lanes;
@@ -86,15 +95,30 @@ int step_replays(const struct step_lane *lane);
 EPD_MUST_CHECK enum epd_status step_replay(struct step_lane *lane, struct epd_error *error);
 /* Notes that the phases were run one by one. */
 void step_note_run(struct step_lane *lane);
+void step_fail_rank(struct step_lane *lane, uint32_t idx, const struct epd_error *error,
+                    enum epd_phase phase);
 /* step_end.c */
 int step_lane_poll(struct lane_job *job, struct lane *lane);
-/* All lanes have met for the last time: the nodes agree on what the step came to. */
+/* step_verdict.c */
+/* All lanes have met for the last time: the nodes agree on what the step came to. Where work is done at once. */
 void step_agree(struct step_lane *lane);
+/* The lane's ranks report to the other nodes what they have come to, when the device has. Where work goes on later. */
+void step_report(struct step_lane *lane);
+/* From the ranks of this node alone. */
+struct step_verdict step_decide_here(const struct step *step);
+/* When all of it has come. */
+struct step_verdict step_decide(const struct step_lane *lane);
 
 /* 1 if ranks of other nodes take part. */
 static inline int step_spans(const struct step *step)
 {
     return team_spans(step->team) && op_is_collective(step->op);
+}
+
+/* 1 if they report where the others agree. */
+static inline int step_reports(const struct step *step)
+{
+    return step_spans(step) && step->team->hop->report;
 }
 
 #endif

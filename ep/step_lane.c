@@ -34,15 +34,14 @@ struct rank_run step_rank_run(const struct step_lane *lane, uint32_t idx)
 }
 
 /* Once lanes have committed themselves, one that has met must not take a later failure for a failed meeting. */
-static void fail_rank(struct step_lane *lane, uint32_t idx, const struct epd_error *error,
-                      enum epd_phase phase)
+void step_fail_rank(struct step_lane *lane, uint32_t idx, const struct epd_error *error, enum epd_phase phase)
 {
     struct step *step = lane->step;
     step->ranks[idx].error = *error;
     step->ranks[idx].phase = phase;
     if (step_spans(step)) {
         const struct rank_run run = step_rank_run(lane, idx);
-        step->ranks[idx].followed = hop_only_followed(&run);
+        step->ranks[idx].followed = step->team->hop->only_followed(&run);
     }
     atomic_store(&step->failed, 1);
     if (!lane->committed)
@@ -65,7 +64,7 @@ void step_break(struct step_lane *lane)
     atomic_store(&step->team->broken, 1);
     if (workspaces[0] &&
         backend_of(lane)->exchange_abort(lane->team_lane->queue, workspaces, step->n_ranks, &error))
-        fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
+        step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
 }
 
 static enum epd_status check_team(struct step_lane *lane, struct epd_error *error)
@@ -87,7 +86,7 @@ static void check_ranks(struct step_lane *lane)
         struct epd_error error = {.status = EPD_OK};
         if (run.backend->flag_ready(run.queue, &run.plan->flag, &lane->ready_ticket, &error) ||
             check_team(lane, &error) || moe_check_step(&run, &error))
-            fail_rank(lane, lane->ranks[i], &error, EPD_PHASE_GATHER);
+            step_fail_rank(lane, lane->ranks[i], &error, EPD_PHASE_GATHER);
         if (i == 0 && lane->ready_ticket)
             lane->before_ticket = lane->ready_ticket - 1; /* a queue's tickets are numbers in a row */
     }
@@ -108,7 +107,7 @@ static int join_queues(struct step_lane *lane, uint32_t barrier_idx)
         if (other == lane->team_lane ||
             !backend_of(lane)->queue_join(lane->team_lane->queue, other->queue, barrier_idx, &error))
             continue;
-        fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
+        step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
         return 0;
     }
     return 1;
@@ -123,7 +122,7 @@ static int meet(struct step_lane *lane, struct barrier *barrier)
         (uint32_t)(step->number % STEP_BARRIER_SETS) * STEP_MAX_BARRIERS + lane->n_barriers++;
     assert(lane->n_barriers <= STEP_MAX_BARRIERS);
     if (step->n_lanes > 1 && backend_of(lane)->queue_mark(lane->team_lane->queue, barrier_idx, &error))
-        fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
+        step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
     if (!barrier_wait(barrier))
         return 0;
     if (barrier == &step->phases && is_fused(lane))
@@ -148,7 +147,7 @@ static int run_phase(struct step_lane *lane, const struct phase *phase, uint32_t
         struct epd_error error = {.status = EPD_OK};
         uint64_t begin_ns = clock_now_ns();
         if (phase->run(&run, &error)) {
-            fail_rank(lane, idx, &error, name);
+            step_fail_rank(lane, idx, &error, name);
             return 0;
         }
         step->results[idx].phase_ns[name] += clock_now_ns() - begin_ns;
@@ -176,7 +175,7 @@ static int run_graph(struct step_lane *lane)
     struct epd_error error = {.status = EPD_OK};
     uint64_t begin_ns = clock_now_ns();
     if (step_replay(lane, &error)) {
-        fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
+        step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
         return 0;
     }
     enum epd_phase name = moe_pipeline(lane->step->op)->phases[0].phase;
@@ -218,7 +217,7 @@ static void lose_device(struct step_lane *lane, uint32_t idx, struct epd_error *
     error->status = EPD_CUDA;
     lane->lost = 1;
     lane_lose_device(lane->team_lane->lane, error);
-    fail_rank(lane, idx, error, EPD_PHASE_NONE);
+    step_fail_rank(lane, idx, error, EPD_PHASE_NONE);
 }
 
 /* Right behind the kernels: what follows is only to know how the step went. */
@@ -259,14 +258,14 @@ static void copy_reports(struct step_lane *lane, int with_counts)
         struct epd_error error = {.status = EPD_OK};
         if (run.plan->records && run.backend->copy_out(run.queue, step->ranks[idx].records, run.plan->records,
                                                        sizeof step->ranks[idx].records, 1, &error))
-            fail_rank(lane, idx, &error, EPD_PHASE_NONE);
+            step_fail_rank(lane, idx, &error, EPD_PHASE_NONE);
         if (step->counts && with_counts && copy_routing(step, idx, &run, &error))
-            fail_rank(lane, idx, &error, EPD_PHASE_NONE);
+            step_fail_rank(lane, idx, &error, EPD_PHASE_NONE);
         if (step->splits &&
             run.backend->copy_out(run.queue, step->splits, run.plan->splits,
                                   (uint64_t)run.plan->bindings.dims[DIM_GROUPS] * sizeof *step->splits, 0,
                                   &error))
-            fail_rank(lane, idx, &error, EPD_PHASE_NONE);
+            step_fail_rank(lane, idx, &error, EPD_PHASE_NONE);
     }
 }
 
@@ -292,21 +291,23 @@ void step_lane_run(struct lane_job *job, struct lane *lane)
     for (uint32_t i = 0; i < part->n_ranks; i++)
         runs[i] = step_rank_run(part, part->ranks[i]);
     if (step_spans(part->step))
-        hop_begin(runs, part->n_ranks, part->step->number);
+        part->step->team->hop->begin(runs, part->n_ranks, part->step->number);
     check_ranks(part);
     int ran = run_phases(part);
     if (step_spans(part->step))
-        hop_drain(runs, part->n_ranks);
+        part->step->team->hop->drain(runs, part->n_ranks, ran);
     if (!ran && part->committed)
         step_break(part);
     if (backend->works_later)
         set_done(part);
+    if (step_reports(part->step))
+        step_report(part);
     copy_reports(part, ran);
     if (part->committed)
         part->team_lane->n_committed++;
     else
         (void)meet(part, &part->step->last);
-    if (step_spans(part->step))
+    if (step_spans(part->step) && !step_reports(part->step))
         step_agree(part);
     if (backend->works_later)
         finish_submission(part);

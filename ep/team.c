@@ -5,6 +5,16 @@
 
 #include "ep/hop.h"
 
+static const struct hop_form *hop_form_of(const struct node *node)
+{
+#ifdef EPD_HAVE_CUDA
+    if (node->backend->kind == EPD_BACKEND_CUDA)
+        return &hop_form_cuda;
+#endif
+    (void)node;
+    return &hop_form_host;
+}
+
 static struct team_lane *team_find_lane(struct team *team, struct lane *lane)
 {
     for (uint32_t i = 0; i < team->n_lanes; i++)
@@ -112,6 +122,7 @@ enum epd_status team_create_spanning(struct node *node, const struct message_gro
     created->node = node;
     created->problem = problem;
     created->rails = span->rails;
+    created->hop = hop_form_of(node);
     created->ranks = calloc(world_size, sizeof *created->ranks);
     if (!created->ranks) {
         error_set(error, EPD_NO_MEMORY, "group: %u ranks", world_size);
@@ -141,7 +152,8 @@ static void team_run_end(struct lane_job *job, struct lane *lane)
     struct team_lane *ending = team_lane_of_job(job);
     const uint32_t first = problem_first_rank(&ending->team->problem);
     for (uint32_t i = 0; i < ending->n_ranks; i++) {
-        hop_desk_destroy(ending->team, first + ending->ranks[i]);
+        if (ending->team->ranks[first + ending->ranks[i]].has_desk)
+            ending->team->hop->desk_destroy(ending->team, first + ending->ranks[i]);
         scratch_fini(&ending->team->ranks[first + ending->ranks[i]].scratch, lane_heap(lane));
     }
     if (ending->queue)
@@ -229,8 +241,11 @@ enum epd_status team_queue(struct team *team, uint32_t rank, struct backend_queu
     struct team_lane *lane = &team->lanes[team->ranks[rank].lane_idx];
     if (!lane->queue && lane_backend(lane->lane)->queue_create(lane_device(lane->lane), &lane->queue, error))
         return error->status;
-    if (team_spans(team) && !team->ranks[rank].desk && hop_desk_create(team, rank, error))
-        return error->status;
+    if (team_spans(team) && !team->ranks[rank].has_desk) {
+        if (team->hop->desk_create(team, rank, error))
+            return error->status;
+        team->ranks[rank].has_desk = 1;
+    }
     *queue = lane->queue;
     return EPD_OK;
 }

@@ -20,16 +20,19 @@ struct team_lane {
 
 struct team_rank {
     uint32_t device_idx;
-    uint32_t lane_idx;      /* in team->lanes */
-    struct scratch scratch; /* lane thread */
-    struct hop_desk *desk;  /* lane thread; NULL unless the team spans nodes */
+    uint32_t lane_idx;               /* in team->lanes */
+    struct scratch scratch;          /* lane thread */
+    struct hop_desk *desk;           /* of hop_form_host; lane thread */
+    struct hop_desk_cuda *desk_cuda; /* of hop_form_cuda; likewise */
+    int has_desk;                    /* the one or the other */
     _Atomic uint64_t heap_bytes;
 };
 
 struct team {
     struct node *node; /* borrowed, outlives the team */
     struct problem problem;
-    struct rails *rails; /* borrowed; NULL unless the team spans nodes */
+    struct rails *rails;        /* borrowed; NULL unless the team spans nodes */
+    const struct hop_form *hop; /* how it does; likewise */
     uint32_t n_lanes;
     struct team_lane lanes[EPD_MAX_DEVICES];
     struct team_rank *ranks;  /* [world_size], owned */
