@@ -6,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* It draws experts until they differ, which would take for ever where a few get everything. */
+#define PLAN_SCALE_MAX_ZIPF 4.0
+
 enum {
     OPTION_BACKEND = 256,
     OPTION_DEVICES,
@@ -76,7 +79,7 @@ static const struct row rows[] = {
     {"op", OPTION_OP, 1, 0, 0,
      "LIST  handoff, dispatch, combine, combine_weighted, dispatch_bwd, combine_bwd, grouped_gemm, "
      "moe_forward, "
-     "moe_backward, link, peer_loss, sessions, plan-scale (a model of the planning for 16 to 1,024 ranks, "
+     "moe_backward, link, peer_loss, sessions, plan-scale (the planning of 16 to 1,024 ranks on nodes of 8, "
      "without a daemon), "
      "with commas between, or all (the ops from handoff to "
      "moe_backward; "
@@ -405,6 +408,11 @@ static int options_check(const struct options *options)
     }
     if (options->plan_scale && n_ops(options) > 1) {
         fprintf(stderr, "epd-bench: --op plan-scale runs without a daemon, alone\n");
+        return -1;
+    }
+    if (options->plan_scale && options->job.zipf > PLAN_SCALE_MAX_ZIPF) {
+        fprintf(stderr, "epd-bench: --op plan-scale: --zipf %g: want at most %g\n", options->job.zipf,
+                PLAN_SCALE_MAX_ZIPF);
         return -1;
     }
     if (options->socket_path && (daemon->backend || daemon->devices || daemon->program)) {

@@ -197,6 +197,7 @@ case_bench() {
     exits 2 "$bench" --op ''
     exits 2 "$bench" --suite node --op dispatch
     exits 2 "$bench" --op plan-scale,dispatch
+    exits 2 "$bench" --op plan-scale --zipf 9
     exits 2 "$bench" --socket "$work/epd.sock" --backend host
     exits 1 "$bench" --daemon /nonexistent
 }
