@@ -108,7 +108,7 @@ enum epd_status exchange_push_x(const struct rank_run *run, struct epd_error *er
 static int pushes_with_grad(const struct rank_run *run)
 {
     return run->plan->op == EPD_OP_COMBINE_BWD && plan_has(run->plan, EPD_ROLE_D_WEIGHTS) &&
-           run->backend->weight_grad_pushes && !team_spans(run->plan->team);
+           run->backend->weight_grad_pushes;
 }
 
 /* w * dout into the slots of combine_bwd; dout as it is into those of moe_backward, whose experts weight it where it is
