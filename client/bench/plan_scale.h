@@ -1,7 +1,7 @@
 /* epd-bench --op plan-scale: plans dispatches over many nodes, in this process alone, without a daemon. Routing is drawn
- * for every rank of 16 to 1,024; offsets, slabs and schedule of each are computed and checked by a model of the planning that
- * is this program's own (the daemon's planner takes 64 ranks at most and is not run), and the time it took stands beside
- * what crosses the links. */
+ * for every rank of 16 to 1,024; which tokens cross, slabs, capacities, messages and schedules of each are built by the
+ * functions that do so in the daemon (plan_world.h), which itself takes 64 ranks, and checked. The time that planning a
+ * rank took stands beside what crosses the links in a dispatch and its combine. Moving the messages is no part of it. */
 #ifndef EPD_BENCH_PLAN_SCALE_H
 #define EPD_BENCH_PLAN_SCALE_H
 

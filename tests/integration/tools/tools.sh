@@ -196,6 +196,8 @@ case_bench() {
     exits 2 "$bench" --case nonsense
     exits 2 "$bench" --op ''
     exits 2 "$bench" --suite node --op dispatch
+    exits 0 "$bench" --op plan-scale --tokens 64 --topk 4
+    says "$work/out" "1024 ranks"
     exits 2 "$bench" --op plan-scale,dispatch
     exits 2 "$bench" --op plan-scale --zipf 9
     exits 2 "$bench" --socket "$work/epd.sock" --backend host
