@@ -158,21 +158,45 @@ static void print_counters(const json_t *object, const char *label, FILE *out)
         fputc('\n', out);
 }
 
+static int has_run(const json_t *stats, const json_t *before)
+{
+    size_t idx;
+    json_t *op;
+    json_array_foreach (field_array(stats, "ops"), idx, op) {
+        if (growth(op, bottleneck_find(before, "ops", "op", op), "launches") > 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* Says what the rates are of. Where nothing has run since the earlier document, it is left out of what follows. */
+static void print_period(const json_t *stats, const json_t **before, double *seconds, FILE *out)
+{
+    char text[QUANTITY_BYTES];
+    if (*before && has_run(stats, *before)) {
+        fprintf(out, "rates and late ranks: of the last %s; p50, p99, max: since the start\n\n",
+                quantity_duration(text, *seconds * 1e9));
+        return;
+    }
+    if (*before)
+        fprintf(out, "nothing was launched in the last %s: ", quantity_duration(text, *seconds * 1e9));
+    fprintf(out, "everything is since the start\n\n");
+    *before = NULL;
+    *seconds = field_number(stats, "uptime_ms") / 1000;
+}
+
 void stats_view(const json_t *stats, const json_t *before, FILE *out)
 {
     const json_t *sessions = field_object(stats, "sessions");
     char memory[QUANTITY_BYTES], fds[QUANTITY_BYTES], open[QUANTITY_BYTES], opened[QUANTITY_BYTES];
-    const double earlier_ms = field_number(before, "uptime_ms");
-    const double seconds = (field_number(stats, "uptime_ms") - (isnan(earlier_ms) ? 0 : earlier_ms)) / 1000;
+    double seconds = growth(stats, before, "uptime_ms") / 1000;
     status_view_headline(stats, out);
     fprintf(out, "sessions %s open, %s since the start; daemon memory %s, open files %s\n",
             quantity_count(open, field_number(sessions, "open")),
             quantity_count(opened, field_number(sessions, "opened")),
             quantity_memory(memory, field_number(stats, "rss_bytes")),
             quantity_count(fds, field_number(stats, "fds")));
-    fprintf(out, "rates and late ranks: %s%s; p50, p99, max: since the start\n\n",
-            before ? "of the last " : "since the start",
-            before ? quantity_duration(memory, seconds * 1e9) : "");
+    print_period(stats, &before, &seconds, out);
     print_ops(stats, before, seconds, out);
     print_groups(stats, before, seconds, out);
     print_devices(stats, before, seconds, out);

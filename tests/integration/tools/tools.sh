@@ -133,6 +133,25 @@ case_training_goes_on_after_the_worker_is_killed() {
     stop_daemon
 }
 
+# With what is built: packages and building are the machine's matter.
+case_quickstart() {
+    local quickstart build
+    quickstart=$(dirname "$0")/../../../deploy/quickstart.sh
+    build=$(dirname "$epd")/..
+    exits 0 "$quickstart" --built "$build" --backend host --steps 3 --text "$text"
+    says "$work/out" "backend host, "
+    says "$work/out" "4 ranks, "
+    says "$work/out" "the runs agree"
+    says "$work/out" "where the time of a step went"
+    exits 0 env EPD_BUILD_DIR="$build" "$quickstart" --backend host --steps 3 --ranks 2 --text "$text"
+    says "$work/out" "2 ranks, "
+    exits 1 "$quickstart" --built "$work" --backend host
+    says "$work/out" "no epd in"
+    exits 1 "$quickstart" --text "$work/nothing"
+    says "$work/out" "cannot be read"
+    exits 2 "$quickstart" --nonsense
+}
+
 case_epdctl_verbs() {
     start_daemon
     for verb in status stats clients groups plans devices dump version doctor; do

@@ -196,7 +196,8 @@ START_TEST(stats_of_an_idle_daemon_tell_where_time_went_since_the_start)
     json_object_set_new(now, "uptime_ms", json_integer(11000));
     output_open(&output);
     stats_view(now, before, output.file);
-    ASSERT_SAYS(&output, "     800       0        0     0 B         0/s");
+    ASSERT_SAYS(&output, "nothing was launched in the last 1.00 s: everything is since the start\n");
+    ASSERT_SAYS(&output, "     800       0        0     0 B      72.7/s");
     ASSERT_SAYS(&output, "where the time of a step went since the start\n");
     ASSERT_SAYS(&output, "bottleneck: waiting for the last rank to ask, 75 % of a step\n");
     output_close(&output);
