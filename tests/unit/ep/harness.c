@@ -40,7 +40,7 @@ static void ring_bell(void *arg)
 static void load_transport(void)
 {
     struct epd_error error = {.status = EPD_OK};
-    const struct transport *transport = transport_find(EPD_BACKEND_HOST, &error);
+    const struct transport *transport = transport_find(harness_memory_backend(), &error);
     const struct transport_options options = {.ways = "tcp", .devices = "lo"};
     ck_assert_msg(transport && transport->load(&options, &error) == EPD_OK, "%s", error.text);
 }
@@ -64,7 +64,7 @@ void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_lim
     *harness = (struct harness){.n_fds = count_fds()};
     struct node_config config = {
         .backend = harness_memory_backend(),
-        .n_devices = harness_memory_devices(n_devices),
+        .n_devices = harness_memory_devices(n_devices, nodes_wanted()),
         .heap_limit_bytes = heap_limit_bytes,
         .notify = ring_bell,
         .notify_arg = harness,
@@ -72,8 +72,10 @@ void harness_open(struct harness *harness, uint32_t n_devices, uint64_t heap_lim
     harness->n_nodes = nodes_wanted();
     if (harness->n_nodes > 1)
         load_transport();
-    for (uint32_t i = 0; i < harness->n_nodes; i++)
+    for (uint32_t i = 0; i < harness->n_nodes; i++) {
+        config.devices = harness_memory_device_list(i, harness->n_nodes);
         ck_assert_msg(node_open(&config, &harness->nodes[i], &error) == EPD_OK, "%s", error.text);
+    }
     harness->node = harness->nodes[0];
 }
 
@@ -285,9 +287,9 @@ static void span_nodes(struct crew *crew)
     for (uint32_t r = 0; r < crew->world_size; r++)
         addresses[r] = *rails_address(crew->rails[node_of(crew, r)], r % n);
     for (uint32_t i = 0; i < crew->n_nodes; i++)
-        ck_assert_int_eq(rails_connect(crew->rails[i], crew->n_nodes, addresses, 60000000000ull, on_rails,
-                                       &all, &error),
-                         EPD_OK);
+        ck_assert_int_eq(
+            rails_connect(crew->rails[i], crew->n_nodes, addresses, 60000000000ull, on_rails, &all, &error),
+            EPD_OK);
     wait_rails(crew, &all);
     for (uint32_t i = 0; i < crew->n_nodes; i++) {
         const struct team_span span = {.n_nodes = crew->n_nodes, .node = i, .rails = crew->rails[i]};

@@ -14,9 +14,17 @@ enum epd_backend_kind harness_memory_backend(void)
     return EPD_BACKEND_HOST;
 }
 
-uint32_t harness_memory_devices(uint32_t n)
+uint32_t harness_memory_devices(uint32_t n, uint32_t n_nodes)
 {
+    (void)n_nodes;
     return n;
+}
+
+const char *harness_memory_device_list(uint32_t node, uint32_t n_nodes)
+{
+    (void)node;
+    (void)n_nodes;
+    return NULL;
 }
 
 void harness_memory_map(struct client *client, int memfd)

@@ -8,8 +8,10 @@
 /* Before the first test; 0 if the backend cannot run here, after saying why. */
 int harness_memory_begin(void);
 enum epd_backend_kind harness_memory_backend(void);
-/* The devices to open where a test would like n. */
-uint32_t harness_memory_devices(uint32_t n);
+/* The devices of one of n_nodes nodes, where a test would like n. */
+uint32_t harness_memory_devices(uint32_t n, uint32_t n_nodes);
+/* Which they are, as node_config has it; NULL: any. Valid until the next call. */
+const char *harness_memory_device_list(uint32_t node, uint32_t n_nodes);
 /* Maps the client's memory, of the daemon (memfd -1) or its own, at client->base. */
 void harness_memory_map(struct client *client, int memfd);
 void harness_memory_unmap(struct client *client);
