@@ -12,12 +12,15 @@
 struct CUstream_st;
 struct ncclComm;
 
-/* The oldest NCCL that takes this configuration, 2.18. */
-#define NCCL_OLDEST            21800
+/* The oldest NCCL that can end what is in its streams apart from its own end (ncclCommShrink), 2.27. */
+#define NCCL_OLDEST 22700
+/* The version that configurations are written as. */
+#define NCCL_CONFIG_VERSION    21800
 #define NCCL_ID_BYTES          128
 #define NCCL_CONFIG_MAGIC      0xcafebeefu
 #define NCCL_CONFIG_NOT_CHOSEN INT_MIN
 #define NCCL_TYPE_INT8         0
+#define NCCL_SHRINK_BY_ABORT   1
 
 enum nccl_result {
     NCCL_OK = 0,
@@ -51,6 +54,8 @@ struct nccl_library {
     int (*ncclCommFinalize)(struct ncclComm *comm);
     int (*ncclCommDestroy)(struct ncclComm *comm);
     int (*ncclCommAbort)(struct ncclComm *comm);
+    int (*ncclCommShrink)(struct ncclComm *comm, int *excluded, int n_excluded, struct ncclComm **shrunk,
+                          struct nccl_config *config, int flags);
     int (*ncclGroupStart)(void);
     int (*ncclGroupEnd)(void);
     int (*ncclSend)(const void *data, size_t count, int type, int peer, struct ncclComm *comm,

@@ -89,8 +89,8 @@ static void post_all(struct rails *rails, void (*run)(struct lane_job *job, stru
 static void run_open(struct lane_job *job, struct lane *lane)
 {
     struct rail *rail = rail_of_job(job);
-    (void)lane;
-    (void)!rail->rails->transport->rail_open(rail->rails->node, &rail->rail, &rail->address, &rail->error);
+    (void)!rail->rails->transport->rail_open(lane_device(lane), rail->rails->node, &rail->rail,
+                                             &rail->address, &rail->error);
 }
 
 /* A library may take its time: other jobs of the lane go on meanwhile. */

@@ -30,6 +30,7 @@
 #define TRANSPORT_RAIL_BLOCKS 8
 
 struct transport_rail;
+struct backend_device;
 
 struct transport_options {
     const char *ways;    /* the library's own list of network kinds; borrowed during load */
@@ -65,8 +66,9 @@ struct transport {
     const char *name;
     /* Once, before any thread runs: loads the library, which may want its settings in the environment. */
     enum epd_status (*load)(const struct transport_options *options, struct epd_error *error);
-    /* Lane thread, of the node-th node of the rail. */
-    enum epd_status (*rail_open)(uint32_t node, struct transport_rail **rail,
+    /* Lane thread, of the node-th node of the rail. device: the lane's, or NULL where there is no lane and nothing waits
+     * on it. */
+    enum epd_status (*rail_open)(struct backend_device *device, uint32_t node, struct transport_rail **rail,
                                  struct transport_address *address, struct epd_error *error);
     /* Begins; addresses[n_nodes] are copied. */
     enum epd_status (*rail_connect)(struct transport_rail *rail, uint32_t n_nodes, uint32_t node,
@@ -88,6 +90,7 @@ struct transport {
     enum epd_status (*rail_check)(struct transport_rail *rail, struct epd_error *error);
     /* Any thread; the first one counts. */
     void (*rail_abort)(struct transport_rail *rail, const struct epd_error *why);
+    /* What is left of it may end later, on the lane, when nothing waits on the device. */
     void (*rail_close)(struct transport_rail *rail);
 };
 

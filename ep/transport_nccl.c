@@ -1,29 +1,38 @@
-/* Rails over NCCL, for the CUDA backend: a communicator for each rail, of the GPUs of one local index on all nodes. It
- * belongs to the lane, and when it has to end to a thread of its own (retire): ending one may wait for everything that
- * is on the device, clients included, and no lane may.
+/* Rails over NCCL, for the CUDA backend: a communicator for each rail, of the GPUs of one local index on all nodes.
+ *
+ * It must end in two parts. A swap that waits for a node that is gone has to leave its stream at once; but when NCCL frees
+ * a communicator CUDA waits for the whole device, clients' streams included, and holds up everybody's calls meanwhile
+ * (measured: no other stream of the process gets anything). So an abort only makes all swaps leave (release), on a thread
+ * of the rail's own, for that waits until they have; and the communicator goes when nothing is left in any queue of the
+ * device, on the lane, which puts nothing in before it is gone.
  *
  * Communicators are not blocking: every call is asked how far it is, so that a lane that waits can be told to leave. The
  * lane waits only until a swap is in its stream. */
 #include <assert.h>
 #include <cuda_runtime_api.h>
+#include <dirent.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "ep/backend_cuda.h"
 #include "ep/clock.h"
-#include "ep/cuda_driver.h"
 #include "ep/nccl_library.h"
 #include "ep/transport.h"
 
 extern const struct transport transport_nccl;
 
-/* How long a communicator that has not failed may take to hand over what was sent last. */
+/* How long a communicator that has not failed may take to hand over what was sent last, and any to go. */
 #define NCCL_FINISH_NS 1000000000ull
+#define NCCL_GO_NS     2000000000ull
 /* How long an id that nobody has come for may take to be given back. */
 #define NCCL_RETURN_NS 2000000000ull
+/* How long a swap that is being put into its stream may take to get there before it is aborted. */
+#define NCCL_SETTLE_NS 1000000000ull
 /* Looks before sleeping: putting a swap into a stream takes NCCL some 50 us. */
 #define NCCL_SPINS  2000
 #define NCCL_NAP_NS 100000
@@ -54,13 +63,14 @@ struct transport_rail {
     cudaStream_t stream; /* of the first swap; owned */
     char *first;         /* [2 * n_nodes * NCCL_FIRST_BYTES], owned */
     struct ncclComm *comm;
+    struct backend_device *device; /* borrowed; may be NULL */
+    pthread_t releaser;
 
     pthread_mutex_t lock; /* of what follows */
     pthread_cond_t changed;
     int busy;             /* the lane is inside */
-    int given;            /* comm, stream and first are the retiring thread's */
-    int closed;           /* and so is all else */
-    int retired;          /* that thread has ended them */
+    int released;         /* the releaser has its turn, or had it */
+    int closed;           /* the releaser ends without one */
     struct epd_error why; /* OK while the rail works */
 };
 
@@ -106,13 +116,87 @@ static struct nccl_config config_of(void)
 {
     return (struct nccl_config){.size = sizeof(struct nccl_config),
                                 .magic = NCCL_CONFIG_MAGIC,
-                                .version = NCCL_OLDEST,
+                                .version = NCCL_CONFIG_VERSION,
                                 .blocking = 0,
                                 .cga_cluster_size = NCCL_CONFIG_NOT_CHOSEN,
                                 .min_ctas = NCCL_CONFIG_NOT_CHOSEN,
                                 .max_ctas = TRANSPORT_RAIL_BLOCKS,
                                 .net_name = net_name[0] ? net_name : NULL,
                                 .split_share = NCCL_CONFIG_NOT_CHOSEN};
+}
+
+/* Threads of this process called so. */
+static unsigned count_threads(const char *name)
+{
+    unsigned n = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    for (struct dirent *task; tasks && (task = readdir(tasks));) {
+        char path[64], found[32] = "";
+        (void)snprintf(path, sizeof path, "/proc/self/task/%.20s/comm", task->d_name);
+        FILE *file = task->d_name[0] == '.' ? NULL : fopen(path, "r");
+        if (file && fgets(found, sizeof found, file)) {
+            found[strcspn(found, "\n")] = 0;
+            n += strcmp(found, name) == 0;
+        }
+        if (file)
+            (void)fclose(file);
+    }
+    if (tasks)
+        (void)closedir(tasks);
+    return n;
+}
+
+/* Ends a communicator and returns when it is gone. NCCL does it on a thread that nobody can ask, and that has the name of
+ * the one that made it. */
+static void end_comm(struct ncclComm *comm, int (*end)(struct ncclComm *comm))
+{
+    static _Atomic unsigned n_ended;
+    char own[16], name[16];
+    const uint64_t begun_ns = clock_now_ns();
+    (void)pthread_getname_np(pthread_self(), own, sizeof own);
+    (void)snprintf(name, sizeof name, "nccl-end-%u", atomic_fetch_add(&n_ended, 1) % 100000);
+    (void)pthread_setname_np(pthread_self(), name);
+    (void)end(comm);
+    while (count_threads(name) > 1 && clock_now_ns() - begun_ns < NCCL_GO_NS)
+        nap();
+    (void)pthread_setname_np(pthread_self(), own);
+}
+
+/* Makes every swap that is in a stream leave it, and returns when all have: the part of shrinking that comes first. No list
+ * of nodes to leave out ends it there. */
+static void leave_streams(struct transport_rail *rail)
+{
+    struct ncclComm *none = NULL;
+    if (wait_for(rail->nccl, rail->comm, NCCL_SETTLE_NS) == NCCL_IN_PROGRESS) {
+        /* Its calls do not end either, and only the end of all ends them, whatever that holds up. */
+        end_comm(rail->comm, rail->nccl->ncclCommAbort);
+        rail->comm = NULL;
+        return;
+    }
+    (void)rail->nccl->ncclCommShrink(rail->comm, NULL, 0, &none, NULL, NCCL_SHRINK_BY_ABORT);
+}
+
+/* Made with the rail: an abort must not fail for want of a thread. */
+static void *release(void *arg)
+{
+    struct transport_rail *rail = arg;
+    (void)cudaSetDevice(rail->ordinal);
+    (void)pthread_mutex_lock(&rail->lock);
+    while (!rail->released && !rail->closed)
+        (void)pthread_cond_wait(&rail->changed, &rail->lock);
+    const int released = rail->released;
+    (void)pthread_mutex_unlock(&rail->lock);
+    if (released && rail->stage > NCCL_MEETING)
+        leave_streams(rail);
+    return NULL;
+}
+
+/* What was sent last is on its way before the end: other nodes may still wait for it. */
+static int finish(const struct transport_rail *rail)
+{
+    const int result = rail->nccl->ncclCommFinalize(rail->comm);
+    return (result == NCCL_OK || result == NCCL_IN_PROGRESS) &&
+           wait_for(rail->nccl, rail->comm, NCCL_FINISH_NS) == NCCL_OK;
 }
 
 /* An id is a socket and a thread that waits for as many nodes as the first one that comes tells it of, for ever if they do
@@ -125,80 +209,52 @@ static void return_id(const struct transport_rail *rail)
     if (!comm)
         return;
     (void)wait_for(rail->nccl, comm, NCCL_RETURN_NS);
-    (void)rail->nccl->ncclCommAbort(comm);
-}
-
-/* What was sent last is on its way before the end: other nodes may still wait for it. */
-static void end_comm(const struct transport_rail *rail, int failed)
-{
-    const struct nccl_library *nccl = rail->nccl;
-    int finished = 0;
-    if (!failed) {
-        const int result = nccl->ncclCommFinalize(rail->comm);
-        finished = (result == NCCL_OK || result == NCCL_IN_PROGRESS) &&
-                   wait_for(nccl, rail->comm, NCCL_FINISH_NS) == NCCL_OK;
-    }
-    if (finished)
-        (void)nccl->ncclCommDestroy(rail->comm);
-    else
-        (void)nccl->ncclCommAbort(rail->comm);
+    end_comm(comm, rail->nccl->ncclCommAbort);
 }
 
 static void rail_free(struct transport_rail *rail)
-{
-    (void)pthread_cond_destroy(&rail->changed);
-    (void)pthread_mutex_destroy(&rail->lock);
-    free(rail);
-}
-
-/* Neither waits for the device. */
-static void end_first(struct transport_rail *rail)
 {
     if (rail->first)
         (void)cudaFreeAsync(rail->first, rail->stream);
     if (rail->stream)
         (void)cudaStreamDestroy(rail->stream);
+    (void)pthread_cond_destroy(&rail->changed);
+    (void)pthread_mutex_destroy(&rail->lock);
+    free(rail);
 }
 
-/* Made with the rail: an abort must not fail for want of a thread. */
-static void *retire(void *arg)
+/* Lane thread; nothing is in any queue of the device. */
+static void end_rail(struct backend_device *device, void *arg)
 {
     struct transport_rail *rail = arg;
-    (void)cudaSetDevice(rail->ordinal);
-    (void)pthread_mutex_lock(&rail->lock);
-    while (!rail->given)
-        (void)pthread_cond_wait(&rail->changed, &rail->lock);
-    const int failed = rail->why.status != EPD_OK;
-    (void)pthread_mutex_unlock(&rail->lock);
-    if (rail->comm)
-        end_comm(rail, failed);
+    (void)device;
+    (void)pthread_join(rail->releaser, NULL);
+    if (rail->comm && !rail->why.status && finish(rail))
+        end_comm(rail->comm, rail->nccl->ncclCommDestroy);
+    else if (rail->comm)
+        end_comm(rail->comm, rail->nccl->ncclCommAbort);
     if (rail->owns_id)
         return_id(rail);
-    end_first(rail);
-    (void)pthread_mutex_lock(&rail->lock);
-    rail->retired = 1;
-    const int closed = rail->closed;
-    (void)pthread_mutex_unlock(&rail->lock);
-    if (closed)
-        rail_free(rail);
-    return NULL;
+    rail_free(rail);
 }
 
-static int start_retiring(struct transport_rail *rail)
+static void nccl_rail_close(struct transport_rail *rail)
 {
-    pthread_t thread;
-    pthread_attr_t detached;
-    (void)pthread_attr_init(&detached);
-    (void)pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-    const int result = pthread_create(&thread, &detached, retire, rail);
-    (void)pthread_attr_destroy(&detached);
-    return result == 0;
+    (void)pthread_mutex_lock(&rail->lock);
+    assert(!rail->busy);
+    rail->closed = 1;
+    (void)pthread_cond_signal(&rail->changed);
+    (void)pthread_mutex_unlock(&rail->lock);
+    if (rail->device)
+        cuda_defer(rail->device, 1, end_rail, rail);
+    else
+        end_rail(NULL, rail);
 }
 
 /* Locked. Once; the lane touches the communicator no more. */
 static void give_away(struct transport_rail *rail)
 {
-    rail->given = 1;
+    rail->released = 1;
     (void)pthread_cond_signal(&rail->changed);
 }
 
@@ -207,7 +263,7 @@ static void fail(struct transport_rail *rail, const struct epd_error *why)
     (void)pthread_mutex_lock(&rail->lock);
     if (!rail->why.status)
         rail->why = *why;
-    if (!rail->busy && !rail->given)
+    if (!rail->busy && !rail->released)
         give_away(rail);
     (void)pthread_mutex_unlock(&rail->lock);
 }
@@ -234,7 +290,7 @@ static enum epd_status leave(struct transport_rail *rail, struct epd_error *erro
         rail->why = *error;
     if (rail->why.status) {
         *error = rail->why;
-        if (!rail->given)
+        if (!rail->released)
             give_away(rail);
     }
     (void)pthread_mutex_unlock(&rail->lock);
@@ -251,8 +307,9 @@ static int is_failed(struct transport_rail *rail)
 
 /* ---- open, connect ---- */
 
-static enum epd_status nccl_rail_open(uint32_t node, struct transport_rail **result,
-                                      struct transport_address *address, struct epd_error *error)
+static enum epd_status nccl_rail_open(struct backend_device *device, uint32_t node,
+                                      struct transport_rail **result, struct transport_address *address,
+                                      struct epd_error *error)
 {
     struct transport_rail *rail = calloc(1, sizeof *rail);
     if (!rail)
@@ -261,18 +318,21 @@ static enum epd_status nccl_rail_open(uint32_t node, struct transport_rail **res
     assert(rail->nccl);
     (void)pthread_mutex_init(&rail->lock, NULL);
     (void)pthread_cond_init(&rail->changed, NULL);
+    rail->device = device;
     rail->node = node;
     if (cuda_runtime_check(cudaGetDevice(&rail->ordinal), "rail: device", error) ||
         cuda_runtime_check(cudaStreamCreateWithFlags(&rail->stream, cudaStreamNonBlocking), "rail: stream",
                            error))
         goto free_rail;
-    if (node == 0 && nccl_check(rail, rail->nccl->ncclGetUniqueId(&rail->id), "id", error))
-        goto free_rail;
-    rail->owns_id = node == 0;
-    if (!start_retiring(rail)) {
-        (void)error_set(error, EPD_SYSTEM, "rail: no thread for its end");
+    if (pthread_create(&rail->releaser, NULL, release, rail) != 0) {
+        (void)error_set(error, EPD_SYSTEM, "rail: no thread for aborts");
         goto free_rail;
     }
+    if (node == 0 && nccl_check(rail, rail->nccl->ncclGetUniqueId(&rail->id), "id", error)) {
+        nccl_rail_close(rail);
+        return error->status;
+    }
+    rail->owns_id = node == 0;
     address->bytes = node == 0 ? sizeof rail->id : 1; /* the others are not looked for */
     memset(address->data, 0, address->bytes);
     memcpy(address->data, &rail->id, address->bytes);
@@ -280,7 +340,6 @@ static enum epd_status nccl_rail_open(uint32_t node, struct transport_rail **res
     return EPD_OK;
 
 free_rail:
-    end_first(rail);
     rail_free(rail);
     return error->status;
 }
@@ -435,19 +494,6 @@ static enum epd_status nccl_rail_check(struct transport_rail *rail, struct epd_e
 static void nccl_rail_abort(struct transport_rail *rail, const struct epd_error *why)
 {
     fail(rail, why);
-}
-
-static void nccl_rail_close(struct transport_rail *rail)
-{
-    (void)pthread_mutex_lock(&rail->lock);
-    assert(!rail->busy);
-    const int retired = rail->retired;
-    rail->closed = 1;
-    if (!rail->given)
-        give_away(rail);
-    (void)pthread_mutex_unlock(&rail->lock);
-    if (retired)
-        rail_free(rail);
 }
 
 const struct transport transport_nccl = {

@@ -116,10 +116,11 @@ static enum epd_status take_address(struct transport_rail *rail, struct transpor
 
 static void ucx_rail_close(struct transport_rail *rail);
 
-static enum epd_status ucx_rail_open(uint32_t node, struct transport_rail **result,
-                                     struct transport_address *address, struct epd_error *error)
+static enum epd_status ucx_rail_open(struct backend_device *device, uint32_t node,
+                                     struct transport_rail **result, struct transport_address *address,
+                                     struct epd_error *error)
 {
-    (void)node;
+    (void)device, (void)node;
     struct transport_rail *rail = calloc(1, sizeof *rail);
     if (!rail)
         return error_set(error, EPD_NO_MEMORY, "rail: %zu bytes", sizeof *rail);

@@ -7,7 +7,9 @@
 #define SAME_FIELD(ours, theirs) SAME(offsetof(struct nccl_config, ours), offsetof(ncclConfig_t, theirs))
 
 SAME(NCCL_ID_BYTES, sizeof(ncclUniqueId));
-SAME(NCCL_OLDEST, NCCL_VERSION(2, 18, 0));
+SAME(NCCL_OLDEST, NCCL_VERSION(2, 27, 0));
+SAME(NCCL_CONFIG_VERSION, NCCL_VERSION(2, 18, 0));
+SAME(NCCL_SHRINK_BY_ABORT, NCCL_SHRINK_ABORT);
 SAME(NCCL_CONFIG_NOT_CHOSEN, NCCL_CONFIG_UNDEF_INT);
 SAME(NCCL_TYPE_INT8, (int)ncclInt8);
 SAME((int)NCCL_OK, (int)ncclSuccess);

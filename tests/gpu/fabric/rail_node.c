@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 #include <dirent.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -99,7 +100,8 @@ static void seat_open(struct seat *seat, int device, int fd)
     seat->transport = transport_find(EPD_BACKEND_CUDA, &error);
     want(seat->transport != NULL, "%s", error.text);
     ok(seat->transport->load(&options, &error), &error, "load");
-    ok(seat->transport->rail_open(my_node, &seat->rail, &seat->addresses[my_node], &error), &error, "open");
+    ok(seat->transport->rail_open(NULL, my_node, &seat->rail, &seat->addresses[my_node], &error), &error,
+       "open");
 }
 
 /* Returns the status; the text is in error. */
@@ -114,15 +116,12 @@ static enum epd_status seat_connect(struct seat *seat, unsigned limit_ms, struct
     return error->status;
 }
 
-static void seat_meet(struct seat *seat, int device, int fd)
+static void swap_addresses(struct seat *seat)
 {
-    struct epd_error error = {.status = EPD_OK};
-    seat_open(seat, device, fd);
     const struct transport_address *mine = &seat->addresses[my_node];
-    want(send(fd, mine, sizeof *mine, 0) == (ssize_t)sizeof *mine, "address not sent");
-    want(recv(fd, &seat->addresses[1 - my_node], sizeof *mine, 0) == (ssize_t)sizeof *mine,
+    want(send(seat->fd, mine, sizeof *mine, 0) == (ssize_t)sizeof *mine, "address not sent");
+    want(recv(seat->fd, &seat->addresses[1 - my_node], sizeof *mine, 0) == (ssize_t)sizeof *mine,
          "no address of the other node");
-    ok(seat_connect(seat, 60000, &error), &error, "connect");
 }
 
 static void swap_on(const struct seat *seat, const void *from, size_t send_bytes, void *to,
@@ -217,36 +216,57 @@ static void role_speed(struct seat *seat)
     }
 }
 
-/* A stream that waits for a client, until `word` is set. */
-static cudaStream_t wait_for_client(uint32_t **word)
+/* A stream that waits for a client, as a device has them at any time, until `word` is set: at the latest by a guard, so
+ * that what it holds up goes on and tells. */
+struct client {
+    cudaStream_t stream;
+    _Atomic uint32_t *word;
+    pthread_t guard;
+};
+
+#define GUARD_MS 6000
+
+static void *guard(void *arg)
+{
+    struct client *client = arg;
+    for (unsigned i = 0; i < GUARD_MS && !atomic_load(client->word); i++)
+        sleep_ms(1);
+    if (!atomic_exchange(client->word, 1))
+        say("the guard had to let the client through");
+    return NULL;
+}
+
+static void wait_for_client(struct client *client)
 {
     struct cuda_driver driver;
     struct epd_error error = {.status = EPD_OK};
-    cudaStream_t stream;
     void *device_word;
     ok(cuda_driver_load(&driver, &error), &error, "driver");
-    cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-    cuda(cudaHostAlloc((void **)word, sizeof **word, cudaHostAllocMapped), "word");
-    **word = 0;
-    cuda(cudaHostGetDevicePointer(&device_word, *word, 0), "word");
+    cuda(cudaStreamCreateWithFlags(&client->stream, cudaStreamNonBlocking), "stream");
+    cuda(cudaHostAlloc((void **)&client->word, sizeof *client->word, cudaHostAllocMapped), "word");
+    atomic_store(client->word, 0);
+    cuda(cudaHostGetDevicePointer(&device_word, (void *)client->word, 0), "word");
     CUstreamBatchMemOpParams wait = {.waitValue = {.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32,
                                                    .address = (CUdeviceptr)(uintptr_t)device_word,
                                                    .value = 1,
                                                    .flags = CU_STREAM_WAIT_VALUE_EQ}};
-    ok(cuda_driver_check(&driver, driver.cuStreamBatchMemOp(stream, 1, &wait, 0), "wait", &error), &error,
-       "wait");
-    return stream;
+    ok(cuda_driver_check(&driver, driver.cuStreamBatchMemOp(client->stream, 1, &wait, 0), "wait", &error),
+       &error, "wait");
+    want(pthread_create(&client->guard, NULL, guard, client) == 0, "no thread");
+}
+
+static void let_through(struct client *client)
+{
+    atomic_store(client->word, 1);
+    (void)pthread_join(client->guard, NULL);
+    cuda(cudaStreamSynchronize(client->stream), "client");
 }
 
 /* What a lane does meanwhile: the longest of its calls, in ms. */
-static double longest_call(unsigned ms)
+static double longest_call(cudaStream_t other, char *memory, unsigned ms)
 {
     const uint64_t begun_ns = clock_now_ns();
     double longest = 0;
-    cudaStream_t other;
-    char *memory;
-    cuda(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), "stream");
-    cuda(cudaMallocAsync((void **)&memory, 4096, other), "memory");
     while (ms_since(begun_ns) < ms) {
         const uint64_t call_ns = clock_now_ns();
         cuda(cudaMemsetAsync(memory, 0, 4096, other), "memset");
@@ -258,11 +278,19 @@ static double longest_call(unsigned ms)
     return longest;
 }
 
+static void expect_no_stall(const char *when, cudaStream_t other, char *memory, unsigned ms)
+{
+    const double stalled = longest_call(other, memory, ms);
+    say("longest call %s: %.1f ms", when, stalled);
+    want(stalled < STALL_MS, "a call took %.0f ms", stalled);
+}
+
 static void role_abort(struct seat *seat)
 {
     const struct epd_error why = {EPD_PEER_LOST, "node 1 does not come"};
     struct epd_error error = {.status = EPD_OK};
-    uint32_t *word;
+    struct client client;
+    cudaStream_t other;
     char *memory;
     if (my_node == 1) { /* never swaps */
         meet(seat);
@@ -270,26 +298,51 @@ static void role_abort(struct seat *seat)
         return;
     }
     cuda(cudaMalloc((void **)&memory, 2 * MAX_BYTES), "memory");
-    cudaStream_t client = wait_for_client(&word);
+    cuda(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), "stream");
+    wait_for_client(&client);
     swap_on(seat, memory, MAX_BYTES, memory + MAX_BYTES, MAX_BYTES);
     want(!is_free_within(seat->stream, 300), "the swap ended alone");
     expect_works(seat);
+    expect_no_stall("before", other, memory, 100);
     const uint64_t begun_ns = clock_now_ns();
     seat->transport->rail_abort(seat->rail, &why);
     say("abort returned after %.2f ms", ms_since(begun_ns));
     want(is_free_within(seat->stream, FREE_MS), "the stream still waits %d ms after the abort", FREE_MS);
     say("stream free after %.1f ms", ms_since(begun_ns));
-    const double stalled = longest_call(1500);
-    say("longest call beside the end: %.1f ms", stalled);
-    want(stalled < STALL_MS, "a call took %.0f ms", stalled);
+    expect_no_stall("behind the abort", other, memory, 1500);
     const struct transport_move nothing[2] = {0};
     want(seat->transport->rail_swap_on(seat->rail, nothing, seat->stream, &error) == EPD_PEER_LOST &&
              strcmp(error.text, why.text) == 0,
          "a later swap: %s", error.text);
-    want(cudaStreamQuery(client) == cudaErrorNotReady, "the client's stream did not wait");
-    *(volatile uint32_t *)word = 1;
-    cuda(cudaStreamSynchronize(client), "client");
+    want(cudaStreamQuery(client.stream) == cudaErrorNotReady, "the client's stream did not wait");
+    let_through(&client);
     meet(seat);
+}
+
+/* Other work while a rail connects and a client's stream waits. */
+static void role_connect(struct seat *seat)
+{
+    struct epd_error error = {.status = EPD_OK};
+    struct client client;
+    cudaStream_t other;
+    char *memory;
+    double longest = 0;
+    cuda(cudaMalloc((void **)&memory, 4096), "memory");
+    cuda(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), "stream");
+    wait_for_client(&client);
+    ok(seat->transport->rail_connect(seat->rail, 2, my_node, seat->addresses, 60000 * MS, &error), &error,
+       "connect");
+    while (!seat->transport->rail_connected(seat->rail, &error)) {
+        const double took = longest_call(other, memory, 5);
+        longest = took > longest ? took : longest;
+    }
+    say("longest call beside connecting: %.1f ms, %s", longest, error.status ? error.text : "connected");
+    ok(error.status, &error, "connect");
+    want(!atomic_load(client.word), "it connected when the client was through");
+    want(longest < STALL_MS, "a call took %.0f ms", longest);
+    meet(seat);
+    let_through(&client);
+    role_swaps(seat);
 }
 
 static void role_kill(struct seat *seat)
@@ -357,31 +410,44 @@ static void role_unused(struct seat *seat)
     expect_id_returned();
 }
 
-void rail_node_run(const char *role, unsigned node, int device, int fd)
+struct role {
+    const char *name;
+    void (*run)(struct seat *seat);
+    enum { ALONE, ADDRESSED, CONNECTED } begins;
+};
+
+static const struct role roles[] = {
+    {"swaps", role_swaps, CONNECTED}, {"speed", role_speed, CONNECTED},     {"abort", role_abort, CONNECTED},
+    {"kill", role_kill, CONNECTED},   {"connect", role_connect, ADDRESSED}, {"alone", role_alone, ALONE},
+    {"unused", role_unused, ALONE},
+};
+
+static void take_role(const struct role *role, int device, int fd)
 {
+    struct epd_error error = {.status = EPD_OK};
     struct seat seat;
-    my_node = node;
-    if (strcmp(role, "alone") == 0 || strcmp(role, "unused") == 0) {
-        if (node == 0)
-            seat_open(&seat, device, fd);
-        if (node == 0)
-            (role[0] == 'a' ? role_alone : role_unused)(&seat);
-        _exit(0);
-    }
-    seat_meet(&seat, device, fd);
-    if (strcmp(role, "swaps") == 0)
-        role_swaps(&seat);
-    else if (strcmp(role, "speed") == 0)
-        role_speed(&seat);
-    else if (strcmp(role, "abort") == 0)
-        role_abort(&seat);
-    else if (strcmp(role, "kill") == 0)
-        role_kill(&seat);
-    else
-        fail("no role %s", role);
+    if (role->begins == ALONE && my_node != 0)
+        return;
+    seat_open(&seat, device, fd);
+    if (role->begins != ALONE)
+        swap_addresses(&seat);
+    if (role->begins == CONNECTED)
+        ok(seat_connect(&seat, 60000, &error), &error, "connect");
+    role->run(&seat);
+    if (role->begins == ALONE)
+        return;
     const uint64_t begun_ns = clock_now_ns();
     seat.transport->rail_close(seat.rail);
-    say("close returned after %.2f ms", ms_since(begun_ns));
-    sleep_ms(300); /* the other node's last messages */
-    exit(0);       /* with NCCL's threads, as a daemon ends */
+    say("closed in %.1f ms", ms_since(begun_ns));
+}
+
+void rail_node_run(const char *role, unsigned node, int device, int fd)
+{
+    my_node = node;
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
+        if (strcmp(role, roles[i].name) == 0) {
+            take_role(&roles[i], device, fd);
+            exit(0); /* with NCCL's threads, as a daemon ends */
+        }
+    fail("no role %s", role);
 }

@@ -3,7 +3,7 @@
 #ifndef EPD_TESTS_GPU_FABRIC_RAIL_NODE_H
 #define EPD_TESTS_GPU_FABRIC_RAIL_NODE_H
 
-/* The rest of the process, in a role: "swaps", "speed", "abort", "kill", or, with node 0 alone, "alone" and "unused". Exits
+/* The rest of the process, in a role: "swaps", "connect", "speed", "abort", "kill", or, with node 0 alone, "alone" and "unused". Exits
  * 0, or says on stderr what was wrong and exits 1. Device: CUDA's number. */
 _Noreturn void rail_node_run(const char *role, unsigned node, int device, int fd);
 

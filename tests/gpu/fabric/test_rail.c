@@ -15,7 +15,7 @@
 
 #define SKIPPED  77
 #define NODE_ARG "--rail-node"
-#define LIMIT_S  60
+#define LIMIT_S  20
 
 /* As a process of its own: nothing of CUDA is inherited. */
 static pid_t start_node(const char *role, unsigned node, int fd)
@@ -77,6 +77,12 @@ START_TEST(swaps_bring_what_was_sent_in_the_order_of_the_stream)
 }
 END_TEST
 
+START_TEST(connecting_holds_up_no_other_stream)
+{
+    expect_well("connect");
+}
+END_TEST
+
 START_TEST(swaps_have_a_speed)
 {
     expect_well("speed");
@@ -133,6 +139,7 @@ int main(int argc, char **argv)
     tcase_add_test(tests, a_killed_node_is_noticed_and_the_stream_goes_on);
     tcase_add_test(tests, a_rail_whose_other_node_does_not_connect_ends_in_time_and_leaves_nothing);
     tcase_add_test(tests, a_rail_that_was_never_connected_leaves_nothing);
+    tcase_add_test(tests, connecting_holds_up_no_other_stream);
     tcase_add_test(tests, swaps_have_a_speed);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
