@@ -44,9 +44,21 @@ static int spawn_daemon(struct daemon *daemon, const struct daemon_options *opti
     (void)snprintf(devices, sizeof(devices), "--devices=%s", options->devices ? options->devices : "");
     (void)snprintf(socket_path, sizeof(socket_path), "--socket=%s", daemon->socket_path);
     (void)snprintf(control_path, sizeof(control_path), "--control-socket=%s", daemon->control_path);
-    char *arguments[] = {program, backend, socket_path, control_path, devices, NULL};
-    if (!options->devices)
-        arguments[4] = NULL;
+    char *arguments[10] = {program, backend, socket_path, control_path};
+    char nodes[32], node[32], rendezvous[128], secret[160];
+    size_t n = 4;
+    if (options->devices)
+        arguments[n++] = devices;
+    if (options->n_nodes > 1) {
+        (void)snprintf(nodes, sizeof(nodes), "--nodes=%u", options->n_nodes);
+        (void)snprintf(node, sizeof(node), "--node-rank=%u", options->node);
+        (void)snprintf(rendezvous, sizeof(rendezvous), "--rendezvous=%s", options->rendezvous);
+        (void)snprintf(secret, sizeof(secret), "--secret-file=%s", options->secret_path);
+        arguments[n++] = nodes;
+        arguments[n++] = node;
+        arguments[n++] = rendezvous;
+        arguments[n++] = secret;
+    }
     posix_spawn_file_actions_t actions;
     int error = posix_spawn_file_actions_init(&actions);
     if (error)

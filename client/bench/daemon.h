@@ -14,7 +14,9 @@ struct daemon {
 struct daemon_options {
     const char *program; /* NULL: beside epd-bench, in the build tree, or on PATH */
     const char *backend;
-    const char *devices; /* NULL: the daemon's default */
+    const char *devices;                  /* NULL: the daemon's default */
+    uint32_t n_nodes, node;               /* n_nodes 0 or 1: it is in no fabric */
+    const char *rendezvous, *secret_path; /* of a fabric */
 };
 
 /* Starts it; it may still be opening its sockets (epd_open waits for them). Errors have been printed. */

@@ -35,6 +35,12 @@ const char *job_op_name(enum job_op op)
     return op_names[op];
 }
 
+const char *job_socket(const struct job *job, uint32_t rank)
+{
+    const uint32_t node = job->n_nodes > 1 ? rank / (job->n_ranks / job->n_nodes) : 0;
+    return node ? job->other_sockets[node - 1] : job->socket_path;
+}
+
 const char *job_dtype_name(enum epd_dtype dtype)
 {
     return dtype == EPD_F32 ? "f32" : dtype == EPD_BF16 ? "bf16" : "f16";

@@ -9,6 +9,7 @@
 #define JOB_PATH_BYTES 128
 #define JOB_MAX_RANKS  64
 #define JOB_MAX_TOP_K  32
+#define JOB_MAX_NODES  4
 
 enum job_op {
     JOB_HANDOFF_BARRIER,      /* a barrier op of all ranks: launch to done */
@@ -31,7 +32,9 @@ enum job_op {
 struct job {
     enum job_op op;
     char case_name[JOB_NAME_BYTES];
-    char socket_path[JOB_PATH_BYTES];
+    char socket_path[JOB_PATH_BYTES]; /* of node 0 */
+    uint32_t n_nodes;                 /* 0 or 1: one daemon; else each has as many of the ranks, in order */
+    char other_sockets[JOB_MAX_NODES - 1][JOB_PATH_BYTES]; /* of nodes 1 and on */
     char group_name[JOB_NAME_BYTES];
     uint32_t n_ranks;
     uint32_t n_tokens, hidden, ffn, n_experts, top_k; /* T, H, F, E, K */
@@ -48,6 +51,9 @@ struct job {
 const char *job_op_name(enum job_op op);
 const char *job_dtype_name(enum epd_dtype dtype);
 uint32_t job_dtype_bytes(enum epd_dtype dtype);
+
+/* The daemon of a rank. */
+const char *job_socket(const struct job *job, uint32_t rank);
 
 /* Sizes of a standard case by name (dsv3, qwen235b, qwen30b, mixtral, decode128, tiny); 0 if there is none.
  */

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/bench/agreement.h"
+#include "client/bench/fabric.h"
 #include "client/bench/gpu.h"
 #include "client/bench/options.h"
 #include "client/bench/plan_scale.h"
@@ -30,7 +32,7 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
 struct bench {
     struct options options;
-    struct daemon daemon;
+    struct fabric fabric; /* of one daemon, or of --nodes */
     struct report report;
     struct crew crew; /* for all jobs but link and peer_loss */
     enum epd_backend_kind backend;
@@ -88,6 +90,13 @@ static enum epd_status meet_daemon(struct bench *bench)
     return EPD_OK;
 }
 
+static uint32_t host_ranks(const struct options *options)
+{
+    if (options->job.n_ranks)
+        return options->job.n_ranks;
+    return options->n_nodes > 1 ? 2 * options->n_nodes : DEFAULT_RANKS;
+}
+
 /* What was not given, by the backend. */
 static enum epd_status resolve(struct bench *bench)
 {
@@ -101,7 +110,7 @@ static enum epd_status resolve(struct bench *bench)
         return EPD_UNSUPPORTED;
     }
     if (job->n_ranks == 0)
-        job->n_ranks = cuda ? bench->report.n_devices : DEFAULT_RANKS;
+        job->n_ranks = cuda ? bench->report.n_devices : host_ranks(options);
     if (job->dtype == EPD_DTYPE_UNSPECIFIED)
         job->dtype = cuda ? EPD_BF16 : EPD_F32;
     if (options->capacity_factor < 0)
@@ -134,7 +143,10 @@ static enum epd_status choose_backend(struct bench *bench)
 static enum epd_status start_daemon(struct bench *bench)
 {
     struct options *options = &bench->options;
-    const uint32_t n_ranks = options->job.n_ranks ? options->job.n_ranks : DEFAULT_RANKS;
+    const uint32_t n_nodes = options->n_nodes ? options->n_nodes : 1;
+    const uint32_t n_ranks = host_ranks(options) / n_nodes;
+    if (n_nodes > 1)
+        options->daemon.backend = "host";
     enum epd_status status = choose_backend(bench);
     if (status != EPD_OK)
         return status;
@@ -142,10 +154,15 @@ static enum epd_status start_daemon(struct bench *bench)
                    n_processors() < n_ranks ? n_processors() : n_ranks);
     if (!options->daemon.devices && strcmp(options->daemon.backend, "host") == 0)
         options->daemon.devices = bench->devices;
-    status = daemon_start(&bench->daemon, &options->daemon);
-    if (status == EPD_OK)
-        options->socket_path = bench->daemon.socket_path;
-    return status;
+    status = fabric_start(&bench->fabric, n_nodes, &options->daemon);
+    if (status != EPD_OK)
+        return status;
+    options->socket_path = bench->fabric.nodes[0].socket_path;
+    options->job.n_nodes = n_nodes;
+    for (uint32_t node = 1; node < n_nodes; node++)
+        (void)snprintf(options->job.other_sockets[node - 1], JOB_PATH_BYTES, "%s",
+                       bench->fabric.nodes[node].socket_path);
+    return EPD_OK;
 }
 
 static enum epd_status bench_open(struct bench *bench)
@@ -218,6 +235,26 @@ static int is_handoff(enum job_op op)
     return op == JOB_HANDOFF_BARRIER || op == JOB_HANDOFF_GROUPED_GEMM;
 }
 
+/* The job, and what its nodes' agreements about its steps took meanwhile. */
+static enum epd_status run_job(struct bench *bench, const struct job *job, struct result *result)
+{
+    struct agreement before, after;
+    const char *control_path = bench->fabric.nodes[0].control_path;
+    if (job->n_nodes <= 1)
+        return crew_run(&bench->crew, job, result);
+    if (agreement_read(control_path, &before))
+        return EPD_DISCONNECTED;
+    enum epd_status status = crew_run(&bench->crew, job, result);
+    if (status != EPD_OK)
+        return status;
+    if (agreement_read(control_path, &after))
+        return EPD_DISCONNECTED;
+    result->n_agreed = after.n_steps - before.n_steps;
+    result->n_ahead = after.n_ahead - before.n_ahead;
+    result->agreement_ns = result->n_agreed > 0 ? (after.sum_ns - before.sum_ns) / result->n_agreed : 0;
+    return EPD_OK;
+}
+
 static enum epd_status measure_job(struct bench *bench, const struct job *job)
 {
     struct result result, solo;
@@ -230,7 +267,7 @@ static enum epd_status measure_job(struct bench *bench, const struct job *job)
     if (status == EPD_OK && with_solo)
         status = solo_run(job, bench->report.n_devices, &solo);
     if (status == EPD_OK)
-        status = crew_run(&bench->crew, job, &result);
+        status = run_job(bench, job, &result);
     if (status == EPD_OK && !(result.median_ns > 0)) {
         fprintf(stderr, "epd-bench: %s of %s took no time: nothing was measured\n", job_op_name(job->op),
                 job->case_name);
@@ -408,7 +445,7 @@ int main(int argc, char **argv)
     bench.report.json = bench.options.json;
     const enum epd_status status = bench_run(&bench);
     if (status != EPD_OK)
-        daemon_print_log(&bench.daemon);
-    daemon_stop(&bench.daemon);
+        fabric_print_logs(&bench.fabric);
+    fabric_stop(&bench.fabric);
     return status == EPD_OK ? 0 : EXIT_FAILED;
 }

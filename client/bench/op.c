@@ -27,7 +27,7 @@ static enum epd_status connect_client(struct op *op)
     char name[32];
     (void)snprintf(name, sizeof(name), "epd-bench rank %u", op->rank);
     const struct epd_open_options options = {
-        .size = sizeof(options), .socket_path = op->job->socket_path, .client_name = name};
+        .size = sizeof(options), .socket_path = job_socket(op->job, op->rank), .client_name = name};
     enum epd_status status = op_check(op, "connecting", epd_open(&options, &op->client));
     if (status != EPD_OK)
         return status;
@@ -53,6 +53,7 @@ static enum epd_status op_join(struct op *op)
         .max_tokens = job->n_tokens,
         .capacity_rows = job->capacity_rows,
         .dtype = job->dtype,
+        .n_nodes = job->n_nodes,
     };
     enum epd_status status = op_check(op, "joining", epd_group_join(op->client, &options, &op->group));
     if (status != EPD_OK)

@@ -15,6 +15,7 @@ enum {
     OPTION_DAEMON,
     OPTION_SOCKET,
     OPTION_RANKS,
+    OPTION_NODES,
     OPTION_CASE,
     OPTION_TOKENS,
     OPTION_HIDDEN,
@@ -57,6 +58,9 @@ static const struct row rows[] = {
      "PATH  the program to start (beside epd-bench, in the build tree, or on PATH)"},
     {"socket", OPTION_SOCKET, 1, 0, 0, "PATH  use the daemon that listens there; start none"},
     {"ranks", OPTION_RANKS, 1, 1, JOB_MAX_RANKS, "N  rank processes (host: 4, CUDA: one per GPU)"},
+    {"nodes", OPTION_NODES, 1, 1, JOB_MAX_NODES,
+     "N  host: daemons on this machine that are a fabric, with the ranks and their groups spread over them "
+     "(1)"},
     {"case", OPTION_CASE, 1, 0, 0,
      "LIST  sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny, with commas between (tiny)"},
     {"tokens", OPTION_TOKENS, 1, 1, 1u << 24, "N  tokens of a rank, instead of the case's"},
@@ -290,6 +294,9 @@ static void set_number(struct options *options, int id, uint64_t value)
     case OPTION_RANKS:
         options->job.n_ranks = (uint32_t)value;
         return;
+    case OPTION_NODES:
+        options->n_nodes = (uint32_t)value;
+        return;
     case OPTION_TOKENS:
         sizes->tokens = value;
         return;
@@ -398,10 +405,35 @@ static enum options_result take_option(struct options *options, const struct row
     return OPTIONS_RUN;
 }
 
+/* Daemons of our own, one host: the rest of the benchmark knows one daemon. */
+static int check_nodes(const struct options *options)
+{
+    const int alone =
+        options->suite || options->sessions || options->link || options->peer_loss || options->plan_scale;
+    if (options->n_nodes <= 1)
+        return 0;
+    if (alone || options->socket_path ||
+        strcmp(options->daemon.backend ? options->daemon.backend : "host", "host") != 0) {
+        fprintf(
+            stderr,
+            "epd-bench: --nodes is for ops on the host backend, between daemons that are started: not with "
+            "--suite, --socket, another --backend, or --op link, peer_loss, sessions or plan-scale\n");
+        return -1;
+    }
+    if (options->job.n_ranks % options->n_nodes) {
+        fprintf(stderr, "epd-bench: --ranks %u, want a multiple of --nodes %u\n", options->job.n_ranks,
+                options->n_nodes);
+        return -1;
+    }
+    return 0;
+}
+
 /* What would be left out without a word is refused. Errors have been printed. */
 static int options_check(const struct options *options)
 {
     const struct daemon_options *daemon = &options->daemon;
+    if (check_nodes(options))
+        return -1;
     if (options->suite && n_ops(options) > 0) {
         fprintf(stderr, "epd-bench: --suite names the ops, --op is one too many\n");
         return -1;

@@ -15,6 +15,7 @@ struct options_sizes {
 struct options {
     struct daemon_options daemon;
     const char *socket_path; /* NULL: start a daemon of our own */
+    uint32_t n_nodes;        /* daemons of our own that are a fabric; 0 or 1: one, in none */
     struct job
         job; /* what is the same for all jobs; n_ranks 0 and dtype unspecified: the backend's default */
     char cases[OPTIONS_MAX_CASES][JOB_NAME_BYTES];

@@ -93,6 +93,12 @@ static void print_job_json(const struct report *report, const struct job *job, c
     add_real(line, "all_ranks_gflop_per_s", job->n_ranks * job_flops(job) * 1e-9 / seconds);
     if (result->copied_bytes >= 0)
         add_real(line, "copied_bytes", result->copied_bytes);
+    if (job->n_nodes > 1) {
+        (void)json_object_set_new(line, "nodes", json_integer(job->n_nodes));
+        add_real(line, "agreement_mean_us", result->agreement_ns / 1000);
+        add_real(line, "agreed_steps", result->n_agreed);
+        add_real(line, "agreed_ahead", result->n_ahead);
+    }
     if (solo) {
         add_real(line, "one_process_median_us", solo->median_ns / 1000);
         add_real(line, "one_process_p99_us", solo->p99_ns / 1000);
@@ -138,6 +144,8 @@ static void print_job_row(struct report *report, const struct job *job, const st
         print_number(14, 1, solo ? solo->median_ns / 1000 : 0, solo != NULL);
         print_number(6, 2, solo ? result->median_ns / solo->median_ns : 0, solo != NULL);
     }
+    if (result->n_agreed > 0)
+        printf("  %u nodes, agreed in %.1f us", job->n_nodes, result->agreement_ns / 1000);
     printf("\n");
     fflush(stdout);
 }

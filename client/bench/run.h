@@ -12,6 +12,8 @@ struct result {
     double slowest_rank_median_ns;
     double launch_ns; /* host time of a launch, median of the rank with the largest; 0: not measured alone */
     double memory_bytes; /* board_memory of the rank with the most; -1: not known */
+    double agreement_ns, n_agreed,
+        n_ahead;         /* of nodes about a step: mean, steps, those ahead; n_agreed 0: none */
     double copied_bytes; /* by the daemon in this op during the job, warm-up included; -1: not known */
 };
 

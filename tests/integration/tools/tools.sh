@@ -215,12 +215,23 @@ case_bench() {
     exits 2 "$bench" --case nonsense
     exits 2 "$bench" --op ''
     exits 2 "$bench" --suite node --op dispatch
+    exits 2 "$bench" --nodes 2 --ranks 3 --op handoff
+    exits 2 "$bench" --nodes 2 --op peer_loss
     exits 0 "$bench" --op plan-scale --tokens 64 --topk 4
     says "$work/out" "1024 ranks"
     exits 2 "$bench" --op plan-scale,dispatch
     exits 2 "$bench" --op plan-scale --zipf 9
     exits 2 "$bench" --socket "$work/epd.sock" --backend host
     exits 1 "$bench" --daemon /nonexistent
+}
+
+case_bench_nodes() {
+    exits 0 "$bench" --daemon "$epd" --nodes 2 --ranks 2 --tokens 16 --hidden 32 --ffn 48 --experts 4 --iters 3 --json \
+        --op handoff,dispatch,moe_backward
+    says "$work/out" "\"nodes\": 2"
+    says "$work/out" "agreement_mean_us"
+    exits 0 "$bench" --daemon "$epd" --nodes 3 --op handoff --iters 3
+    says "$work/out" "3 nodes, agreed in"
 }
 
 "case_$case_name"

@@ -1,0 +1,21 @@
+/* The daemons of a benchmark: one, or several on this machine as the nodes of a fabric over the loopback, with a secret and
+ * a port of their own. Owned by main. */
+#ifndef EPD_BENCH_FABRIC_H
+#define EPD_BENCH_FABRIC_H
+
+#include "client/bench/daemon.h"
+#include "client/bench/job.h"
+
+struct fabric {
+    uint32_t n_nodes; /* started */
+    struct daemon nodes[JOB_MAX_NODES];
+    char secret_path[96], rendezvous[64];
+};
+
+/* n_nodes daemons. Errors have been printed; what was started is to be stopped all the same. */
+enum epd_status fabric_start(struct fabric *fabric, uint32_t n_nodes, const struct daemon_options *options);
+/* Legal when nothing was started. */
+void fabric_stop(struct fabric *fabric);
+void fabric_print_logs(const struct fabric *fabric);
+
+#endif
