@@ -230,7 +230,7 @@ case_bench_nodes() {
         --op handoff,dispatch,moe_backward
     says "$work/out" "\"nodes\": 2"
     says "$work/out" "agreement_mean_us"
-    exits 0 "$bench" --daemon "$epd" --nodes 3 --op handoff --iters 3
+    exits 0 "$bench" --daemon "$epd" --nodes 3 --experts 6 --op handoff --iters 3
     says "$work/out" "3 nodes, agreed in"
 }
 
