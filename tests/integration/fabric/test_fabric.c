@@ -253,6 +253,12 @@ static void disagree_rank(const struct rank *rank)
                                         .n_tensors = n};
     RANK_CHECK(epd_plan_create(layer.group, &options, &none) == EPD_PLAN_MISMATCH);
     RANK_CHECK(strstr(epd_error_text(), "node") != NULL);
+    options.activation = EPD_SWIGLU;
+    options.crossing = second ? EPD_CROSSING_STATIC : EPD_CROSSING_EAGER;
+    RANK_CHECK(epd_plan_create(layer.group, &options, &none) == EPD_PLAN_MISMATCH);
+    options.crossing = EPD_CROSSING_STATIC;
+    RANK_CHECK(epd_plan_create(layer.group, &options, &none) == EPD_OK);
+    RANK_CHECK(layer_step(none) == EPD_OK);
     RANK_CHECK(layer_step(plan) == EPD_OK);
     RANK_CHECK(layer_step(second ? barrier : plan) == EPD_SEQ_MISMATCH);
     RANK_CHECK(strstr(epd_error_text(), "node") != NULL);
