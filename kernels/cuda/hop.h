@@ -19,8 +19,9 @@ struct cuda_hop_head {
     uint32_t n_tokens; /* in the frame */
 };
 
-/* Where things are in a frame, byte offsets; the way back uses the same places: scalars [max_tokens, K] f32 at experts,
- * sums [max_tokens, H] at rows. */
+/* Where things are in a frame, byte offsets, each a multiple of 256; the way back uses the same places: scalars
+ * [max_tokens, K] f32 at experts, sums [max_tokens, H] at rows. A routing takes a whole frame across, what follows the parts
+ * that it needs: rows, weights, or both; sums or scalars back. */
 struct cuda_hop_frame {
     size_t head;
     size_t counts;  /* i32 [E]: rows that the sending rank has for each expert of the group */
