@@ -323,7 +323,8 @@ static void on_end(void *arg, struct fabric_link *link, const struct epd_error *
     uint32_t number = 0;
     struct fabric_node *node = node_of(fabric, link, &number);
     (void)snprintf(fabric->last_error, sizeof(fabric->last_error), "%.60s: %.180s",
-                   fabric_link_address(link)[0] ? fabric_link_address(link) : fabric->config.host, why->text);
+                   fabric_link_address(link)[0] ? fabric_link_address(link) : fabric->config.rendezvous,
+                   why->text);
     if (!node) {
         const int accepted = is_coordinator(fabric); /* the others connect */
         forget_stranger(fabric, link);
@@ -452,8 +453,8 @@ enum epd_status fabric_start(struct fabric *fabric, struct epd_error *error)
     if (is_coordinator(fabric) && fabric_listen(fabric, error) != EPD_OK)
         return error->status;
     (void)uv_timer_start(&fabric->beat, on_beat, is_coordinator(fabric) ? FABRIC_BEAT_MS : 1, FABRIC_BEAT_MS);
-    log_write(fabric->worker->log, LOG_INFO, "fabric node %u of %u rendezvous %s:%s", fabric->config.node,
-              fabric->config.n_nodes, fabric->config.host, fabric->config.port);
+    log_write(fabric->worker->log, LOG_INFO, "fabric node %u of %u rendezvous %s", fabric->config.node,
+              fabric->config.n_nodes, fabric->config.rendezvous);
     return EPD_OK;
 }
 

@@ -31,6 +31,21 @@ def gemm(group, **changed):
     return group.grouped_gemm(layout, **(arguments | changed))
 
 
+def test_how_messages_cross_is_chosen_by_ops_that_cross(socket):
+    def body(group):
+        idx = group.alloc((4, 2), "i32")
+        idx[...] = (0, 3)
+        tensors = {"x": group.alloc((4, 8)), "topk_idx": idx, "recv_x": group.alloc((group.info.capacity_rows, 8))}
+        for crossing in ("static", epd.Crossing.EAGER):  # of no effect in a group of one node
+            group.dispatch(**tensors, crossing=crossing)()
+        with failing(epd.InvalidArgument, "crossing", "eager, static"):
+            group.dispatch(**tensors, crossing="fast")
+        with failing(epd.InvalidArgument, "barrier", "crossing"):
+            group.plan("barrier", crossing="static")
+
+    in_group(socket, 2, body, **SIZES)
+
+
 def test_wrong_tensors_name_the_tensor_and_the_property(socket):
     def body(group):
         cases = [
