@@ -25,25 +25,19 @@ const json_t *bottleneck_find(const json_t *document, const char *key, const cha
     return NULL;
 }
 
-static double growth(const json_t *now, const json_t *before, const char *key)
-{
-    const double earlier = field_number(before, key);
-    return field_number(now, key) - (isnan(earlier) ? 0 : earlier);
-}
-
 struct late_rank bottleneck_late_rank(const json_t *group, const json_t *before)
 {
-    struct late_rank latest = {.n_steps = growth(group, before, "launches")};
+    struct late_rank latest = {.n_steps = field_growth(group, before, "launches")};
     size_t idx;
     json_t *rank;
     json_array_foreach (field_array(group, "ranks"), idx, rank) {
         const json_t *earlier = bottleneck_find(before, "ranks", "rank", rank);
-        const double held_up_ns = growth(rank, earlier, "held_up_ns");
+        const double held_up_ns = field_growth(rank, earlier, "held_up_ns");
         if (!(held_up_ns > latest.held_up_ns))
             continue;
         latest.group = group;
         latest.rank = rank;
-        latest.n_times = growth(rank, earlier, "came_last");
+        latest.n_times = field_growth(rank, earlier, "came_last");
         latest.held_up_ns = held_up_ns;
     }
     return latest;
@@ -183,7 +177,7 @@ void bottleneck_print(const json_t *stats, const json_t *before, FILE *out)
         return;
     if (before)
         fprintf(out, "where the time of a step went in the last %s\n",
-                quantity_duration(period, 1e6 * growth(stats, before, "uptime_ms")));
+                quantity_duration(period, 1e6 * field_growth(stats, before, "uptime_ms")));
     else
         fprintf(out, "where the time of a step went since the start\n");
     print_parts(stats, before, &sum, out);

@@ -18,6 +18,12 @@ double field_number_in(const json_t *object, const char *key, const char *inner)
     return field_number(json_object_get(object, key), inner);
 }
 
+double field_growth(const json_t *now, const json_t *before, const char *key)
+{
+    const double earlier = field_number(before, key);
+    return field_number(now, key) - (isnan(earlier) ? 0 : earlier);
+}
+
 const char *field_text(const json_t *object, const char *key, const char *fallback)
 {
     const char *text = json_string_value(json_object_get(object, key));

@@ -9,6 +9,8 @@
 double field_number(const json_t *object, const char *key);
 /* The number of an object in the object: field_number(object[key], inner). */
 double field_number_in(const json_t *object, const char *key, const char *inner);
+/* What the number has grown by since the earlier object; all of it if before is NULL or lacks it, NaN if now does. */
+double field_growth(const json_t *now, const json_t *before, const char *key);
 /* The text, or fallback. Borrowed from the document. */
 const char *field_text(const json_t *object, const char *key, const char *fallback);
 /* 1 if it is there and true (or not zero). */

@@ -9,12 +9,6 @@
 #include "client/epdctl/status_view.h"
 #include "client/epdctl/table.h"
 
-static double growth(const json_t *now, const json_t *before, const char *key)
-{
-    const double earlier = field_number(before, key);
-    return field_number(now, key) - (isnan(earlier) ? 0 : earlier);
-}
-
 static void add_count(struct table *table, double count)
 {
     char text[QUANTITY_BYTES];
@@ -45,10 +39,10 @@ static void add_op_totals(struct table *table, const json_t *op)
 
 static void add_op_rates(struct table *table, const json_t *op, const json_t *before, double seconds)
 {
-    add_rate(table, growth(op, before, "launches"), seconds, "");
-    add_rate(table, growth(op, before, "tokens"), seconds, "");
-    add_rate(table, growth(op, before, "rows"), seconds, "");
-    add_rate(table, growth(op, before, "wire_bytes"), seconds, "B");
+    add_rate(table, field_growth(op, before, "launches"), seconds, "");
+    add_rate(table, field_growth(op, before, "tokens"), seconds, "");
+    add_rate(table, field_growth(op, before, "rows"), seconds, "");
+    add_rate(table, field_growth(op, before, "wire_bytes"), seconds, "B");
 }
 
 /* FLOP per second while the GEMMs ran: what the processor or GPU gave, not what the node was asked for. */
@@ -56,9 +50,9 @@ static void add_gemm_speed(struct table *table, const json_t *op, const json_t *
 {
     char text[QUANTITY_BYTES];
     const json_t *phases = field_object(op, "phase_ns"), *earlier = field_object(before, "phase_ns");
-    const double gemm = growth(phases, earlier, "gemm"), wgrad = growth(phases, earlier, "wgrad");
+    const double gemm = field_growth(phases, earlier, "gemm"), wgrad = field_growth(phases, earlier, "wgrad");
     const double ns = (isnan(gemm) ? 0 : gemm) + (isnan(wgrad) ? 0 : wgrad);
-    const double flops = growth(op, before, "flops");
+    const double flops = field_growth(op, before, "flops");
     table_add(table, quantity_rate(text, ns > 0 && flops > 0 ? flops / (ns * 1e-9) : NAN, "FLOP"));
 }
 
@@ -104,7 +98,7 @@ static void print_groups(const json_t *stats, const json_t *before, double secon
         table_add(&table, field_print(group, "group_id", text, sizeof(text)));
         table_add(&table, field_text(group, "name", "-"));
         add_count(&table, field_number(group, "launches"));
-        add_rate(&table, growth(group, earlier, "launches"), seconds, "");
+        add_rate(&table, field_growth(group, earlier, "launches"), seconds, "");
         add_count(&table, field_number(group, "failed"));
         table_add(&table, quantity_ratio(ratio, field_number(group, "imbalance_last")));
         table_add(&table, quantity_ratio(ratio, field_number(group, "imbalance_mean")));
@@ -131,11 +125,12 @@ static void print_devices(const json_t *stats, const json_t *before, double seco
         const json_t *earlier = bottleneck_find(before, "devices", "device_idx", device);
         table_add(&table, field_print(device, "device_idx", text, sizeof(text)));
         table_add(&table, field_text(device, "name", "-"));
-        table_add(&table, quantity_share(quantity, growth(device, earlier, "busy_ns") * 1e-9 / seconds));
+        table_add(&table,
+                  quantity_share(quantity, field_growth(device, earlier, "busy_ns") * 1e-9 / seconds));
         table_add(&table, quantity_memory(quantity, field_number(device, "heap_bytes")));
         table_add(&table, quantity_memory(quantity, field_number(device, "heap_peak_bytes")));
         table_add(&table, quantity_memory(quantity, field_number(device, "imported_bytes")));
-        add_count(&table, growth(device, earlier, "jobs_done"));
+        add_count(&table, field_growth(device, earlier, "jobs_done"));
         add_count(&table, field_number(device, "jobs_queued"));
     }
     if (table_n_rows(&table) > 0)
@@ -163,7 +158,7 @@ static int has_run(const json_t *stats, const json_t *before)
     size_t idx;
     json_t *op;
     json_array_foreach (field_array(stats, "ops"), idx, op) {
-        if (growth(op, bottleneck_find(before, "ops", "op", op), "launches") > 0)
+        if (field_growth(op, bottleneck_find(before, "ops", "op", op), "launches") > 0)
             return 1;
     }
     return 0;
@@ -189,7 +184,7 @@ void stats_view(const json_t *stats, const json_t *before, FILE *out)
 {
     const json_t *sessions = field_object(stats, "sessions");
     char memory[QUANTITY_BYTES], fds[QUANTITY_BYTES], open[QUANTITY_BYTES], opened[QUANTITY_BYTES];
-    double seconds = growth(stats, before, "uptime_ms") / 1000;
+    double seconds = field_growth(stats, before, "uptime_ms") / 1000;
     status_view_headline(stats, out);
     fprintf(out, "sessions %s open, %s since the start; daemon memory %s, open files %s\n",
             quantity_count(open, field_number(sessions, "open")),

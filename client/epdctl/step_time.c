@@ -7,10 +7,10 @@
 #include "client/epdctl/field.h"
 
 /* What grew since before; 0 where it is not known. */
-static double growth(double now, double before)
+static double grown(double now, double before)
 {
-    const double grown = now - (isnan(before) ? 0 : before);
-    return grown > 0 ? grown : 0;
+    const double more = now - (isnan(before) ? 0 : before);
+    return more > 0 ? more : 0;
 }
 
 /* Total time of a histogram. */
@@ -44,7 +44,7 @@ static void take_phases(struct step_time *time, const json_t *op, const json_t *
     json_object_foreach (field_object(op, "phase_ns"), name, ns) {
         double *phase = strcmp(name, "gather") == 0 ? NULL : find_phase(time, name);
         if (phase)
-            sum += *phase = growth(json_number_value(ns), field_number(earlier, name)) / n_ranks;
+            sum += *phase = grown(json_number_value(ns), field_number(earlier, name)) / n_ranks;
     }
     for (size_t i = 0; sum > time->run_ns && i < time->n_phases; i++)
         time->phases[i].ns *= time->run_ns / sum;
@@ -53,11 +53,11 @@ static void take_phases(struct step_time *time, const json_t *op, const json_t *
 void step_time_take(struct step_time *time, const json_t *op, const json_t *before)
 {
     *time = (struct step_time){
-        .n_steps = growth(field_number_in(op, "run_ns", "count"), field_number_in(before, "run_ns", "count")),
-        .wait_ns = growth(histogram_ns(op, "gather_ns"), histogram_ns(before, "gather_ns")),
-        .run_ns = growth(histogram_ns(op, "run_ns"), histogram_ns(before, "run_ns")),
+        .n_steps = grown(field_number_in(op, "run_ns", "count"), field_number_in(before, "run_ns", "count")),
+        .wait_ns = grown(histogram_ns(op, "gather_ns"), histogram_ns(before, "gather_ns")),
+        .run_ns = grown(histogram_ns(op, "run_ns"), histogram_ns(before, "run_ns")),
     };
-    const double launches = growth(field_number(op, "launches"), field_number(before, "launches"));
+    const double launches = field_growth(op, before, "launches");
     if (time->n_steps > 0 && launches > 0)
         take_phases(time, op, before, launches > time->n_steps ? launches / time->n_steps : 1);
 }
