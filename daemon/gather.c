@@ -12,6 +12,12 @@
 #include "daemon/step_record.h"
 #include "ep/step.h"
 
+/* Steps and refused launches of a group that the lanes hold at once: what waits there for a client takes room from others.
+ * All groups that a device has queues for fit into a lane's ring together. */
+#define MAX_ON_LANES 32u
+/* Launches that are worked off in one go; then others have their turn. */
+#define MAX_IN_A_GO 1024u
+
 /* ---- handing over ---- */
 
 static void block(struct group *group)
@@ -318,6 +324,19 @@ static int announce(struct member *member, struct launch *launch)
     return gather->n_arrived == group_n_ranks(group) ? complete(group) : 0;
 }
 
+/* Steps of several nodes have an order of their own. */
+static int crowded(const struct group *group)
+{
+    return !group->span && group->team && group->n_flights + team_n_refused(group->team) >= MAX_ON_LANES;
+}
+
+/* The next round of the loop goes on with it. */
+static void postpone(struct group *group)
+{
+    block(group);
+    (void)uv_async_send(&group->worker->notify); /* fails only on a closing handle: then all ends anyway */
+}
+
 static void fail_alone(struct member *member, const struct epd_error *error, int32_t rank)
 {
     member_fail_first(member, error, EPD_PHASE_GATHER, rank);
@@ -327,13 +346,22 @@ static void fail_alone(struct member *member, const struct epd_error *error, int
 
 /* Works off the front of one rank's queue as far as it goes. 1 if a step ended: other ranks' fronts have
  * changed. */
-static int advance(struct member *member)
+static int advance(struct member *member, uint32_t *n_left)
 {
     struct group *group = member->group;
     int ended = 0;
     struct launch *launch;
     while (!member->announced && (launch = member_next(member))) {
         const int in_front = member->ahead == 0;
+        if (crowded(group)) {
+            block(group);
+            break;
+        }
+        if (*n_left == 0) {
+            postpone(group);
+            break;
+        }
+        --*n_left;
         if (!op_is_collective(launch->plan->op)) {
             if (!in_front || !run_local(member, launch)) /* it runs behind what was asked for before it */
                 break;
@@ -352,14 +380,19 @@ static int advance(struct member *member)
     return ended;
 }
 
-static void advance_all(struct group *group)
+static void advance_some(struct group *group, uint32_t n_left)
 {
     for (int again = 1; again;) {
         again = 0;
         for (uint32_t rank = 0; rank < group->world_size; rank++)
             if (group->members[rank])
-                again |= advance(group->members[rank]);
+                again |= advance(group->members[rank], &n_left);
     }
+}
+
+static void advance_all(struct group *group)
+{
+    advance_some(group, MAX_IN_A_GO);
 }
 
 void gather_pump_all(struct group *group)
@@ -371,8 +404,9 @@ void gather_pump_all(struct group *group)
 void gather_pump(struct member *member)
 {
     struct group *group = member->group;
-    if (advance(member))
-        advance_all(group);
+    uint32_t n_left = MAX_IN_A_GO;
+    if (advance(member, &n_left))
+        advance_some(group, n_left);
 }
 
 void gather_retry(struct worker *worker)

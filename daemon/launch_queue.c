@@ -40,6 +40,7 @@ enum epd_status launch_queue_append(struct launch_queue *queue, const struct lau
             return status;
     }
     queue->count++;
+    queue->n_launches += launch->n_left;
     *launch_queue_at(queue, queue->count - 1) = *launch;
     return EPD_OK;
 }
@@ -54,9 +55,21 @@ int launch_queue_pop(struct launch_queue *queue)
     struct launch *launch = launch_queue_first(queue);
     assert(launch && launch->n_left > 0);
     launch->seq++;
+    queue->n_launches--;
     if (--launch->n_left)
         return 0;
     queue->first = (queue->first + 1) & (queue->capacity - 1);
     queue->count--;
     return 1;
+}
+
+uint32_t launch_queue_drop(struct launch_queue *queue)
+{
+    struct launch *launch = launch_queue_first(queue);
+    assert(launch && launch->n_left > 0);
+    const uint32_t n_left = launch->n_left;
+    queue->n_launches -= n_left - 1;
+    launch->n_left = 1;
+    (void)launch_queue_pop(queue);
+    return n_left;
 }

@@ -30,6 +30,7 @@ struct launch {
 struct launch_queue {
     struct launch *ring; /* owned, [capacity], capacity a power of two */
     uint32_t capacity, first, count;
+    uint64_t n_launches; /* sum of n_left */
 };
 
 void launch_queue_fini(struct launch_queue *queue);
@@ -41,5 +42,7 @@ struct launch *launch_queue_first(struct launch_queue *queue);
 struct launch *launch_queue_at(struct launch_queue *queue, uint32_t i);
 /* Takes one execution off the first launch; 1 if that was its last and the next launch is first now. */
 int launch_queue_pop(struct launch_queue *queue);
+/* Takes all that is left of the first launch; returns how many executions that were. */
+uint32_t launch_queue_drop(struct launch_queue *queue);
 
 #endif

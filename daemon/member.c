@@ -64,10 +64,31 @@ static void drop_buffers(struct member *member)
     }
 }
 
+/* Of a session that ends, this many of its launches are told so one by one. */
+#define MAX_TOLD 256u
+
+/* Of a session that ends, and beyond MAX_TOLD: its client finds on its own what did not complete, and releases its streams. */
+static void drop_queued(struct member *member, enum epd_status status)
+{
+    while (member->queue.count) {
+        struct rank_plan *plan = launch_queue_first(&member->queue)->plan;
+        const uint32_t n = launch_queue_drop(&member->queue);
+        stats_count_failed(&member->group->worker->stats, plan->op, status, n);
+        plan->n_launches += n;
+        plan->n_failed += n;
+        plan->n_queued--;
+    }
+}
+
 static void fail_queued(struct member *member, const struct epd_error *error, int32_t rank)
 {
+    const int ends = member->session->state == SESSION_CLOSING;
     member->ahead = 0;
-    while (member->queue.count) {
+    for (uint32_t n = 0; member->queue.count; n++) {
+        if (ends && n == MAX_TOLD) {
+            drop_queued(member, error->status);
+            break;
+        }
         member_fail_first(member, error, EPD_PHASE_NONE, rank);
         member_pop(member);
     }
@@ -149,7 +170,7 @@ static void refuse(struct rank_plan *plan, const struct message_launch *launch, 
 {
     struct worker *worker = plan->session->worker;
     for (uint32_t i = 0; i < launch->n_repeats; i++) {
-        stats_count_failed(&worker->stats, plan->op, error->status);
+        stats_count_failed(&worker->stats, plan->op, error->status, 1);
         plan->n_failed++;
         plan_fail(plan->plan, launch->seq + i, error, EPD_PHASE_NONE, -1);
     }
@@ -190,7 +211,8 @@ void member_launch(struct member *member, struct rank_plan *plan, const struct m
     member->missing_since_ns = 0;
     if (!member->announced)
         gather_pump(member);
-    if (member->queue.count >= worker->config.launches_per_rank && !member->window_full)
+    if (!member->window_full && (member->queue.count >= worker->config.launches_per_rank ||
+                                 member->queue.n_launches >= EPD_MAX_REPEATS))
         close_window(member);
 }
 
@@ -199,7 +221,7 @@ void member_fail_first(struct member *member, const struct epd_error *error, enu
 {
     const struct launch *launch = launch_queue_first(&member->queue);
     struct rank_plan *plan = launch->plan;
-    stats_count_failed(&member->group->worker->stats, plan->op, error->status);
+    stats_count_failed(&member->group->worker->stats, plan->op, error->status, 1);
     plan->n_failed++;
     plan_fail(plan->plan, launch->seq, error, phase, rank);
 }
@@ -213,7 +235,8 @@ void member_pop(struct member *member)
         return;
     plan->n_queued--;
     const uint64_t limit = member->group->worker->config.launches_per_rank;
-    if (member->window_full && member->queue.count <= limit / 2) {
+    if (member->window_full && member->queue.count <= limit / 2 &&
+        member->queue.n_launches <= EPD_MAX_REPEATS / 2) {
         member->window_full = 0;
         session_resume(member->session);
     }

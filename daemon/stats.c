@@ -12,11 +12,11 @@ void stats_count_error(struct stats *stats, enum epd_status status)
     stats->errors[status_slot(status)]++;
 }
 
-void stats_count_failed(struct stats *stats, enum epd_op op, enum epd_status status)
+void stats_count_failed(struct stats *stats, enum epd_op op, enum epd_status status, uint32_t n_launches)
 {
-    stats->ops[op].launches++;
-    stats->ops[op].failed++;
-    stats->failed_launches[status_slot(status)]++;
+    stats->ops[op].launches += n_launches;
+    stats->ops[op].failed += n_launches;
+    stats->failed_launches[status_slot(status)] += n_launches;
 }
 
 static void count_rank(struct stats *stats, struct stats_op *op, const struct step_rank_result *rank)

@@ -37,7 +37,7 @@ struct load {
 
 void stats_count_error(struct stats *stats, enum epd_status status);
 /* A launch that ended without running. */
-void stats_count_failed(struct stats *stats, enum epd_op op, enum epd_status status);
+void stats_count_failed(struct stats *stats, enum epd_op op, enum epd_status status, uint32_t n_launches);
 /* A step that ran: result of all its ranks, tokens of all its ranks, and how long it gathered and ran. */
 void stats_count_step(struct stats *stats, enum epd_op op, const struct step_result *result,
                       uint64_t n_tokens, uint64_t gather_ns, uint64_t run_ns);

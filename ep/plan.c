@@ -283,6 +283,7 @@ static void refusal_complete(struct lane_job *job)
     struct plan_refusal *refusal = refusal_of_job(job);
     struct plan *plan = refusal->plan;
     free(refusal);
+    plan->team->n_refused--;
     plan_let_go(plan);
 }
 
@@ -301,6 +302,7 @@ static void plan_hand_back(struct plan *plan)
     refusal->job = (struct lane_job){.run = refusal_run, .poll = refusal_poll, .complete = refusal_complete};
     refusal->plan = plan;
     plan->n_users++;
+    plan->team->n_refused++;
     lane_post(plan->lane, &refusal->job);
 }
 

@@ -196,6 +196,11 @@ uint32_t team_n_local_experts(const struct team *team)
     return team->problem.n_local_experts;
 }
 
+uint32_t team_n_refused(const struct team *team)
+{
+    return team->n_refused;
+}
+
 uint64_t team_heap_bytes(const struct team *team, uint32_t rank)
 {
     assert(rank < team->problem.world_size);

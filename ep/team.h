@@ -30,6 +30,9 @@ EPD_MUST_CHECK enum epd_status team_create_spanning(struct node *node,
 /* All plans must be gone. Scratch is freed on the lanes. */
 void team_destroy(struct team *team);
 
+/* Launches that plan_fail has given to the lanes and that they still hold: until their clients' streams come. Like steps they
+ * take room there. */
+uint32_t team_n_refused(const struct team *team);
 int64_t team_capacity_rows(const struct team *team);
 uint32_t team_n_local_experts(const struct team *team);
 /* 1: exchanges are one launch per rank whose kernels wait for each other on the devices; 0: the backend has no such form, or

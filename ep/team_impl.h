@@ -47,6 +47,7 @@ struct team {
     uint32_t n_plans;
     uint64_t n_steps;      /* ever submitted */
     uint32_t n_lanes_left; /* while it ends */
+    uint32_t n_refused;    /* launches that its lanes are handing back */
 };
 
 static inline int team_spans(const struct team *team)

@@ -62,7 +62,7 @@ static const struct {
 struct driver {
     struct daemon_process daemon;
     struct chaos *chaos;
-    pid_t pids[N_TEAMS][CHAOS_RANKS], scraper;
+    pid_t pids[N_TEAMS][CHAOS_RANKS], scraper, machine;
     uint64_t continue_us[N_TEAMS][CHAOS_RANKS]; /* when a stopped rank goes on; 0: it runs */
     uint64_t seed, first_seed;
     unsigned long n_done[ACTION_COUNT];
@@ -309,6 +309,7 @@ static void stop_all(struct driver *driver)
 {
     atomic_store(&driver->chaos->stop, 1);
     waitpid(driver->scraper, NULL, 0);
+    waitpid(driver->machine, NULL, 0);
     for (unsigned team = 0; team < N_TEAMS; team++) {
         for (unsigned rank = 0; rank < CHAOS_RANKS; rank++) {
             for (int waited = 0; waited < 3000; waited += 10) { /* one may wait for a peer that has left */
@@ -387,6 +388,7 @@ static void report(struct driver *driver, double seconds)
     report_times("worker_notice", &chaos->worker_notice);
     report_times("worker_serve", &chaos->worker_serve);
     report_times("scrape", &chaos->scrape);
+    report_times("machine", &chaos->machine);
     printf(",\"unanswered_scrapes\":%lu}\n", atomic_load(&chaos->n_unanswered));
 }
 
@@ -408,6 +410,11 @@ static void start_all(struct driver *driver)
     if (driver->scraper == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         chaos_scraper_run(driver->chaos, driver->daemon.control_path);
+    }
+    driver->machine = fork();
+    if (driver->machine == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        chaos_machine_run(driver->chaos);
     }
     for (unsigned i = 0; i < N_TEAMS * CHAOS_RANKS; i++)
         start_rank(driver, i / CHAOS_RANKS, i % CHAOS_RANKS);

@@ -36,6 +36,7 @@ struct chaos {
     atomic_ulong worker_killed_us;
     struct chaos_team teams[CHAOS_MAX_TEAMS];
     struct chaos_samples peer_notice, peer_serve, worker_notice, worker_serve, scrape;
+    struct chaos_samples machine; /* what a sleep of 10 ms took more than that: nobody's fault */
     atomic_ulong n_scrapes, n_unanswered;
     atomic_int n_wrong;      /* EPD_OK and a wrong result */
     atomic_int n_unexpected; /* a status that no fault explains */
@@ -50,8 +51,10 @@ struct chaos_role {
     uint64_t seed;
 };
 void chaos_rank_run(const struct chaos_role *role) __attribute__((noreturn));
-/* Asks for the stats every few milliseconds, until `stop`. Ends the process. */
+/* Asks for the stats every few milliseconds, until `stop`; an error counts as an answer too. Ends the process. */
 void chaos_scraper_run(struct chaos *chaos, const char *control_path) __attribute__((noreturn));
+/* Measures the machine meanwhile. Ends the process. */
+void chaos_machine_run(struct chaos *chaos) __attribute__((noreturn));
 
 uint64_t chaos_now_us(void);
 void chaos_sample(struct chaos_samples *samples, uint64_t us);

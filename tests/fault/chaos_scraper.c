@@ -7,8 +7,9 @@
 #include "tests/fault/control.h"
 #include "tests/fault/spawn.h"
 
-#define SCRAPE_PAUSE_MS 20
-#define N_COUNTERS      10
+#define SCRAPE_PAUSE_MS  20
+#define MACHINE_SLEEP_MS 10
+#define N_COUNTERS       10
 
 static const char *const counters[N_COUNTERS] = {
     "sessions.opened",           "sessions.refused", "sessions.closed.client", "sessions.closed.evicted",
@@ -48,12 +49,21 @@ void chaos_scraper_run(struct chaos *chaos, const char *control_path)
         double elapsed_ms;
         json_t *stats = control_ask(control_path, CONTROL_STATS, &elapsed_ms);
         atomic_fetch_add(stats ? &chaos->n_scrapes : &chaos->n_unanswered, 1);
-        if (stats) {
-            chaos_sample(&chaos->scrape, (uint64_t)(elapsed_ms * 1e3));
+        chaos_sample(&chaos->scrape, (uint64_t)(elapsed_ms * 1e3));
+        if (stats)
             compare(&scraper, stats, chaos);
-        }
         json_decref(stats);
         sleep_ms(SCRAPE_PAUSE_MS);
+    }
+    exit(0);
+}
+
+void chaos_machine_run(struct chaos *chaos)
+{
+    while (!atomic_load(&chaos->stop)) {
+        const uint64_t begin_us = chaos_now_us();
+        sleep_ms(MACHINE_SLEEP_MS);
+        chaos_sample(&chaos->machine, chaos_now_us() - begin_us - MACHINE_SLEEP_MS * 1000);
     }
     exit(0);
 }

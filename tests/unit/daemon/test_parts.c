@@ -144,7 +144,7 @@ START_TEST(steps_are_counted_by_op_and_failure)
         {.status = EPD_CAPACITY_OVERFLOW, .rows = 7, .dropped_rows = 2, .phase_ns = {[EPD_PHASE_GEMM] = 40}}};
     const struct step_result result = {.n_ranks = 2, .ranks = ranks};
     stats_count_step(&stats, EPD_OP_MOE_FORWARD, &result, 12, 100, 200);
-    stats_count_failed(&stats, EPD_OP_MOE_FORWARD, EPD_TIMEOUT);
+    stats_count_failed(&stats, EPD_OP_MOE_FORWARD, EPD_TIMEOUT, 1);
     const struct stats_op *op = &stats.ops[EPD_OP_MOE_FORWARD];
     ck_assert_uint_eq(op->launches, 3);
     ck_assert_uint_eq(op->failed, 2);

@@ -1,0 +1,128 @@
+/* Clients that keep to the protocol and ask for as much as it lets them: the others must not feel it. */
+#include <check.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "tests/fault/baseline.h"
+#include "tests/fault/control.h"
+#include "tests/fault/spawn.h"
+#include "tests/fault/suite.h"
+#include "tests/fault/wire.h"
+
+#define N_RANKS    2
+#define N_LAUNCHES 1024 /* launches_per_rank: more are not read */
+#define ANSWER_MS  100
+#define WATCH_MS   500
+
+static struct daemon_process epd_daemon;
+
+static void start(void)
+{
+    daemon_start(&epd_daemon, N_RANKS, NULL);
+}
+
+static void stop(void)
+{
+    daemon_stop(&epd_daemon);
+}
+
+/* Two ranks of one group with a barrier plan each. */
+struct team {
+    struct wire ranks[N_RANKS];
+    struct message_reply_plan plans[N_RANKS];
+};
+
+static void send_both(struct team *team, struct message *messages)
+{
+    for (int rank = 0; rank < N_RANKS; rank++)
+        ck_assert_int_eq(wire_send(&team->ranks[rank], &messages[rank], -1), 0);
+    for (int rank = 0; rank < N_RANKS; rank++)
+        ck_assert_int_eq(wire_answer(&team->ranks[rank]), EPD_OK);
+}
+
+static void team_open(struct team *team, const char *name)
+{
+    struct message joins[N_RANKS], plans[N_RANKS];
+    for (uint32_t rank = 0; rank < N_RANKS; rank++) {
+        wire_open(&team->ranks[rank], epd_daemon.socket_path);
+        joins[rank] = wire_join_message(name, N_RANKS, rank);
+    }
+    send_both(team, joins);
+    for (int rank = 0; rank < N_RANKS; rank++)
+        plans[rank] = wire_barrier_message(team->ranks[rank].reply.reply_group.group_id);
+    send_both(team, plans);
+    for (int rank = 0; rank < N_RANKS; rank++)
+        team->plans[rank] = team->ranks[rank].reply.reply_plan;
+}
+
+/* As many launches as the protocol and the limits allow. */
+static void arm_all(struct wire *wire, const struct message_reply_plan *plan)
+{
+    struct message launch = {.kind = MESSAGE_LAUNCH,
+                             .launch = {.plan_id = plan->plan_id,
+                                        .seq = 1,
+                                        .shape_hash = plan->shape_hash,
+                                        .n_repeats = EPD_MAX_REPEATS}};
+    ck_assert_int_eq(fcntl(wire->socket, F_SETFL, O_NONBLOCK), 0);
+    for (int i = 0, tries = 0; i < N_LAUNCHES && tries < 100;) {
+        if (wire_send(wire, &launch, -1) == 0) {
+            launch.launch.seq += EPD_MAX_REPEATS;
+            i++;
+            tries = 0;
+        } else { /* it reads no more */
+            sleep_ms(1);
+            tries++;
+        }
+    }
+}
+
+/* For a while: everybody else is answered, in time. */
+static void expect_answers(const char *during)
+{
+    const double begin = now_ms();
+    double slowest = 0;
+    while (now_ms() - begin < WATCH_MS) {
+        double elapsed_ms;
+        json_t *stats = control_ask(epd_daemon.control_path, CONTROL_STATS, &elapsed_ms);
+        ck_assert_msg(stats != NULL, "%s: no answer after %.0f ms", during, elapsed_ms);
+        json_decref(stats);
+        slowest = elapsed_ms > slowest ? elapsed_ms : slowest;
+        sleep_ms(1);
+    }
+    printf("%s: answered after at most %.1f ms\n", during, slowest);
+    fflush(stdout);
+    ck_assert_msg(slowest < ANSWER_MS * SANITIZER_FACTOR, "%s: answered after %.1f ms", during, slowest);
+}
+
+START_TEST(millions_of_armed_launches_whose_peer_dies_hold_up_nobody)
+{
+    static struct team team;
+    team_open(&team, "armed");
+    arm_all(&team.ranks[0], &team.plans[0]);
+    wire_close(&team.ranks[1]);
+    expect_answers("a peer of armed launches gone");
+    wire_close(&team.ranks[0]);
+    expect_answers("their own rank gone");
+}
+END_TEST
+
+START_TEST(a_rank_that_dies_with_millions_of_armed_launches_holds_up_nobody)
+{
+    static struct team team;
+    team_open(&team, "dying");
+    arm_all(&team.ranks[0], &team.plans[0]);
+    wire_close(&team.ranks[0]);
+    expect_answers("a rank with armed launches gone");
+    wire_close(&team.ranks[1]);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        millions_of_armed_launches_whose_peer_dies_hold_up_nobody,
+        a_rank_that_dies_with_millions_of_armed_launches_holds_up_nobody,
+    };
+    return suite_run("flood", tests, SUITE_COUNT(tests), start, stop);
+}
