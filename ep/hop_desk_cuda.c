@@ -194,8 +194,10 @@ static enum epd_status write_report(const struct rank_run *run, const struct hop
     memcpy(text, host->text, sizeof text);
     if (write_words(run, (uint64_t *)(void *)desk->own, head, HEAD_WORDS, error) ||
         (host->status && write_words(run, (uint64_t *)(void *)desk->own->text, text, TEXT_WORDS, error)) ||
-        (run->plan->records && run->backend->copy(run->queue, desk->own->records, run->plan->records,
-                                                  sizeof desk->own->records, error)))
+        (run->plan->records
+             ? run->backend->copy(run->queue, desk->own->records, run->plan->records,
+                                  sizeof desk->own->records, error)
+             : run->backend->zero(run->queue, desk->own->records, sizeof desk->own->records, error)))
         return error->status;
     return write_words(run, &desk->own->step_again, &desk->step, 1, error);
 }

@@ -26,7 +26,7 @@ struct hop_head {
     uint32_t content;
     uint32_t status; /* of the sending rank: not EPD_OK: it is off, and nothing follows */
     uint32_t n_tokens;
-    uint64_t step; /* of the team */
+    uint64_t step; /* of all ranks of the team */
     uint64_t reserved[5];
 };
 _Static_assert(sizeof(struct hop_head) == HOP_ALIGNMENT, "sections are aligned");

@@ -59,7 +59,9 @@ struct step {
     struct step *next_free;
     struct team *team;
     enum epd_op op;
-    uint64_t number;     /* of the team's steps */
+    uint64_t number; /* of the team's steps */
+    uint64_t
+        joint_number; /* of those of all ranks: the same on all nodes, whatever local ops run between them; else 0 */
     uint32_t n_ranks;    /* plans of the set */
     struct plan **plans; /* [n_ranks], as they were when the step was submitted */
     uint32_t *n_tokens;
@@ -91,6 +93,7 @@ struct rank_run step_rank_run(const struct step_lane *lane, uint32_t idx);
 /* Ends the waiting of a fused step that this lane has not launched, or that does not end. */
 void step_break(struct step_lane *lane);
 /* step_graph.c: the phases of a step that is like the ones before it, as recorded work. */
+/* 1 if there is such work for this step, recorded now if it was not yet. */
 int step_replays(const struct step_lane *lane);
 EPD_MUST_CHECK enum epd_status step_replay(struct step_lane *lane, struct epd_error *error);
 /* Notes that the phases were run one by one. */

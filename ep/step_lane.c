@@ -291,7 +291,7 @@ void step_lane_run(struct lane_job *job, struct lane *lane)
     for (uint32_t i = 0; i < part->n_ranks; i++)
         runs[i] = step_rank_run(part, part->ranks[i]);
     if (step_spans(part->step))
-        part->step->team->hop->begin(runs, part->n_ranks, part->step->number);
+        part->step->team->hop->begin(runs, part->n_ranks, part->step->joint_number);
     check_ranks(part);
     int ran = run_phases(part);
     if (step_spans(part->step))

@@ -35,9 +35,10 @@ struct team {
     const struct hop_form *hop; /* how it does; likewise */
     uint32_t n_lanes;
     struct team_lane lanes[EPD_MAX_DEVICES];
-    struct team_rank *ranks;  /* [world_size], owned */
-    int fused;                /* the form of its exchanges */
-    uint32_t resident_blocks; /* counted on each of its devices while it lives; 0 unless fused */
+    struct team_rank *ranks; /* [world_size], owned */
+    int fused;               /* the form of its exchanges */
+    uint32_t
+        resident_blocks; /* counted on each of its devices while it lives; 0 where none of its kernels waits */
     /* A fused op was not launched on all ranks: their workspaces are void until the lanes have reset them, and
      * every step until then is refused. Any lane. */
     _Atomic int broken;
@@ -45,9 +46,10 @@ struct team {
     _Atomic uint32_t n_reset;  /* lanes that have reset theirs since the last */
     /* Loop thread. */
     uint32_t n_plans;
-    uint64_t n_steps;      /* ever submitted */
-    uint32_t n_lanes_left; /* while it ends */
-    uint32_t n_refused;    /* launches that its lanes are handing back */
+    uint64_t n_steps;       /* ever submitted */
+    uint64_t n_joint_steps; /* of them, those of all ranks */
+    uint32_t n_lanes_left;  /* while it ends */
+    uint32_t n_refused;     /* launches that its lanes are handing back */
 };
 
 static inline int team_spans(const struct team *team)

@@ -269,6 +269,52 @@ START_TEST(static_messages_bring_the_same_bits_in_as_many_bytes_as_the_formula_s
 }
 END_TEST
 
+/* ---- beside other ops ---- */
+
+/* rows x 2F to rows x F, of one group. */
+static struct crew_plan create_local(struct layer *layer, uint32_t rank)
+{
+    static const int64_t m_splits[] = {8};
+    static const float preact[8 * 32];
+    struct client *client = &layer->crew.clients[rank];
+    const struct slab splits = client_put(client, EPD_I64, 1, 1, 0, 0, m_splits);
+    const struct slab from = client_put(client, EPD_F32, 2, 8, 32, 0, preact);
+    const struct slab to = client_take(client, EPD_F32, 2, 8, 16, 0);
+    struct crew_plan plan;
+    struct draft *draft = values_alloc(1, sizeof *draft);
+    draft_init(draft, &layer->crew, rank, EPD_OP_ACTIVATION);
+    draft->request.activation = EPD_SWIGLU;
+    draft_bind(draft, &layer->crew, EPD_ROLE_M_SPLITS, &splits);
+    draft_bind(draft, &layer->crew, EPD_ROLE_PREACT, &from);
+    draft_bind(draft, &layer->crew, EPD_ROLE_ACT, &to);
+    crew_plan_create(&plan, &layer->crew, draft, 1);
+    free(draft);
+    return plan;
+}
+
+START_TEST(local_ops_of_one_rank_do_not_part_the_nodes)
+{
+    const uint32_t no_tokens = 0;
+    struct harness harness;
+    struct layer layer;
+    struct tensors tensors[HARNESS_MAX_RANKS];
+    struct crew_plan dispatch;
+    harness_open(&harness, 2, 0);
+    layer_init(&layer, &harness, op_case_named("uniform f32"));
+    take_tensors(&layer, tensors);
+    create_case(&layer, tensors, &cases[0], NULL, &dispatch);
+    struct crew_plan local = create_local(&layer, 1);
+    for (int i = 0; i < 3; i++) {
+        launch_expect(&dispatch, layer.n_tokens, EPD_OK);
+        launch_expect(&local, &no_tokens, EPD_OK);
+    }
+    crew_plan_destroy(&local);
+    crew_plan_destroy(&dispatch);
+    layer_fini(&layer);
+    harness_close(&harness);
+}
+END_TEST
+
 /* ---- failures ---- */
 
 static void check_spoilt(struct crew_plan *plan, const uint32_t *n_tokens, const char *name, uint32_t rank,
@@ -374,6 +420,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         static_messages_bring_the_same_bits_in_as_many_bytes_as_the_formula_says,
+        local_ops_of_one_rank_do_not_part_the_nodes,
         a_rank_that_fails_behind_any_swap_lets_nobody_wait,
         a_rank_that_fails_behind_any_swap_of_a_layer_lets_nobody_wait,
     };
