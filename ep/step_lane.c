@@ -119,7 +119,7 @@ static int meet(struct step_lane *lane, struct barrier *barrier)
     struct step *step = lane->step;
     struct epd_error error = {.status = EPD_OK};
     uint32_t barrier_idx =
-        (uint32_t)(step->number % STEP_BARRIER_SETS) * STEP_MAX_BARRIERS + lane->n_barriers++;
+        (uint32_t)(step->joint_number % STEP_BARRIER_SETS) * STEP_MAX_BARRIERS + lane->n_barriers++;
     assert(lane->n_barriers <= STEP_MAX_BARRIERS);
     if (step->n_lanes > 1 && backend_of(lane)->queue_mark(lane->team_lane->queue, barrier_idx, &error))
         step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
