@@ -194,8 +194,7 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
         step->results[i] = (struct step_rank_result){.status = EPD_OK};
     }
     set->n_steps++;
-    step->number = ++step->team->n_steps;
-    step->joint_number = op_is_collective(step->op) ? ++step->team->n_joint_steps : 0;
+    step->number = op_is_collective(step->op) ? ++step->team->n_joint_steps : 0;
     step->callback = callback;
     step->callback_arg = arg;
     step->n_lanes_left = step->n_lanes;

@@ -119,7 +119,7 @@ static int meet(struct step_lane *lane, struct barrier *barrier)
     struct step *step = lane->step;
     struct epd_error error = {.status = EPD_OK};
     uint32_t barrier_idx =
-        (uint32_t)(step->joint_number % STEP_BARRIER_SETS) * STEP_MAX_BARRIERS + lane->n_barriers++;
+        (uint32_t)(step->number % STEP_BARRIER_SETS) * STEP_MAX_BARRIERS + lane->n_barriers++;
     assert(lane->n_barriers <= STEP_MAX_BARRIERS);
     if (step->n_lanes > 1 && backend_of(lane)->queue_mark(lane->team_lane->queue, barrier_idx, &error))
         step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
@@ -291,7 +291,7 @@ void step_lane_run(struct lane_job *job, struct lane *lane)
     for (uint32_t i = 0; i < part->n_ranks; i++)
         runs[i] = step_rank_run(part, part->ranks[i]);
     if (step_spans(part->step))
-        part->step->team->hop->begin(runs, part->n_ranks, part->step->joint_number);
+        part->step->team->hop->begin(runs, part->n_ranks, part->step->number);
     check_ranks(part);
     int ran = run_phases(part);
     if (step_spans(part->step))

@@ -177,8 +177,8 @@ static struct hop_verdict reported(const struct step *step, uint32_t idx, uint32
     const struct problem *problem = &step->team->problem;
     const struct hop_report *report = &step->reports[(size_t)idx * problem->n_nodes + node];
     struct step_verdict verdict = {.error = {.status = EPD_OK}, .rank = -1};
-    if (report->step != step->joint_number || report->step_again != step->joint_number ||
-        !status_known(report->status) || report->phase >= EPD_PHASE_COUNT)
+    if (report->step != step->number || report->step_again != step->number || !status_known(report->status) ||
+        report->phase >= EPD_PHASE_COUNT)
         return missing(step, node);
     if (report->status) {
         struct hop_verdict host = {
