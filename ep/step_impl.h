@@ -59,9 +59,8 @@ struct step {
     struct step *next_free;
     struct team *team;
     enum epd_op op;
-    uint64_t number; /* of the team's steps */
-    uint64_t
-        joint_number; /* of those of all ranks: the same on all nodes, whatever local ops run between them; else 0 */
+    /* Of the team's steps of all ranks, the same on all nodes, whatever local ops run between them; 0 of a local op. */
+    uint64_t number;
     uint32_t n_ranks;    /* plans of the set */
     struct plan **plans; /* [n_ranks], as they were when the step was submitted */
     uint32_t *n_tokens;

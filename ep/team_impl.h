@@ -46,8 +46,7 @@ struct team {
     _Atomic uint32_t n_reset;  /* lanes that have reset theirs since the last */
     /* Loop thread. */
     uint32_t n_plans;
-    uint64_t n_steps;       /* ever submitted */
-    uint64_t n_joint_steps; /* of them, those of all ranks */
+    uint64_t n_joint_steps; /* ever submitted, of all ranks */
     uint32_t n_lanes_left;  /* while it ends */
     uint32_t n_refused;     /* launches that its lanes are handing back */
 };
