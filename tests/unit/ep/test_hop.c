@@ -406,6 +406,7 @@ START_TEST(a_rank_that_fails_behind_any_swap_lets_nobody_wait)
 {
     check_exchanges("uniform f32", 1); /* two ranks to a lane */
     check_exchanges("eight ranks", 2); /* two to each of two */
+    check_exchanges("eight ranks", 1); /* four to one */
 }
 END_TEST
 
