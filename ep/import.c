@@ -7,7 +7,23 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
+
+/* As linux/magic.h has it. */
+#define HUGETLBFS_MAGIC 0x958458f6
+
+/* What a client punches out of such a file, the kernel may have no page for when it is touched next: SIGBUS, whatever the
+ * seals say. */
+static enum epd_status refuse_huge_pages(int fd, struct epd_error *error)
+{
+    struct statfs fs;
+    if (fstatfs(fd, &fs) < 0)
+        return error_set(error, EPD_SYSTEM, "imported memfd: fstatfs: %s", strerror(errno));
+    if ((unsigned long)fs.f_type == HUGETLBFS_MAGIC)
+        return error_set(error, EPD_INVALID_ARGUMENT, "imported memfd is made of huge pages (MFD_HUGETLB)");
+    return EPD_OK;
+}
 
 /* Seals first, size after: what is sealed against shrinking stays at least as large as it is measured then.
  */
@@ -24,6 +40,8 @@ static enum epd_status import_check(int fd, uint64_t offset, uint64_t bytes, str
     if (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
         return error_set(error, EPD_INVALID_ARGUMENT, "imported memfd is sealed against writing (seals 0x%x)",
                          (unsigned)seals);
+    if (refuse_huge_pages(fd, error))
+        return error->status;
     if (fstat(fd, file) < 0)
         return error_set(error, EPD_SYSTEM, "imported memfd: fstat: %s", strerror(errno));
     uint64_t size = file->st_size > 0 ? (uint64_t)file->st_size : 0;

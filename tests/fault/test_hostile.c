@@ -344,6 +344,24 @@ START_TEST(a_memfd_that_could_shrink_or_is_too_short_or_read_only_is_refused)
 }
 END_TEST
 
+START_TEST(a_memfd_of_huge_pages_is_refused)
+{
+    const off_t bytes = 1 << 30; /* a multiple of every page size */
+    int fd = memfd_create("huge", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB);
+    if (fd < 0) {
+        printf("SKIP: no huge pages in this kernel: %s\n", strerror(errno));
+        return;
+    }
+    ck_assert(ftruncate(fd, bytes) == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
+    wire_open(&wire, epd_daemon.socket_path);
+    struct message message = wire_register_message(wire_join_alone(&wire, "huge"), 0, 4096);
+    ck_assert_int_eq(wire_call(&wire, &message, fd), EPD_INVALID_ARGUMENT);
+    ck_assert_msg(strstr(wire.why, "huge pages") != NULL, "%s", wire.why);
+    wire_close(&wire);
+    close(fd);
+}
+END_TEST
+
 /* What the daemon gives away cannot be pulled from under it. */
 START_TEST(the_daemons_own_memory_cannot_be_truncated_by_its_clients)
 {
@@ -546,6 +564,7 @@ int main(void)
         an_unexpected_fd_and_more_than_one_fd_close_the_session_and_none_stays_open,
         a_wrong_kind_of_fd_is_refused_and_the_session_lives,
         a_memfd_that_could_shrink_or_is_too_short_or_read_only_is_refused,
+        a_memfd_of_huge_pages_is_refused,
         the_daemons_own_memory_cannot_be_truncated_by_its_clients,
         ranges_that_leave_or_wrap_around_a_buffer_are_refused,
         ids_of_others_of_nobody_and_given_back_twice_are_refused,
