@@ -408,6 +408,13 @@ static int read_datagram(struct session *session)
     }
 }
 
+/* Documents take longer than everything else together: one, and it is the next session's turn. */
+static int was_a_document(const struct session *session)
+{
+    const enum message_kind kind = session->worker->message.kind;
+    return kind == MESSAGE_STATS || kind == MESSAGE_CONTROL;
+}
+
 static void on_poll(uv_poll_t *poll, int status, int events)
 {
     struct session *session = poll->data;
@@ -424,7 +431,7 @@ static void on_poll(uv_poll_t *poll, int status, int events)
         return;
     }
     for (int i = 0; i < SESSION_BATCH && session->state != SESSION_CLOSING && !session->n_pauses; i++)
-        if (!read_datagram(session))
+        if (!read_datagram(session) || was_a_document(session))
             break;
 }
 

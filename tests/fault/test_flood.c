@@ -1,8 +1,11 @@
 /* Clients that keep to the protocol and ask for as much as it lets them: the others must not feel it. */
 #include <check.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "tests/fault/baseline.h"
 #include "tests/fault/control.h"
@@ -12,6 +15,8 @@
 
 #define N_RANKS    2
 #define N_LAUNCHES 1024 /* launches_per_rank: more are not read */
+#define N_ASKERS   8
+#define N_ASKED    60 /* replies with an fd that may wait in a socket: fewer than the daemon allows */
 #define ANSWER_MS  100
 #define WATCH_MS   500
 
@@ -118,11 +123,46 @@ START_TEST(a_rank_that_dies_with_millions_of_armed_launches_holds_up_nobody)
 }
 END_TEST
 
+/* Asks for documents as fast as they come, many at a time. */
+static void ask_for_ever(void)
+{
+    static struct wire wire;
+    struct message stats = {.kind = MESSAGE_STATS};
+    wire_open(&wire, epd_daemon.socket_path);
+    for (;;) {
+        for (int i = 0; i < N_ASKED; i++)
+            if (wire_send(&wire, &stats, -1) != 0)
+                _exit(1);
+        for (int i = 0; i < N_ASKED; i++)
+            if (wire_receive(&wire, WIRE_DEADLINE_MS) != WIRE_MESSAGE)
+                _exit(1);
+    }
+}
+
+START_TEST(ranks_that_ask_for_documents_without_end_take_turns_with_the_others)
+{
+    pid_t askers[N_ASKERS];
+    for (int i = 0; i < N_ASKERS; i++) {
+        askers[i] = fork();
+        if (askers[i] == 0)
+            ask_for_ever();
+    }
+    sleep_ms(100);
+    expect_answers("documents asked for without end");
+    for (int i = 0; i < N_ASKERS; i++) {
+        ck_assert_int_eq(waitpid(askers[i], NULL, WNOHANG), 0); /* it was answered all the time */
+        kill(askers[i], SIGKILL);
+        waitpid(askers[i], NULL, 0);
+    }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
         millions_of_armed_launches_whose_peer_dies_hold_up_nobody,
         a_rank_that_dies_with_millions_of_armed_launches_holds_up_nobody,
+        ranks_that_ask_for_documents_without_end_take_turns_with_the_others,
     };
     return suite_run("flood", tests, SUITE_COUNT(tests), start, stop);
 }
