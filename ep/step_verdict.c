@@ -181,8 +181,12 @@ static struct hop_verdict reported(const struct step *step, uint32_t idx, uint32
         report->phase >= EPD_PHASE_COUNT)
         return missing(step, node);
     if (report->status) {
-        struct hop_verdict host = {
-            .status = report->status, .rank = report->rank, .phase = report->phase, .order = report->order};
+        /* Its devices are not ours. */
+        const int lost = report->status == EPD_CUDA || report->status == EPD_NCCL;
+        struct hop_verdict host = {.status = lost ? EPD_PEER_LOST : report->status,
+                                   .rank = report->rank,
+                                   .phase = report->phase,
+                                   .order = report->order};
         memcpy(host.text, report->text, sizeof host.text - 1);
         return host;
     }

@@ -451,6 +451,28 @@ static int nccl_rail_connected(struct transport_rail *rail, struct epd_error *er
     return leave(rail, error) || rail->stage == NCCL_CONNECTED;
 }
 
+/* NCCL does not say which node it misses; where there are two it is the other one. */
+static void name_others(const struct transport_rail *rail, char *text, size_t bytes)
+{
+    size_t length = 0;
+    text[0] = 0;
+    for (uint32_t node = 0; node < rail->n_nodes && length < bytes; node++)
+        if (node != rail->node)
+            length += (size_t)snprintf(text + length, bytes - length, "%s%u", length ? ", " : "", node);
+}
+
+/* Of a rail that was connected: whatever the library saw of it, the others do not answer. */
+static enum epd_status swap_check(const struct transport_rail *rail, int result, struct epd_error *error)
+{
+    char others[64];
+    if (result == NCCL_OK || result == NCCL_IN_PROGRESS)
+        return EPD_OK;
+    name_others(rail, others, sizeof others);
+    return error_set(error, EPD_PEER_LOST, "%s %s is lost: nccl: %s",
+                     rail->n_nodes == 2 ? "node" : "one of nodes", others,
+                     rail->nccl->ncclGetErrorString(result));
+}
+
 /* Until NCCL has put it into the stream. */
 static enum epd_status await_enqueued(struct transport_rail *rail, struct epd_error *error)
 {
@@ -458,7 +480,7 @@ static enum epd_status await_enqueued(struct transport_rail *rail, struct epd_er
     for (uint32_t spins = 0;; spins++) {
         const int result = progress(rail);
         if (result != NCCL_IN_PROGRESS)
-            return nccl_check(rail, result, "swap", error);
+            return swap_check(rail, result, error);
         if (is_failed(rail))
             return EPD_OK; /* leave tells */
         if (clock_now_ns() - begun_ns > rail->limit_ns)
@@ -476,7 +498,7 @@ static enum epd_status nccl_rail_swap_on(struct transport_rail *rail, const stru
 {
     if (enter(rail, error))
         return error->status;
-    if (nccl_check(rail, begin_swap(rail, moves, stream), "swap", error) == EPD_OK)
+    if (swap_check(rail, begin_swap(rail, moves, stream), error) == EPD_OK)
         (void)await_enqueued(rail, error);
     return leave(rail, error);
 }
@@ -485,9 +507,7 @@ static enum epd_status nccl_rail_check(struct transport_rail *rail, struct epd_e
 {
     if (enter(rail, error))
         return error->status;
-    const int result = progress(rail);
-    if (nccl_check(rail, result, "rail", error))
-        error->status = EPD_PEER_LOST; /* whatever the library saw of it: the others do not answer */
+    (void)swap_check(rail, progress(rail), error);
     return leave(rail, error);
 }
 
