@@ -1,19 +1,13 @@
-/* Rails over NCCL, for the CUDA backend: a communicator for each rail, of the GPUs of one local index on all nodes.
+/* Rails over NCCL, for the CUDA backend: a communicator for each rail, of the GPUs of one local index on all nodes. An
+ * abort makes its swaps leave their streams at once, on a thread of the rail's own, for that waits until they have; the
+ * communicator itself goes when nothing is left in any queue of the device, on the lane, which puts nothing in before it
+ * is gone (nccl_comm.h says why).
  *
- * It must end in two parts. A swap that waits for a node that is gone has to leave its stream at once; but when NCCL frees
- * a communicator CUDA waits for the whole device, clients' streams included, and holds up everybody's calls meanwhile
- * (measured: no other stream of the process gets anything). So an abort only makes all swaps leave (release), on a thread
- * of the rail's own, for that waits until they have; and the communicator goes when nothing is left in any queue of the
- * device, on the lane, which puts nothing in before it is gone.
- *
- * Communicators are not blocking: every call is asked how far it is, so that a lane that waits can be told to leave. The
- * lane waits only until a swap is in its stream. */
+ * The lane waits only until a swap is in its stream, and asks how far it is, so that it can be told to leave. */
 #include <assert.h>
 #include <cuda_runtime_api.h>
-#include <dirent.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,28 +15,17 @@
 
 #include "ep/backend_cuda.h"
 #include "ep/clock.h"
+#include "ep/nccl_comm.h"
 #include "ep/nccl_library.h"
 #include "ep/transport.h"
 
 extern const struct transport transport_nccl;
 
-/* How long a communicator that has not failed may take to hand over what was sent last, and any to go. */
-#define NCCL_FINISH_NS 1000000000ull
-#define NCCL_GO_NS     2000000000ull
-/* How long an id that nobody has come for may take to be given back. */
-#define NCCL_RETURN_NS 2000000000ull
-/* How long a swap that is being put into its stream may take to get there before it is aborted. */
-#define NCCL_SETTLE_NS 1000000000ull
 /* Looks before sleeping: putting a swap into a stream takes NCCL some 50 us. */
 #define NCCL_SPINS  2000
 #define NCCL_NAP_NS 100000
 /* Bytes of a first message: it makes NCCL open its connections and load its kernels, before anything waits. */
 #define NCCL_FIRST_BYTES 256
-
-#define NCCL_NET_BYTES 64
-
-/* Set once by load. */
-static char net_name[NCCL_NET_BYTES];
 
 enum nccl_stage {
     NCCL_OPENED,   /* nothing has begun */
@@ -87,9 +70,7 @@ static enum epd_status nccl_check(const struct transport_rail *rail, int result,
 
 static enum epd_status nccl_load(const struct transport_options *options, struct epd_error *error)
 {
-    /* UCX's word for what NCCL calls Socket: the option has one default for both. */
-    const int tcp = strcmp(options->ways, "tcp") == 0;
-    (void)snprintf(net_name, sizeof net_name, "%s", tcp ? "Socket" : options->ways);
+    nccl_comm_choose_network(options->ways);
     return nccl_library_load(options->devices, error);
 }
 
@@ -99,81 +80,6 @@ static void nap(void)
 {
     const struct timespec time = {.tv_nsec = NCCL_NAP_NS};
     (void)nanosleep(&time, NULL);
-}
-
-/* How far the communicator is: NCCL_OK, an error, or in progress until the limit. */
-static int wait_for(const struct nccl_library *nccl, struct ncclComm *comm, uint64_t limit_ns)
-{
-    const uint64_t begun_ns = clock_now_ns();
-    int result = NCCL_IN_PROGRESS;
-    while (nccl->ncclCommGetAsyncError(comm, &result) == NCCL_OK && result == NCCL_IN_PROGRESS &&
-           clock_now_ns() - begun_ns < limit_ns)
-        nap();
-    return result;
-}
-
-static struct nccl_config config_of(void)
-{
-    return (struct nccl_config){.size = sizeof(struct nccl_config),
-                                .magic = NCCL_CONFIG_MAGIC,
-                                .version = NCCL_CONFIG_VERSION,
-                                .blocking = 0,
-                                .cga_cluster_size = NCCL_CONFIG_NOT_CHOSEN,
-                                .min_ctas = NCCL_CONFIG_NOT_CHOSEN,
-                                .max_ctas = TRANSPORT_RAIL_BLOCKS,
-                                .net_name = net_name[0] ? net_name : NULL,
-                                .split_share = NCCL_CONFIG_NOT_CHOSEN};
-}
-
-/* Threads of this process called so. */
-static unsigned count_threads(const char *name)
-{
-    unsigned n = 0;
-    DIR *tasks = opendir("/proc/self/task");
-    for (struct dirent *task; tasks && (task = readdir(tasks));) {
-        char path[64], found[32] = "";
-        (void)snprintf(path, sizeof path, "/proc/self/task/%.20s/comm", task->d_name);
-        FILE *file = task->d_name[0] == '.' ? NULL : fopen(path, "r");
-        if (file && fgets(found, sizeof found, file)) {
-            found[strcspn(found, "\n")] = 0;
-            n += strcmp(found, name) == 0;
-        }
-        if (file)
-            (void)fclose(file);
-    }
-    if (tasks)
-        (void)closedir(tasks);
-    return n;
-}
-
-/* Ends a communicator and returns when it is gone. NCCL does it on a thread that nobody can ask, and that has the name of
- * the one that made it. */
-static void end_comm(struct ncclComm *comm, int (*end)(struct ncclComm *comm))
-{
-    static _Atomic unsigned n_ended;
-    char own[16], name[16];
-    const uint64_t begun_ns = clock_now_ns();
-    (void)pthread_getname_np(pthread_self(), own, sizeof own);
-    (void)snprintf(name, sizeof name, "nccl-end-%u", atomic_fetch_add(&n_ended, 1) % 100000);
-    (void)pthread_setname_np(pthread_self(), name);
-    (void)end(comm);
-    while (count_threads(name) > 1 && clock_now_ns() - begun_ns < NCCL_GO_NS)
-        nap();
-    (void)pthread_setname_np(pthread_self(), own);
-}
-
-/* Makes every swap that is in a stream leave it, and returns when all have: the part of shrinking that comes first. No list
- * of nodes to leave out ends it there. */
-static void leave_streams(struct transport_rail *rail)
-{
-    struct ncclComm *none = NULL;
-    if (wait_for(rail->nccl, rail->comm, NCCL_SETTLE_NS) == NCCL_IN_PROGRESS) {
-        /* Its calls do not end either, and only the end of all ends them, whatever that holds up. */
-        end_comm(rail->comm, rail->nccl->ncclCommAbort);
-        rail->comm = NULL;
-        return;
-    }
-    (void)rail->nccl->ncclCommShrink(rail->comm, NULL, 0, &none, NULL, NCCL_SHRINK_BY_ABORT);
 }
 
 /* Made with the rail: an abort must not fail for want of a thread. */
@@ -186,30 +92,9 @@ static void *release(void *arg)
         (void)pthread_cond_wait(&rail->changed, &rail->lock);
     const int released = rail->released;
     (void)pthread_mutex_unlock(&rail->lock);
-    if (released && rail->stage > NCCL_MEETING)
-        leave_streams(rail);
+    if (released && rail->stage > NCCL_MEETING && !nccl_comm_leave_streams(rail->comm))
+        rail->comm = NULL;
     return NULL;
-}
-
-/* What was sent last is on its way before the end: other nodes may still wait for it. */
-static int finish(const struct transport_rail *rail)
-{
-    const int result = rail->nccl->ncclCommFinalize(rail->comm);
-    return (result == NCCL_OK || result == NCCL_IN_PROGRESS) &&
-           wait_for(rail->nccl, rail->comm, NCCL_FINISH_NS) == NCCL_OK;
-}
-
-/* An id is a socket and a thread that waits for as many nodes as the first one that comes tells it of, for ever if they do
- * not come. It ends when one comes alone, and also when one comes that tells something else. */
-static void return_id(const struct transport_rail *rail)
-{
-    struct nccl_config config = config_of();
-    struct ncclComm *comm = NULL;
-    (void)rail->nccl->ncclCommInitRankConfig(&comm, 1, rail->id, 0, &config);
-    if (!comm)
-        return;
-    (void)wait_for(rail->nccl, comm, NCCL_RETURN_NS);
-    end_comm(comm, rail->nccl->ncclCommAbort);
 }
 
 static void rail_free(struct transport_rail *rail)
@@ -229,12 +114,10 @@ static void end_rail(struct backend_device *device, void *arg)
     struct transport_rail *rail = arg;
     (void)device;
     (void)pthread_join(rail->releaser, NULL);
-    if (rail->comm && !rail->why.status && finish(rail))
-        end_comm(rail->comm, rail->nccl->ncclCommDestroy);
-    else if (rail->comm)
-        end_comm(rail->comm, rail->nccl->ncclCommAbort);
+    if (rail->comm)
+        nccl_comm_end(rail->comm, rail->why.status != EPD_OK);
     if (rail->owns_id)
-        return_id(rail);
+        nccl_comm_return_id(&rail->id);
     rail_free(rail);
 }
 
@@ -349,7 +232,6 @@ static enum epd_status nccl_rail_connect(struct transport_rail *rail, uint32_t n
                                          struct epd_error *error)
 {
     const size_t bytes = 2 * (size_t)n_nodes * NCCL_FIRST_BYTES;
-    struct nccl_config config = config_of();
     if (enter(rail, error))
         return error->status;
     assert(node == rail->node);
@@ -366,9 +248,7 @@ static enum epd_status nccl_rail_connect(struct transport_rail *rail, uint32_t n
                            error) == EPD_OK &&
         cuda_runtime_check(cudaMemsetAsync(rail->first, 0, bytes, rail->stream), "rail: memory", error) ==
             EPD_OK)
-        (void)nccl_check(
-            rail, rail->nccl->ncclCommInitRankConfig(&rail->comm, (int)n_nodes, rail->id, (int)node, &config),
-            "communicator", error);
+        (void)nccl_check(rail, nccl_comm_begin(&rail->comm, n_nodes, node, &rail->id), "communicator", error);
     rail->stage = NCCL_MEETING;
     return leave(rail, error);
 }

@@ -1,0 +1,28 @@
+/* A communicator's beginning and end. It must end in two parts: a swap that waits for a node that is gone has to leave its
+ * stream at once, but while NCCL frees a communicator CUDA waits for the whole device, clients' streams included, and
+ * holds up every call of the process meanwhile. So all swaps can be made to leave, and only when nothing waits on the
+ * device any more, and nothing will until that is done, the communicator goes.
+ *
+ * Communicators are not blocking: ncclCommGetAsyncError says how far their last call is. One thread at a time, on which
+ * their device is current. nccl_library_load has gone well. */
+#ifndef EPD_EP_NCCL_COMM_H
+#define EPD_EP_NCCL_COMM_H
+
+#include "ep/nccl_library.h"
+
+/* Before any thread runs. NCCL's name of a network, "" for its own choice; "tcp", the transports' common word, is its
+ * Socket. */
+void nccl_comm_choose_network(const char *name);
+/* What NCCL says. */
+int nccl_comm_begin(struct ncclComm **comm, uint32_t n_nodes, uint32_t node, const struct nccl_id *id);
+/* Returns when no swap is left in any stream, however long their streams take to come there. 1: the communicator is still
+ * there, of no use to anybody; 0: it is gone, for its last call did not end otherwise. */
+int nccl_comm_leave_streams(struct ncclComm *comm);
+/* Returns when it is gone. Unless it has failed, what was sent last is on its way then: other nodes may still wait for
+ * it. */
+void nccl_comm_end(struct ncclComm *comm, int failed);
+/* An id is a socket and a thread that waits for as many nodes as the first one that comes tells it of, for ever if they do
+ * not come. Ends both: where no communicator came to be with it. */
+void nccl_comm_return_id(const struct nccl_id *id);
+
+#endif
