@@ -97,11 +97,17 @@ choose_compiler() {
 }
 
 build_all() {
+    local cuda=AUTO
+    case $backend in
+    host) cuda=OFF ;;
+    cuda) cuda=ON ;;
+    esac
     choose_compiler
     # shellcheck disable=SC2086 # lists of names
     install_packages $epd_build_packages
     say "building in $build"
-    cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_TESTS=OFF >"$work/cmake.log" 2>&1 || {
+    cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_TESTS=OFF -DEPD_CUDA=$cuda \
+        >"$work/cmake.log" 2>&1 || {
         cat "$work/cmake.log" >&2
         die "cmake failed"
     }
