@@ -43,12 +43,6 @@ static struct rail *rail_of_job(struct lane_job *job)
 
 int rails_available(const struct node *node, struct epd_error *reason)
 {
-    if (node->backend->kind != EPD_BACKEND_HOST) {
-        (void)error_set(reason, EPD_UNSUPPORTED,
-                        "groups across nodes run on the host backend only, here it is %s",
-                        backend_name(node->backend->kind));
-        return 0;
-    }
     return transport_find(node->backend->kind, reason) != NULL;
 }
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "ep/hop.h"
+#include "ep/transport.h"
 
 static const struct hop_form *hop_form_of(const struct node *node)
 {
@@ -71,6 +72,29 @@ static int team_fits(const struct team *team, uint32_t blocks)
     return 1;
 }
 
+static void team_claim(struct team *team, uint32_t blocks)
+{
+    team->resident_blocks = blocks;
+    for (uint32_t i = 0; i < team->n_lanes; i++)
+        team->node->resident_blocks[lane_device_idx(team->node, team->lanes[i].lane)] += blocks;
+}
+
+/* Swaps in a stream wait on the device for other nodes, as fused ops do for other devices. */
+static enum epd_status team_claim_rails(struct team *team, struct epd_error *error)
+{
+    uint32_t n_most = 0;
+    if (!team_spans(team) || !team->node->backend->works_later)
+        return EPD_OK;
+    for (uint32_t i = 0; i < team->n_lanes; i++)
+        n_most = team->lanes[i].n_ranks > n_most ? team->lanes[i].n_ranks : n_most;
+    if (!team_fits(team, n_most * TRANSPORT_RAIL_BLOCKS))
+        return error_set(error, EPD_BUSY,
+                         "group: no room on a device for %u more blocks that wait for other nodes",
+                         n_most * TRANSPORT_RAIL_BLOCKS);
+    team_claim(team, n_most * TRANSPORT_RAIL_BLOCKS);
+    return EPD_OK;
+}
+
 static void team_choose_form(struct team *team)
 {
     struct exchange_shape shape = problem_shape(&team->problem);
@@ -79,9 +103,7 @@ static void team_choose_form(struct team *team)
     if (blocks == 0 || team->n_lanes != team->problem.world_size || !team_fits(team, blocks))
         return;
     team->fused = 1;
-    team->resident_blocks = blocks;
-    for (uint32_t i = 0; i < team->n_lanes; i++)
-        team->node->resident_blocks[lane_device_idx(team->node, team->lanes[i].lane)] += blocks;
+    team_claim(team, blocks);
 }
 
 static void team_leave_devices(struct team *team)
@@ -89,16 +111,6 @@ static void team_leave_devices(struct team *team)
     for (uint32_t i = 0; i < team->n_lanes; i++)
         team->node->resident_blocks[lane_device_idx(team->node, team->lanes[i].lane)] -=
             team->resident_blocks;
-}
-
-static enum epd_status check_span(const struct node *node, const struct team_span *span,
-                                  struct problem *problem, struct epd_error *error)
-{
-    if (span->n_nodes > 1 && node->backend->works_later)
-        return error_set(error, EPD_UNSUPPORTED,
-                         "group: nodes %u, the %s backend runs groups of one node only", span->n_nodes,
-                         backend_name(node->backend->kind));
-    return problem_span(problem, span->n_nodes, span->node, error);
 }
 
 enum epd_status team_create(struct node *node, const struct message_group_config *config, uint32_t world_size,
@@ -114,7 +126,8 @@ enum epd_status team_create_spanning(struct node *node, const struct message_gro
                                      struct epd_error *error)
 {
     struct problem problem;
-    if (problem_init(&problem, config, world_size, error) || check_span(node, span, &problem, error))
+    if (problem_init(&problem, config, world_size, error) ||
+        problem_span(&problem, span->n_nodes, span->node, error))
         return error->status;
     struct team *created = calloc(1, sizeof *created);
     if (!created)
@@ -128,7 +141,7 @@ enum epd_status team_create_spanning(struct node *node, const struct message_gro
         error_set(error, EPD_NO_MEMORY, "group: %u ranks", world_size);
         goto free_team;
     }
-    if (team_place_ranks(created, device_idx, error))
+    if (team_place_ranks(created, device_idx, error) || team_claim_rails(created, error))
         goto free_ranks;
     team_choose_form(created);
     *team = created;
