@@ -22,6 +22,7 @@ struct backend_device {
     cudaStream_t urgent;               /* what must get through while all queues wait */
     const struct gemm_engine *engine;  /* the one that was asked for; NULL: the best */
     struct backend_queue *first_queue; /* all that were ever made; owned */
+    uint32_t n_library_streams;        /* cuda_streams_take */
     struct cuda_deferred *deferred;    /* owned: what goes when the queues have passed it */
     struct cuda_flag_page *flag_pages; /* owned: those with flags in use */
 };
@@ -29,6 +30,11 @@ struct backend_device {
 EPD_MUST_CHECK enum epd_status cuda_queue_create(struct backend_device *device, struct backend_queue **queue,
                                                  struct epd_error *error);
 void cuda_queue_destroy(struct backend_queue *queue);
+/* Streams that a library makes for itself: they take channels too, of those that queues have. EPD_QUOTA if there are no
+ * more. */
+EPD_MUST_CHECK enum epd_status cuda_streams_take(struct backend_device *device, uint32_t n,
+                                                 struct epd_error *error);
+void cuda_streams_give_back(struct backend_device *device, uint32_t n);
 /* All of a device that closes. */
 void cuda_queues_free(struct backend_device *device);
 /* Waits for word == 1 and clears it. */

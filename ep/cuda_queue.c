@@ -90,21 +90,46 @@ static void queue_free(struct backend_queue *queue)
     free(queue);
 }
 
+static enum epd_status check_channels(const struct backend_device *device, uint32_t n,
+                                      struct epd_error *error)
+{
+    uint32_t n_queues = 0;
+    for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
+        n_queues++;
+    if (n_queues + device->n_library_streams + n > MAX_QUEUES)
+        return error_set(error, EPD_QUOTA,
+                         "device %u: %u groups have their queues on it, and libraries %u streams, which is all "
+                         "it has",
+                         device->device_idx, n_queues, device->n_library_streams);
+    return EPD_OK;
+}
+
+enum epd_status cuda_streams_take(struct backend_device *device, uint32_t n, struct epd_error *error)
+{
+    if (check_channels(device, n, error))
+        return error->status;
+    device->n_library_streams += n;
+    return EPD_OK;
+}
+
+void cuda_streams_give_back(struct backend_device *device, uint32_t n)
+{
+    assert(n <= device->n_library_streams);
+    device->n_library_streams -= n;
+}
+
 enum epd_status cuda_queue_create(struct backend_device *device, struct backend_queue **queue,
                                   struct epd_error *error)
 {
-    uint32_t n_queues = 0;
-    for (struct backend_queue *free = device->first_queue; free; free = free->next, n_queues++) {
+    for (struct backend_queue *free = device->first_queue; free; free = free->next) {
         if (free->in_use)
             continue;
         free->in_use = 1;
         *queue = free;
         return EPD_OK;
     }
-    if (n_queues == MAX_QUEUES)
-        return error_set(error, EPD_QUOTA,
-                         "device %u: %u groups have their queues on it, which is all it has",
-                         device->device_idx, n_queues);
+    if (check_channels(device, 1, error))
+        return error->status;
     struct backend_queue *created = calloc(1, sizeof *created);
     if (!created)
         return error_set(error, EPD_NO_MEMORY, "queue: %zu bytes", sizeof *created);

@@ -27,6 +27,9 @@ extern const struct transport transport_nccl;
 /* Bytes of a first message: it makes NCCL open its connections and load its kernels, before anything waits. */
 #define NCCL_FIRST_BYTES 256
 
+/* A rail's own, and those that NCCL makes for its communicator. */
+#define NCCL_STREAMS 3
+
 enum nccl_stage {
     NCCL_OPENED,   /* nothing has begun */
     NCCL_MEETING,  /* the nodes find each other */
@@ -99,6 +102,8 @@ static void *release(void *arg)
 
 static void rail_free(struct transport_rail *rail)
 {
+    if (rail->device && rail->stream)
+        cuda_streams_give_back(rail->device, NCCL_STREAMS);
     if (rail->first)
         (void)cudaFreeAsync(rail->first, rail->stream);
     if (rail->stream)
@@ -203,10 +208,15 @@ static enum epd_status nccl_rail_open(struct backend_device *device, uint32_t no
     (void)pthread_cond_init(&rail->changed, NULL);
     rail->device = device;
     rail->node = node;
+    if (device && cuda_streams_take(device, NCCL_STREAMS, error))
+        goto free_rail;
     if (cuda_runtime_check(cudaGetDevice(&rail->ordinal), "rail: device", error) ||
         cuda_runtime_check(cudaStreamCreateWithFlags(&rail->stream, cudaStreamNonBlocking), "rail: stream",
-                           error))
+                           error)) {
+        if (device)
+            cuda_streams_give_back(device, NCCL_STREAMS);
         goto free_rail;
+    }
     if (pthread_create(&rail->releaser, NULL, release, rail) != 0) {
         (void)error_set(error, EPD_SYSTEM, "rail: no thread for aborts");
         goto free_rail;
