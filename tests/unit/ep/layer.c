@@ -1,5 +1,6 @@
 #include "tests/unit/ep/layer.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,6 +35,8 @@ static void put_inputs(struct layer *layer, uint32_t r)
 
 void layer_init(struct layer *layer, struct harness *harness, const struct op_case *op_case)
 {
+    if (getenv("EPD_TEST_VERBOSE")) /* what hangs is the last one named */
+        (void)fprintf(stderr, "case %s\n", op_case->name);
     *layer = (struct layer){.op_case = op_case, .hidden = op_case->hidden, .ffn = op_case->ffn};
     op_inputs_init(&layer->inputs, op_case);
     layer->n_local = layer->inputs.n_local_experts;

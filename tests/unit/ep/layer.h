@@ -27,6 +27,7 @@ struct layer {
     enum epd_status status; /* what a step that routes ends with */
 };
 
+/* EPD_TEST_VERBOSE in the environment: the case is named. */
 void layer_init(struct layer *layer, struct harness *harness, const struct op_case *op_case);
 void layer_fini(struct layer *layer);
 /* Gives the case other routing and tokens, of a case with the same sizes; the reference routes anew. */
