@@ -6,10 +6,12 @@
 
 #include "tests/gpu/fault/roles.h"
 
-#define RECOVER_MS 30000
-#define N_STEPS    20
-#define SLOW_US    300000
-#define N_QUEUED   3 /* launches of one plan: released one after the other */
+#define RECOVER_MS       30000
+#define N_STEPS          20
+#define SLOW_US          300000
+#define N_QUEUED         3     /* launches of one plan: released one after the other */
+#define N_ARMED          10000 /* far more than a lane takes at once */
+#define N_ARMED_MESSAGES 5
 
 static int is_loss(enum epd_status status)
 {
@@ -106,6 +108,18 @@ static void run_queued(struct gpu_rank *rank)
     GPU_MUST(epd_plan_failure(rank->dispatch, &failure) == EPD_OK && failure.rank == 1);
     atomic_fetch_add(&rank->own->n_ended[status], 1);
     gpu_rank_close(rank);
+}
+
+/* Announces launches that it never makes, and waits to be killed: its plan's queue stands still on the GPU. */
+static void run_armed(struct gpu_rank *rank)
+{
+    gpu_rank_open(rank);
+    GPU_MUST(gpu_rank_step(rank) == EPD_OK);
+    for (int i = 0; i < N_ARMED_MESSAGES; i++)
+        GPU_MUST(epd_plan_arm(rank->dispatch, N_ARMED) == EPD_OK);
+    atomic_store(&rank->own->ready, 1);
+    for (;;)
+        pause();
 }
 
 /* Steps until somebody kills it; the other ranks are told, again and again in new groups of the same name. */
@@ -215,7 +229,17 @@ static void run_crash(struct gpu_rank *rank)
 }
 
 const struct role roles_of_life[] = {
-    {"steps", run_steps},   {"bystander", run_bystander}, {"survivor", run_survivor}, {"idle", run_idle},
-    {"queued", run_queued}, {"patient", run_patient},     {"mortal", run_mortal},     {"slow", run_slow},
-    {"order", run_order},   {"elsewhere", run_elsewhere}, {"crash", run_crash},       {NULL, NULL},
+    {"steps", run_steps},
+    {"bystander", run_bystander},
+    {"survivor", run_survivor},
+    {"idle", run_idle},
+    {"queued", run_queued},
+    {"armed", run_armed},
+    {"patient", run_patient},
+    {"mortal", run_mortal},
+    {"slow", run_slow},
+    {"order", run_order},
+    {"elsewhere", run_elsewhere},
+    {"crash", run_crash},
+    {NULL, NULL},
 };

@@ -13,6 +13,7 @@
 #define N_DEATHS       4
 #define TEAM_MS        30000
 #define BYSTANDER_SLOT 8
+#define N_COMPARED     500
 #define SLACK_MIB      32 /* less than the ballast of one rank */
 
 static void kill_idle_team(void)
@@ -70,6 +71,37 @@ START_TEST(a_client_killed_with_work_on_its_stream_is_named_and_the_others_strea
     printf("a rank killed with launches queued: the others were through after %.0f ms\n", now_ms() - begin);
     ck_assert_int_ge(fixture_reclaimed(&before), 0);
     expect_role("steps", fixture.world);
+}
+END_TEST
+
+/* On the same GPUs, with the same lanes. */
+START_TEST(a_client_that_announces_more_than_it_launches_delays_nobody)
+{
+    struct baseline before;
+    expect_role("steps", fixture.world);
+    baseline_take(&before, &fixture.daemon);
+    board_reset(fixture.board);
+    struct team bystander = fixture_team("bystander", "bystander", fixture.world, BYSTANDER_SLOT),
+                armed = fixture_team("armed", "armed", 1, 0);
+    team_start(&bystander);
+    team_wait_steps(&bystander, fixture.board, 20);
+    double begin = now_ms();
+    team_wait_steps(&bystander, fixture.board, N_COMPARED);
+    const double alone_ms = now_ms() - begin;
+    team_start(&armed);
+    team_wait_ready(&armed, fixture.board, 1);
+    begin = now_ms();
+    team_wait_steps(&bystander, fixture.board, N_COMPARED);
+    const double beside_ms = now_ms() - begin;
+    begin = now_ms();
+    team_kill(&armed, 0);
+    team_wait_steps(&bystander, fixture.board, N_COMPARED);
+    printf("%d steps alone %.0f ms, beside armed launches %.0f, while these are dropped %.0f\n", N_COMPARED,
+           alone_ms, beside_ms, now_ms() - begin);
+    ck_assert(beside_ms < 5000 + 5 * alone_ms && now_ms() - begin < 5000 + 5 * alone_ms);
+    atomic_store(&fixture.board->stop, 1);
+    ck_assert_uint_eq(team_wait(&bystander, TEAM_MS), 0);
+    ck_assert_int_ge(fixture_reclaimed(&before), 0);
 }
 END_TEST
 
@@ -136,6 +168,7 @@ void add_rank_tests(TCase *cases)
 {
     suite_add(cases, clients_killed_while_idle_leave_no_gpu_memory_and_nobody_notices);
     suite_add(cases, a_client_killed_with_work_on_its_stream_is_named_and_the_others_streams_go_on);
+    suite_add(cases, a_client_that_announces_more_than_it_launches_delays_nobody);
     suite_add(cases, clients_killed_at_any_moment_of_a_step_are_named_and_the_next_group_works);
     suite_add(cases, a_slow_rank_below_the_deadline_succeeds_and_shows_as_the_straggler);
     suite_add(cases, ranks_that_call_in_another_order_learn_it_at_once);

@@ -1,14 +1,17 @@
-/* Rows 5, 7 and 9 of the faults: the worker is killed, loses its context, loses its supervisor. */
+/* Rows 5, 7, 9 and 28 of the faults: the worker is killed, loses its context, loses its supervisor. */
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/wait.h>
 
 #include "proto/status.h"
+#include "tests/fault/control.h"
 #include "tests/fault/spawn.h"
 #include "tests/gpu/fault/suites.h"
 
 #define N_WORKER_KILLS 3
 #define TEAM_MS        30000
+#define ANSWER_MS      100
 #define SLACK_MIB      32 /* less than the ballast of one rank */
 
 /* Wrong results end a rank with 2; a stream that hangs, the test. */
@@ -59,6 +62,39 @@ START_TEST(a_worker_killed_while_nobody_asks_is_replaced)
     kill(worker, SIGKILL);
     (void)daemon_wait_worker(&fixture.daemon, worker);
     expect_role("steps", fixture.world);
+}
+END_TEST
+
+/* Of callers of the control socket until the next worker serves: the longest that one had to wait, and how many were told
+ * that it starts. */
+static double slowest_answer(pid_t worker, int *n_starting)
+{
+    const double until = now_ms() + TEAM_MS;
+    double slowest = 0;
+    for (int served = 0; !served && now_ms() < until; sleep_ms(5)) {
+        double elapsed_ms;
+        json_t *status = control_ask(fixture.daemon.control_path, CONTROL_STATUS, &elapsed_ms);
+        const char *state = json_string_value(json_object_get(status, "worker"));
+        const long long pid = control_number(status, "pid");
+        *n_starting += state && strcmp(state, "starting") == 0;
+        slowest = elapsed_ms > slowest ? elapsed_ms : slowest;
+        served = pid > 0 && pid != worker;
+        json_decref(status);
+    }
+    return slowest;
+}
+
+/* Row 28: a start with CUDA takes a second and more. */
+START_TEST(the_control_socket_answers_while_a_worker_is_replaced)
+{
+    const pid_t worker = daemon_worker(&fixture.daemon);
+    int n_starting = 0;
+    ck_assert_int_gt(worker, 0);
+    kill(worker, SIGKILL);
+    const double slowest = slowest_answer(worker, &n_starting);
+    printf("answered after at most %.1f ms, %d times by the supervisor\n", slowest, n_starting);
+    ck_assert_int_gt(n_starting, 0);
+    ck_assert(slowest < ANSWER_MS);
 }
 END_TEST
 
@@ -125,6 +161,7 @@ void add_worker_tests(TCase *cases)
 {
     suite_add(cases, a_worker_killed_in_flight_is_replaced_and_no_stream_hangs);
     suite_add(cases, a_worker_killed_while_nobody_asks_is_replaced);
+    suite_add(cases, the_control_socket_answers_while_a_worker_is_replaced);
     suite_add(cases, a_lost_context_in_flight_ends_the_worker_and_the_ranks_go_on_with_the_next);
     suite_add(cases, a_lost_context_is_found_out_by_itself_and_the_next_worker_serves);
     suite_add(cases, a_killed_supervisor_leaves_no_gpu_memory_taken);
