@@ -1,5 +1,5 @@
 /* The smallest complete use of epd: a group of one rank runs one MoE layer (route, dispatch, two grouped
- * GEMMs with SwiGLU between, combine) on random tokens and prints the sum of the result. Host backend. */
+ * GEMMs with SwiGLU between, combine) on random tokens and prints a number of the result. Host backend. */
 #include <epd.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,18 +50,13 @@ int main(void)
                                          fill(group, EPD_ROLE_W1, E, 2 * F, H),
                                          fill(group, EPD_ROLE_W2, E, H, F),
                                          fill(group, EPD_ROLE_OUT, T, H, 1)};
-    must(epd_plan_create(group,
-                         &(struct epd_plan_options){.size = sizeof(struct epd_plan_options),
-                                                    .op = EPD_OP_MOE_FORWARD,
-                                                    .n_tensors = 6,
-                                                    .tensors = tensors},
-                         &plan));
+    const struct epd_plan_options layer = {
+        .size = sizeof layer, .op = EPD_OP_MOE_FORWARD, .n_tensors = 6, .tensors = tensors};
+    must(epd_plan_create(group, &layer, &plan));
     must(epd_plan_launch(plan, NULL)); /* one message; the daemon works on the buffers in place */
     must(epd_plan_wait(plan, 0));
-    double sum = 0;
-    for (int i = 0; i < T * H; i++)
-        sum += ((const float *)epd_buffer_data(tensors[5].buffer))[i];
-    printf("sum of the layer's output: %f\n", sum);
+    const float *out = epd_buffer_data(tensors[5].buffer);
+    printf("first number of the layer's output: %f\n", out[0]);
     epd_close(client); /* ends the group, the buffers and the plan too */
     return 0;
 }
