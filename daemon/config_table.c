@@ -107,7 +107,8 @@ static const struct config_key keys[] = {
     {"fabric", "node_dead", CONFIG_DURATION, AT(node_dead_ms), "10s", 100, DAY_MS, NULL, 1,
      "a node that is not heard of for this long is lost; groups that span it end"},
     {"fabric", "network", CONFIG_TEXT, AT(network), "tcp", 0, 0, NULL, 0,
-     "UCX transports that the host backend uses between nodes (empty: UCX chooses)"},
+     "network between nodes: host backend: UCX transports; CUDA: tcp or NCCL's name of a network, such as IB "
+     "(empty: the library chooses)"},
     {"fabric", "network_devices", CONFIG_TEXT, AT(network_devices), "", 0, 0, NULL, 0,
      "network devices that it may use (empty: all)"},
 };

@@ -14,7 +14,8 @@
  * keeps them from waiting for each other: each has a queue of its own on every device, and no two queues share a hardware
  * channel, so one that waits for a client holds up no other; no kernel that waits for another device begins before the
  * clients of all its ranks have come (step_lane.c); and such kernels of all groups of a device fit on it together, with
- * room to spare for the others' (team.c), so each of them runs whatever else waits. */
+ * room to spare for the others' (team.c), so each of them runs whatever else waits. The same goes for the swaps of rails
+ * (transport.h), which wait on the device for other nodes: their blocks and streams are counted with the others. */
 #ifndef EPD_EP_NODE_H
 #define EPD_EP_NODE_H
 
