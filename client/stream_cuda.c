@@ -385,21 +385,19 @@ static enum epd_status write_ready(struct epd_plan *plan, void *stream, uint32_t
                       "stream: ready flag", error);
 }
 
-/* ready too: a launch that the daemon ended before this stream came to it leaves it set. */
+/* Behind the wait both words are cleared, in one write, for each operation of a stream takes a microsecond. ready too: a
+ * launch that the daemon ended before this stream came to it leaves it set. */
 static enum epd_status wait_done(struct epd_plan *plan, void *stream, struct epd_error *error)
 {
-    CUstreamBatchMemOpParams ops[3];
-    CUdeviceptr done = word_of(plan, offsetof(struct page_plan, done));
+    CUstreamBatchMemOpParams ops[2];
     memset(ops, 0, sizeof ops);
     ops[0].waitValue.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32;
-    ops[0].waitValue.address = done;
+    ops[0].waitValue.address = word_of(plan, offsetof(struct page_plan, done));
     ops[0].waitValue.value = 1;
     ops[0].waitValue.flags = CU_STREAM_WAIT_VALUE_EQ;
-    ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
-    ops[1].writeValue.address = done;
-    ops[2].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
-    ops[2].writeValue.address = word_of(plan, offsetof(struct page_plan, ready));
-    return cuda_check(driver.cuStreamBatchMemOp(stream, 3, ops, 0), "stream: wait for done", error);
+    ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
+    ops[1].writeValue.address = word_of(plan, offsetof(struct page_plan, ready));
+    return cuda_check(driver.cuStreamBatchMemOp(stream, 2, ops, 0), "stream: wait for done", error);
 }
 
 /* From idle, what the page counts now is what came before. */

@@ -163,11 +163,11 @@ struct backend {
     enum epd_status (*flag_open)(struct backend_device *device, struct backend_flag *flag,
                                  struct epd_error *error);
     void (*flag_close)(struct backend_device *device, struct backend_flag *flag);
-    /* Waits for `ready` in the order of the queue and clears it; the ticket has been reached then. Where work
-     * is done at once the client has set it before its datagram: EPD_PROTOCOL at once if not. */
+    /* Waits for `ready` in the order of the queue; the ticket has been reached then. Where work is done at once the
+     * client has set it before its datagram: it is cleared, or EPD_PROTOCOL at once if it is not set. */
     enum epd_status (*flag_ready)(struct backend_queue *queue, const struct backend_flag *flag,
                                   uint64_t *ticket, struct epd_error *error);
-    /* Sets `done`. */
+    /* Sets `done`; `ready` is clear then. */
     enum epd_status (*flag_done)(struct backend_queue *queue, const struct backend_flag *flag,
                                  struct epd_error *error);
 

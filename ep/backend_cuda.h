@@ -37,7 +37,7 @@ EPD_MUST_CHECK enum epd_status cuda_streams_take(struct backend_device *device, 
 void cuda_streams_give_back(struct backend_device *device, uint32_t n);
 /* All of a device that closes. */
 void cuda_queues_free(struct backend_device *device);
-/* Waits for word == 1 and clears it. */
+/* Waits for word == 1. */
 EPD_MUST_CHECK enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word,
                                                 uint64_t *ticket, struct epd_error *error);
 cudaStream_t cuda_queue_stream(const struct backend_queue *queue);

@@ -111,13 +111,14 @@ enum epd_status cuda_flag_ready(struct backend_queue *queue, const struct backen
     return cuda_queue_await(queue, word_of(flag, offsetof(struct page_plan, ready)), ticket, error);
 }
 
+/* In one write: each operation of a stream takes a microsecond, and the client waits for this one. */
 enum epd_status cuda_flag_done(struct backend_queue *queue, const struct backend_flag *flag,
                                struct epd_error *error)
 {
     const struct cuda_driver *driver = &cuda_queue_device(queue)->driver;
     return cuda_driver_check(driver,
-                             driver->cuStreamWriteValue32(cuda_queue_stream(queue),
-                                                          word_of(flag, offsetof(struct page_plan, done)), 1,
-                                                          CU_STREAM_WRITE_VALUE_DEFAULT),
+                             driver->cuStreamWriteValue64(cuda_queue_stream(queue),
+                                                          word_of(flag, offsetof(struct page_plan, ready)),
+                                                          PAGE_DONE_NOT_READY, CU_STREAM_WRITE_VALUE_DEFAULT),
                              "done flag", error);
 }

@@ -183,24 +183,22 @@ enum epd_status cuda_queue_join(struct backend_queue *queue, struct backend_queu
                               error);
 }
 
-/* One call: the wait, the word cleared, the ticket. */
+/* One call: the wait and the ticket. */
 enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word, uint64_t *ticket,
                                  struct epd_error *error)
 {
     const struct cuda_driver *driver = &queue->device->driver;
-    CUstreamBatchMemOpParams ops[3];
+    CUstreamBatchMemOpParams ops[2];
     assert(queue->report.n_parts == 0);
     memset(ops, 0, sizeof ops);
     ops[0].waitValue.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32;
     ops[0].waitValue.address = word;
     ops[0].waitValue.value = 1;
     ops[0].waitValue.flags = CU_STREAM_WAIT_VALUE_EQ;
-    ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
-    ops[1].writeValue.address = word;
-    ops[2].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
-    ops[2].writeValue.address = queue->pinned_device;
-    ops[2].writeValue.value64 = queue->n_tickets + 1;
-    if (cuda_driver_check(driver, driver->cuStreamBatchMemOp(queue->stream, 3, ops, 0),
+    ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
+    ops[1].writeValue.address = queue->pinned_device;
+    ops[1].writeValue.value64 = queue->n_tickets + 1;
+    if (cuda_driver_check(driver, driver->cuStreamBatchMemOp(queue->stream, 2, ops, 0),
                           "wait for a ready flag", error))
         return error->status;
     *ticket = ++queue->n_tickets;

@@ -8,14 +8,15 @@
  * it; the client waits for done == 1 and clears it.
  *
  * On CUDA streams do the same with these words, which both processes register as host memory: the client's stream sets
- * ready, the lane's stream waits for it, clears it, runs and sets done, the client's stream waits for done and clears
- * both. Host memory, so that either side can end a wait of the other by a plain store. What a step came to is known
- * behind `done`: completed and the ring follow it, and what has not completed when the connection is lost, the client
+ * ready, the lane's stream waits for it, runs, and in one write clears it and sets done; the client's stream waits for done
+ * and clears both. Host memory, so that either side can end a wait of the other by a plain store. What a step came to is
+ * known behind `done`: completed and the ring follow it, and what has not completed when the connection is lost, the client
  * ends itself: so nothing is counted there whose `done` may not come. */
 #ifndef EPD_PROTO_PAGE_H
 #define EPD_PROTO_PAGE_H
 
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "proto/status.h"
@@ -60,6 +61,12 @@ struct page {
 
 _Static_assert(sizeof(struct page_plan) == 64, "one cache line per plan");
 _Static_assert(sizeof(struct page_entry) == 256, "ring entries keep their size on the wire");
+
+/* ready and done as one little-endian word of eight bytes, which streams write at once: done set, ready clear. */
+#define PAGE_DONE_NOT_READY (1ull << 32)
+_Static_assert(offsetof(struct page_plan, ready) % 8 == 0 &&
+                   offsetof(struct page_plan, done) == offsetof(struct page_plan, ready) + 4,
+               "ready and done are one aligned word");
 
 /* Creates, sizes, seals (shrink, grow, seal) and maps a page; the fd is for the client. Daemon only. */
 EPD_MUST_CHECK enum epd_status page_create(struct page **page, int *fd, struct epd_error *error);

@@ -15,6 +15,8 @@ static __global__ void __launch_bounds__(THREADS) report_kernel(const __grid_con
                 from[word] = 0;
         }
     }
+    if (!a.ticket)
+        return;
     fence_system();
     __syncthreads();
     if (threadIdx.x == 0) {
