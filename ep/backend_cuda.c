@@ -234,11 +234,24 @@ static enum epd_status zero(struct backend_queue *queue, void *dst, uint64_t byt
     return cuda_runtime_check(cudaMemsetAsync(dst, 0, bytes, cuda_queue_stream(queue)), "zeroing", error);
 }
 
+/* What a kernel copies sooner than the copy engine begins; words of 4 bytes. */
+#define SMALL_COPY_BYTES 16384u
+
+static int is_small_copy(const void *dst, const void *src, uint64_t bytes)
+{
+    return bytes <= SMALL_COPY_BYTES && (bytes | (uintptr_t)dst | (uintptr_t)src) % 4 == 0;
+}
+
 static enum epd_status copy(struct backend_queue *queue, void *dst, const void *src, uint64_t bytes,
                             struct epd_error *error)
 {
     if (bytes == 0)
         return EPD_OK;
+    if (is_small_copy(dst, src, bytes)) {
+        const struct cuda_report_args args = {
+            .n_parts = 1, .parts = {{.to = dst, .from = (void *)(uintptr_t)src, .bytes = (uint32_t)bytes}}};
+        return cuda_report_launch(&args, cuda_queue_stream(queue), error);
+    }
     return cuda_runtime_check(
         cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_queue_stream(queue)), "copy", error);
 }
@@ -355,7 +368,7 @@ static void end_gemm(struct backend_device *device, void *arg)
 
 static void gemm_destroy(struct backend_gemm *gemm)
 {
-    cuda_defer(gemm->device, 1, end_gemm, gemm);
+    cuda_defer(gemm->device, gemm->engine->destroy_waits, end_gemm, gemm);
 }
 
 static int gemm_recordable(const struct backend_gemm *gemm)

@@ -15,15 +15,6 @@ static uint32_t n_tokens_of(const struct step_lane *lane)
     return lane->step->n_tokens[lane->ranks[0]];
 }
 
-int step_replays(const struct step_lane *lane)
-{
-    const struct plan *plan = plan_of(lane);
-    uint32_t n_tokens = n_tokens_of(lane);
-    if (!lane->committed || !plan->recordable || !plan->team->node->replays)
-        return 0;
-    return (plan->graph && plan->graph_tokens == n_tokens) || plan->last_tokens == n_tokens + 1;
-}
-
 static enum epd_status run_all(const struct rank_run *run, struct epd_error *error)
 {
     const struct pipeline *pipeline = moe_pipeline(run->plan->op);
@@ -33,6 +24,7 @@ static enum epd_status run_all(const struct rank_run *run, struct epd_error *err
     return EPD_OK;
 }
 
+/* Nothing runs meanwhile: what cannot be recorded is submitted launch by launch instead. */
 static enum epd_status record(const struct rank_run *run, struct epd_error *error)
 {
     struct plan *plan = run->plan;
@@ -54,13 +46,25 @@ static enum epd_status record(const struct rank_run *run, struct epd_error *erro
     return EPD_OK;
 }
 
+int step_replays(const struct step_lane *lane)
+{
+    struct plan *plan = plan_of(lane);
+    struct epd_error ignored = {.status = EPD_OK};
+    uint32_t n_tokens = n_tokens_of(lane);
+    if (!lane->committed || !plan->recordable || !plan->team->node->replays)
+        return 0;
+    if (plan->graph && plan->graph_tokens == n_tokens)
+        return 1;
+    if (plan->last_tokens != n_tokens + 1)
+        return 0;
+    const struct rank_run run = step_rank_run(lane, lane->ranks[0]);
+    plan->recordable = record(&run, &ignored) == EPD_OK;
+    return plan->recordable;
+}
+
 enum epd_status step_replay(struct step_lane *lane, struct epd_error *error)
 {
     const struct rank_run run = step_rank_run(lane, lane->ranks[0]);
-    if ((!run.plan->graph || run.plan->graph_tokens != run.n_tokens) && record(&run, error)) {
-        run.plan->recordable = 0; /* it broke this step; the next is submitted launch by launch */
-        return error->status;
-    }
     return run.backend->graph_launch(run.queue, run.plan->graph, error);
 }
 

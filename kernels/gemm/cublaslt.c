@@ -375,6 +375,7 @@ static enum epd_status cublaslt_launch(struct gemm_engine_plan *plan, const stru
 const struct gemm_engine gemm_engine_cublaslt = {
     .name = "cublaslt",
     .splits_on_device = 0,
+    .destroy_waits = 1,
     .supports = cublaslt_supports,
     .create = cublaslt_create,
     .launch = cublaslt_launch,

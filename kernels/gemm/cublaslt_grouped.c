@@ -283,6 +283,7 @@ static enum epd_status grouped_launch(struct gemm_engine_plan *plan, const struc
 const struct gemm_engine gemm_engine_cublaslt_grouped = {
     .name = "cublaslt_grouped",
     .splits_on_device = 1,
+    .destroy_waits = 1,
     .supports = grouped_supports,
     .create = grouped_create,
     .launch = grouped_launch,

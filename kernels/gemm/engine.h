@@ -44,6 +44,7 @@ struct gemm_engine_plan; /* each engine has its own body */
 struct gemm_engine {
     const char *name;
     int splits_on_device;
+    int destroy_waits; /* 1: destroy may wait for whatever runs on the device */
     /* 1 if this engine can do the problem on this device; 0 and a reason otherwise. */
     int (*supports)(const struct gemm_problem *problem, int device_idx, struct epd_error *reason);
     /* The current device must be device_idx. Allocates the workspace the plan keeps. */

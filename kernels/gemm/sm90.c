@@ -107,13 +107,26 @@ static void fill_args(struct gemm_engine_plan *plan)
     args->activation = problem->activation;
 }
 
+/* From the device's pool, for giving that back waits for nothing: cudaFree of other memory waits for whatever runs
+ * on the device, and what runs may be waiting for a client. */
+static enum epd_status take_device(void **data, size_t bytes, const char *what, struct epd_error *error)
+{
+    return gemm_check_cuda(cudaMallocAsync(data, bytes, cudaStreamLegacy), what, error);
+}
+
+static void give_back_device(void *data)
+{
+    if (data)
+        (void)cudaFreeAsync(data, cudaStreamLegacy);
+}
+
 static void sm90_destroy(struct gemm_engine_plan *plan)
 {
     if (!plan)
         return;
-    cudaFree(plan->args.counters);
-    cudaFree(plan->part_maps);
-    cudaFree(plan->args.row_sums);
+    give_back_device(plan->args.counters);
+    give_back_device(plan->part_maps);
+    give_back_device(plan->args.row_sums);
     free(plan);
 }
 
@@ -125,20 +138,21 @@ static size_t row_sums_bytes(const struct gemm_problem *problem)
 
 static enum epd_status allocate_device(struct gemm_engine_plan *plan, struct epd_error *error)
 {
-    enum epd_status status = gemm_check_cuda(
-        cudaMalloc((void **)&plan->args.counters, sizeof(struct sm90_counters)), "sm90 counters", error);
-    if (status != EPD_OK)
-        return status;
-    status = gemm_check_cuda(cudaMemset(plan->args.counters, 0, sizeof(struct sm90_counters)),
-                             "sm90 counters", error);
-    if (status == EPD_OK && is_backward(&plan->problem) && plan->problem.d_row_weights)
-        status = gemm_check_cuda(cudaMalloc((void **)&plan->args.row_sums, row_sums_bytes(&plan->problem)),
-                                 "sm90 sums of rows", error);
-    if (status != EPD_OK || !plan->problem.pointer_parts)
-        return status;
-    return gemm_check_cuda(
-        cudaMalloc((void **)&plan->part_maps, plan->problem.n_groups * sizeof(CUtensorMap)),
-        "sm90 tensor maps", error);
+    const struct gemm_problem *problem = &plan->problem;
+    if (take_device((void **)&plan->args.counters, sizeof(struct sm90_counters), "sm90 counters", error) ||
+        gemm_check_cuda(
+            cudaMemsetAsync(plan->args.counters, 0, sizeof(struct sm90_counters), cudaStreamLegacy),
+            "sm90 counters", error))
+        return error->status;
+    if (is_backward(problem) && problem->d_row_weights &&
+        take_device((void **)&plan->args.row_sums, row_sums_bytes(problem), "sm90 sums of rows", error))
+        return error->status;
+    if (problem->pointer_parts &&
+        take_device((void **)&plan->part_maps, problem->n_groups * sizeof(CUtensorMap), "sm90 tensor maps",
+                    error))
+        return error->status;
+    /* The streams that use them do not wait for this one. */
+    return gemm_check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "sm90 plan", error);
 }
 
 static enum epd_status sm90_create(const struct gemm_problem *problem, int device_idx,

@@ -245,8 +245,10 @@ START_TEST(a_replayed_layer_is_the_same_bits_whatever_is_routed)
         pair.harness.node->replays = 1;
         launch_expect(&forward, pair.layer.n_tokens, EPD_OK);
         launch_expect(&backward, pair.layer.n_tokens, EPD_OK);
-        layer_check_same(&pair.layer, pair.outputs, replayed);
         layer_check_forward(&pair.layer, replayed);
+        layer_check_backward(&pair.layer, pair.outputs);
+        layer_check_backward(&pair.layer, replayed);
+        layer_check_same(&pair.layer, pair.outputs, replayed);
     }
     for (uint32_t r = 0; r < pair.layer.crew.world_size; r++) {
         ck_assert_ptr_nonnull(forward.plans[r]->graph);
@@ -267,6 +269,28 @@ START_TEST(a_replayed_layer_is_the_same_bits_whatever_is_routed)
     layer_check_forward(&pair.layer, replayed);
     crew_plan_destroy(&backward);
     crew_plan_destroy(&forward);
+    pair_fini(&pair);
+}
+END_TEST
+
+/* The second step would be recorded; its first launch is refused, and it goes well all the same. */
+START_TEST(a_layer_that_cannot_be_recorded_goes_on_launch_by_launch)
+{
+    struct pair pair;
+    pair_init(&pair, spread_case());
+    pair.harness.node->replays = 1;
+    launch_expect(&pair.forward, pair.layer.n_tokens, EPD_OK);
+    atomic_store(&fail_after, 0);
+    atomic_store(&fail_rank, 0);
+    for (int i = 0; i < 2; i++) {
+        layer_poison_outputs(&pair.layer, pair.outputs);
+        launch_expect(&pair.forward, pair.layer.n_tokens, EPD_OK);
+        layer_check_forward(&pair.layer, pair.outputs);
+    }
+    atomic_store(&fail_rank, -1);
+    ck_assert_ptr_null(pair.forward.plans[0]->graph);
+    for (uint32_t r = 1; r < pair.layer.crew.world_size; r++)
+        ck_assert_ptr_nonnull(pair.forward.plans[r]->graph);
     pair_fini(&pair);
 }
 END_TEST
@@ -437,6 +461,7 @@ int main(void)
         {wire_bytes_count_a_token_once_for_each_rank, 2},
         {plans_come_and_go_while_a_launch_waits_for_its_client, 1},
         {a_replayed_layer_is_the_same_bits_whatever_is_routed, 1},
+        {a_layer_that_cannot_be_recorded_goes_on_launch_by_launch, 1},
         {rows_that_are_no_multiple_of_16_bytes_are_refused_when_the_plan_is_made, 1},
     };
     const TTest *tests[MAX_TESTS];
