@@ -68,9 +68,12 @@ void harness_memory_unmap(struct client *client)
     free(client->base);
 }
 
+/* cudaMemcpy returns when it has read pageable memory: what it writes may still be on its way, and no queue waits for it. */
 void harness_memory_push(struct client *client)
 {
     cudaError_t result = cudaMemcpy(client->device, client->base, client->used, cudaMemcpyDefault);
+    if (result == cudaSuccess)
+        result = cudaStreamSynchronize(cudaStreamLegacy);
     ck_assert_msg(result == cudaSuccess, "%s", cudaGetErrorString(result));
 }
 

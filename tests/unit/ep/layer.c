@@ -328,7 +328,19 @@ void layer_check_backward(const struct layer *layer, const struct layer_outputs 
 
 static void check_same(const struct slab *a, const struct slab *b, const char *what, uint32_t rank)
 {
-    ck_assert_msg(!memcmp(a->data, b->data, a->bytes), "%s of rank %u differs", what, rank);
+    const size_t width = dtype_bytes(a->dtype), n = a->bytes / width;
+    const char *one = a->data, *other = b->data;
+    size_t n_differ = 0, first = 0;
+    for (size_t i = n; i-- > 0;)
+        if (memcmp(one + i * width, other + i * width, width)) {
+            n_differ++;
+            first = i;
+        }
+    if (!n_differ)
+        return;
+    double *x = values_decoded(a->dtype, one, n), *y = values_decoded(b->dtype, other, n);
+    ck_abort_msg("%s of rank %u: %zu of %zu elements differ, the first is element %zu: %.9g and %.9g", what,
+                 rank, n_differ, n, first, x[first], y[first]);
 }
 
 void layer_check_same(const struct layer *layer, const struct layer_outputs *a, const struct layer_outputs *b)
