@@ -69,18 +69,26 @@ void harness_memory_unmap(struct client *client)
 }
 
 /* cudaMemcpy returns when it has read pageable memory: what it writes may still be on its way, and no queue waits for it. */
+/* Another node's memory is mapped on its own GPUs alone. */
+static void copy(const struct client *client, void *to, const void *from)
+{
+    struct cudaPointerAttributes attributes;
+    cudaError_t result = cudaPointerGetAttributes(&attributes, client->device);
+    if (result == cudaSuccess)
+        result = cudaSetDevice(attributes.device);
+    if (result == cudaSuccess)
+        result = cudaMemcpy(to, from, client->used, cudaMemcpyDefault);
+    ck_assert_msg(result == cudaSuccess, "%s", cudaGetErrorString(result));
+}
+
 void harness_memory_push(struct client *client)
 {
-    cudaError_t result = cudaMemcpy(client->device, client->base, client->used, cudaMemcpyDefault);
-    if (result == cudaSuccess)
-        result = cudaStreamSynchronize(cudaStreamLegacy);
-    ck_assert_msg(result == cudaSuccess, "%s", cudaGetErrorString(result));
+    copy(client, client->device, client->base);
 }
 
 void harness_memory_pull(struct client *client)
 {
-    cudaError_t result = cudaMemcpy(client->base, client->device, client->used, cudaMemcpyDefault);
-    ck_assert_msg(result == cudaSuccess, "%s", cudaGetErrorString(result));
+    copy(client, client->base, client->device);
 }
 
 /* Each rank that holds slots of a token rounds its partial sum once, to the dtype, and so does each node of several. */
