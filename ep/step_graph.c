@@ -2,7 +2,7 @@
  * counts and splits on the device: the same launches whatever is routed. What is baked in is the number of tokens. So a
  * plan that runs twice with the same number is recorded in its second step and replayed from then on; a step with
  * another number is submitted launch by launch, and one more like it is recorded in its place. moe_forward and
- * moe_backward only; off unless [cuda] graphs = 1, for what it gains is not measured and no test turns it on. */
+ * moe_backward only; off unless [cuda] graphs = 1, for it gained nothing that could be measured (tests/bench/NOTES.md). */
 #include "ep/step_impl.h"
 
 static struct plan *plan_of(const struct step_lane *lane)
