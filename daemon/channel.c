@@ -31,6 +31,11 @@ enum epd_status channel_send_config(int fd, const struct config *config, struct 
     return send_all(fd, text, start + strlen(text + start), error);
 }
 
+enum epd_status channel_send_listening(int fd, struct epd_error *error)
+{
+    return send_all(fd, "L", 1, error);
+}
+
 enum epd_status channel_send_ready(int fd, struct epd_error *error)
 {
     return send_all(fd, "R", 1, error);
@@ -65,6 +70,8 @@ enum channel_event channel_receive(int fd, struct config *config, struct epd_err
         return CHANNEL_ENDED;
     }
     text[bytes] = 0;
+    if (bytes == 1 && text[0] == 'L')
+        return CHANNEL_LISTENING;
     if (bytes == 1 && text[0] == 'R')
         return CHANNEL_READY;
     if (text[0] == 'C' && parse_config(text + 1, config, error) == EPD_OK)

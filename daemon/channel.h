@@ -1,6 +1,6 @@
-/* The line between supervisor and worker: a SEQPACKET pair. Its end is the other's end. Datagrams:
- *   supervisor -> worker   'C', config file name, '\n', the configuration as INI text: at the start, and
- * after each SIGHUP worker -> supervisor   'R': ready, listening One thread on each side. */
+/* The line between supervisor and worker: a SEQPACKET pair. Its end is the other's end. One thread on each side. Datagrams:
+ *   supervisor -> worker   'C', config file name, '\n', the configuration as INI text: at the start, and after each SIGHUP
+ *   worker -> supervisor   'L': it listens and answers; 'R': ready, which may be later where other nodes have to come */
 #ifndef EPD_DAEMON_CHANNEL_H
 #define EPD_DAEMON_CHANNEL_H
 
@@ -9,6 +9,7 @@
 enum channel_event {
     CHANNEL_NOTHING = 0, /* would block */
     CHANNEL_CONFIG,
+    CHANNEL_LISTENING,
     CHANNEL_READY,
     CHANNEL_ENDED, /* the other side is gone */
 };
@@ -17,6 +18,7 @@ enum channel_event {
 EPD_MUST_CHECK enum epd_status channel_create(int fds[2], struct epd_error *error);
 EPD_MUST_CHECK enum epd_status channel_send_config(int fd, const struct config *config,
                                                    struct epd_error *error);
+EPD_MUST_CHECK enum epd_status channel_send_listening(int fd, struct epd_error *error);
 EPD_MUST_CHECK enum epd_status channel_send_ready(int fd, struct epd_error *error);
 /* CHANNEL_CONFIG fills *config; a datagram that is none of the above ends the channel (CHANNEL_ENDED). */
 enum channel_event channel_receive(int fd, struct config *config, struct epd_error *error);

@@ -1,7 +1,9 @@
 #include "daemon/outage.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -73,6 +75,27 @@ static void converse(int fd, struct exchange *exchange, const struct outage *out
         reply_status(fd, exchange, outage);
     else
         reply_down(fd, exchange, outage);
+}
+
+/* Of field 9 of /proc/PID/stat, as the kernel has it. */
+#define PF_EXITING 0x4u
+
+int outage_began(pid_t worker)
+{
+    char path[40], text[512];
+    unsigned flags = PF_EXITING;
+    char state = 0;
+    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)worker);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return 1;
+    const size_t bytes = fread(text, 1, sizeof(text) - 1, file);
+    (void)fclose(file);
+    text[bytes] = 0;
+    const char *name_end = strrchr(text, ')'); /* the name may hold anything */
+    if (!name_end || sscanf(name_end + 1, " %c %*d %*d %*d %*d %*d %u", &state, &flags) != 2)
+        return 0;
+    return state == 'Z' || state == 'X' || (flags & PF_EXITING) != 0;
 }
 
 void outage_answer(int listen_fd, const struct outage *outage)

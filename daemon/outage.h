@@ -4,9 +4,10 @@
 #define EPD_DAEMON_OUTAGE_H
 
 #include <stdint.h>
+#include <sys/types.h>
 
 struct outage {
-    const char *worker; /* "waiting" for its start, or "starting" */
+    const char *worker; /* "ending", "waiting" for its start, or "starting" */
     uint64_t generation, failures, restart_in_ms;
     const char *last_exit;
 };
@@ -17,6 +18,11 @@ struct outage {
 /* How long a worker that starts may take before callers are answered in its place: with many GPUs it takes seconds. */
 #define OUTAGE_PATIENCE_MS 40
 
+/* How often it is looked whether a worker that lets callers wait is ending. */
+#define OUTAGE_LOOK_MS 5
+
+/* 1 if the process has been told to end and is not gone yet: with GPUs the kernel takes seconds to take down what it had. */
+int outage_began(pid_t worker);
 /* Accepts and answers one caller of the listening socket. */
 void outage_answer(int listen_fd, const struct outage *outage);
 

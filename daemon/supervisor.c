@@ -43,6 +43,8 @@ struct supervisor {
     uint64_t generation; /* workers started so far */
     uint64_t failures;   /* in a row */
     uint64_t started_ns, restart_at_ns, kill_at_ns;
+    int listens;         /* the worker: callers are its own */
+    uint64_t look_at_ns; /* when callers of a running worker are looked at again */
     char last_exit[64];
 };
 
@@ -84,6 +86,7 @@ static enum epd_status spawn(struct supervisor *supervisor, struct epd_error *er
     supervisor->generation++;
     supervisor->started_ns = clock_ns();
     supervisor->state = SUPERVISOR_STARTING;
+    supervisor->listens = 0;
     struct epd_error ignored = {0};
     if (channel_send_config(channel[0], &supervisor->config, &ignored) != EPD_OK)
         log_write(supervisor->log, LOG_WARN, "worker pid %d: %s", (int)pid,
@@ -244,6 +247,8 @@ static void on_channel(struct supervisor *supervisor)
     struct config unused;
     struct epd_error error = {0};
     const enum channel_event event = channel_receive(supervisor->channel_fd, &unused, &error);
+    if (event == CHANNEL_LISTENING)
+        supervisor->listens = 1;
     if (event == CHANNEL_READY && supervisor->state == SUPERVISOR_STARTING) {
         supervisor->state = SUPERVISOR_RUNNING;
         (void)notify_send("READY=1\nSTATUS=serving");
@@ -254,11 +259,24 @@ static void on_channel(struct supervisor *supervisor)
     }
 }
 
+static const char *worker_state(const struct supervisor *supervisor)
+{
+    if (supervisor->listens && supervisor->worker)
+        return "ending";
+    return supervisor->state == SUPERVISOR_WAITING ? "waiting" : "starting";
+}
+
+/* Callers wait. Those of a worker that serves are its own: it takes them in a moment. */
 static void on_control(struct supervisor *supervisor)
 {
     const uint64_t now_ns = clock_ns();
     const uint64_t at_ns = supervisor->restart_at_ns;
-    const struct outage outage = {.worker = supervisor->state == SUPERVISOR_WAITING ? "waiting" : "starting",
+    if (supervisor->worker && supervisor->listens && supervisor->channel_fd >= 0 &&
+        !outage_began(supervisor->worker)) {
+        supervisor->look_at_ns = now_ns + clock_ms_to_ns(OUTAGE_LOOK_MS);
+        return;
+    }
+    const struct outage outage = {.worker = worker_state(supervisor),
                                   .generation = supervisor->generation,
                                   .failures = supervisor->failures,
                                   .restart_in_ms = at_ns > now_ns ? (at_ns - now_ns) / CLOCK_NS_PER_MS : 0,
@@ -276,10 +294,19 @@ static uint64_t patient_until_ns(const struct supervisor *supervisor)
                                       : CLOCK_NEVER;
 }
 
+/* When callers are looked at: 0 while there is no worker. */
+static uint64_t callers_at_ns(const struct supervisor *supervisor)
+{
+    if (supervisor->state == SUPERVISOR_WAITING)
+        return 0;
+    return supervisor->listens ? supervisor->look_at_ns : patient_until_ns(supervisor);
+}
+
 static int answers_control(const struct supervisor *supervisor)
 {
-    return supervisor->state == SUPERVISOR_WAITING ||
-           (supervisor->state == SUPERVISOR_STARTING && clock_ns() >= patient_until_ns(supervisor));
+    if (supervisor->state == SUPERVISOR_STOPPING || supervisor->state == SUPERVISOR_ENDED)
+        return 0;
+    return clock_ns() >= callers_at_ns(supervisor);
 }
 
 static int timeout_ms(const struct supervisor *supervisor)
@@ -287,10 +314,10 @@ static int timeout_ms(const struct supervisor *supervisor)
     uint64_t at_ns = CLOCK_NEVER;
     if (supervisor->state == SUPERVISOR_WAITING)
         at_ns = supervisor->restart_at_ns;
-    else if (supervisor->state == SUPERVISOR_STARTING && !answers_control(supervisor))
-        at_ns = patient_until_ns(supervisor);
     else if (supervisor->state == SUPERVISOR_STOPPING)
         at_ns = supervisor->kill_at_ns;
+    else if (!answers_control(supervisor))
+        at_ns = callers_at_ns(supervisor);
     if (at_ns == CLOCK_NEVER)
         return -1;
     const uint64_t now_ns = clock_ns();

@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "daemon/channel.h"
@@ -37,6 +38,13 @@ void worker_dump(struct worker *worker, const char *why)
 
 /* ---- stop ---- */
 
+/* To the supervisor: it sees the channel end. */
+static void leave_callers(struct worker *worker)
+{
+    (void)uv_poll_stop(&worker->channel);
+    (void)shutdown(worker->start.channel_fd, SHUT_WR);
+}
+
 void worker_stop(struct worker *worker, enum close_reason reason, enum worker_exit code)
 {
     if (worker->state == WORKER_STOPPING)
@@ -46,6 +54,8 @@ void worker_stop(struct worker *worker, enum close_reason reason, enum worker_ex
     worker->stop_deadline_ns = clock_ns() + clock_ms_to_ns(WORKER_STOP_MS);
     listener_stop(&worker->rank_listener);
     listener_stop(&worker->control_listener);
+    if (code == WORKER_EXIT_FATAL)
+        leave_callers(worker);
     list_each(node, after, &worker->sessions)
         session_close(list_owner(node, struct session, in_worker), reason, NULL);
     session_end_closed(worker); /* the other nodes hear why their groups end before they hear that we do */
@@ -388,10 +398,18 @@ void worker_fabric_complete(struct worker *worker)
     tell_ready(worker);
 }
 
-static int serve(struct worker *worker)
+static void listen_to_all(struct worker *worker)
 {
+    struct epd_error error = {0};
     listener_start(&worker->rank_listener, worker, SESSION_RANK, worker->start.rank_fd);
     listener_start(&worker->control_listener, worker, SESSION_CONTROL, worker->start.control_fd);
+    if (channel_send_listening(worker->start.channel_fd, &error) != EPD_OK)
+        worker_fail(worker, &error);
+}
+
+static int serve(struct worker *worker)
+{
+    listen_to_all(worker);
     if (!worker->fabric)
         tell_ready(worker);
     log_write(worker->log, LOG_INFO, "worker ready backend %s devices %u generation %" PRIu64,

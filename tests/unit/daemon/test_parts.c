@@ -15,6 +15,7 @@
 #include "daemon/histogram.h"
 #include "daemon/launch_queue.h"
 #include "daemon/log.h"
+#include "daemon/outage.h"
 #include "daemon/peer.h"
 #include "daemon/quota.h"
 #include "daemon/recorder.h"
@@ -333,6 +334,25 @@ START_TEST(peers_are_watched_by_socket_by_pid_or_not_at_all)
 }
 END_TEST
 
+/* A killed process is ending for as long as the kernel takes down what it had, here until it is reaped. */
+START_TEST(a_process_that_ends_is_told_from_one_that_lives)
+{
+    siginfo_t info;
+    const pid_t pid = fork();
+    if (pid == 0) {
+        pause();
+        _exit(0);
+    }
+    ck_assert_int_eq(outage_began(pid), 0);
+    ck_assert_int_eq(outage_began(getpid()), 0);
+    kill(pid, SIGKILL);
+    ck_assert_int_eq(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+    ck_assert_int_eq(outage_began(pid), 1);
+    ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+    ck_assert_int_eq(outage_began(pid), 1);
+}
+END_TEST
+
 START_TEST(failpoints_are_parsed_and_refused)
 {
     struct failpoints points;
@@ -365,6 +385,7 @@ int main(void)
                                   launch_queue_keeps_order_while_it_grows_and_wraps,
                                   recorder_keeps_the_newest_steps_and_names_missing_ranks,
                                   peers_are_watched_by_socket_by_pid_or_not_at_all,
+                                  a_process_that_ends_is_told_from_one_that_lives,
                                   failpoints_are_parsed_and_refused,
                                   NULL};
     return suite_run("daemon_parts", tests, NULL, NULL);
