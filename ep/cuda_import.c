@@ -1,6 +1,7 @@
 #include "ep/cuda_import.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,6 +45,31 @@ static struct backend_import import_at(const struct memory_request *request, str
     return (struct backend_import){.data = (void *)(uintptr_t)(mapping->base + request->offset),
                                    .mapped_bytes = mapped_bytes,
                                    .mapping = mapping};
+}
+
+static void name_gpu(int ordinal, char name[2 * EPD_UUID_BYTES + 1])
+{
+    struct cudaDeviceProp properties;
+    snprintf(name, 2 * EPD_UUID_BYTES + 1, "number %d", ordinal);
+    if (cudaGetDeviceProperties(&properties, ordinal) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return;
+    }
+    for (int i = 0; i < EPD_UUID_BYTES; i++)
+        snprintf(name + 2 * i, 3, "%02x", (unsigned char)properties.uuid.bytes[i]);
+}
+
+/* What a request says about its GPU has been checked; this is where the memory really is. */
+static enum epd_status check_gpu(const struct cuda_imports *imports, int ordinal, struct epd_error *error)
+{
+    char given[2 * EPD_UUID_BYTES + 1], want[2 * EPD_UUID_BYTES + 1];
+    if (ordinal == imports->heap->ordinal)
+        return EPD_OK;
+    name_gpu(ordinal, given);
+    name_gpu(imports->heap->ordinal, want);
+    return error_set(error, EPD_INVALID_DEVICE,
+                     "imported memory: it lies on GPU %s and was registered as memory of GPU %s", given,
+                     want);
 }
 
 /* ---- cudaMalloc ---- */
@@ -113,10 +139,9 @@ static enum epd_status check_location(struct cuda_imports *imports, CUmemGeneric
     if (cuda_driver_check(driver, driver->cuMemGetAllocationPropertiesFromHandle(&prop, handle),
                           "imported memory", error))
         return error->status;
-    if (prop.location.type != CU_MEM_LOCATION_TYPE_DEVICE || prop.location.id != imports->heap->ordinal)
-        return error_set(error, EPD_INVALID_DEVICE, "imported memory: it lies on GPU %d, want %d",
-                         prop.location.id, imports->heap->ordinal);
-    return EPD_OK;
+    if (prop.location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+        return error_set(error, EPD_INVALID_DEVICE, "imported memory: it does not lie on a GPU");
+    return check_gpu(imports, prop.location.id, error);
 }
 
 static enum epd_status import_vmm(struct cuda_imports *imports, const struct memory_request *request,

@@ -13,7 +13,10 @@ struct cuda_imports {
     struct cuda_mapping *first;   /* owned */
 };
 
-/* The range is checked against the allocation. The request's fd stays the caller's. */
+/* A VMM allocation of another GPU than this one is refused, and both are named. The IPC handle of one opens, and nothing that
+ * CUDA says of the mapping tells it from memory of this GPU (CUDA 13.0, driver 580: all pointer attributes are those of the GPU
+ * that it was opened for); kernels reach it over NVLink, so who lies about it slows down its own steps and harms nobody.
+ * The range is checked against the allocation. The request's fd stays the caller's. */
 EPD_MUST_CHECK enum epd_status cuda_import(struct cuda_imports *imports, const struct memory_request *request,
                                            struct backend_import *import, struct epd_error *error);
 /* Returns the bytes unmapped. */

@@ -1,4 +1,5 @@
 /* Handles that are not what they say, and memory that is not there. */
+#include <cuda.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -49,6 +50,110 @@ static uint64_t join_raw(struct wire *wire)
     return wire->reply.reply_group.group_id;
 }
 
+/* ---- memory of another GPU ---- */
+
+enum { RAW_T = 8, RAW_H = 32, RAW_E = 4, RAW_K = 2, RAW_ROWS = RAW_T * RAW_K };
+
+static uint64_t own_raw(struct wire *wire, uint64_t group_id, size_t bytes, void **data)
+{
+    cudaIpcMemHandle_t handle;
+    GPU_MUST(cudaSetDevice(0) == cudaSuccess && cudaMalloc(data, bytes) == cudaSuccess);
+    GPU_MUST(cudaIpcGetMemHandle(&handle, *data) == cudaSuccess);
+    GPU_MUST(register_raw(wire, group_id, 0, &handle, 0, bytes) == EPD_OK);
+    return wire->reply.reply_buffer.buffer_id;
+}
+
+/* Until the launch has ended: no stream waits for it here. */
+static void run_raw(struct wire *wire, const struct message_reply_plan *plan)
+{
+    struct page_plan *words = &wire->page->plans[plan->flag_idx];
+    GPU_MUST(wire_launch(wire, plan, 1) == 0);
+    for (int waited = 0; !atomic_load(&words->completed); waited++) {
+        GPU_MUST(waited < 10000);
+        usleep(1000);
+    }
+    GPU_MUST(atomic_load(&words->failed) == 0);
+}
+
+/* Row r of what one rank receives with all experts: token t goes to experts t and t + 1, modulo RAW_E. */
+static int token_of_row(int row)
+{
+    for (int expert = 0; expert < RAW_E; expert++)
+        for (int token = 0; token < RAW_T; token++)
+            if ((token % RAW_E == expert || (token + 1) % RAW_E == expert) && row-- == 0)
+                return token;
+    return -1;
+}
+
+/* A dispatch whose tokens lie on the other GPU (the buffer registered last): what arrives is right, and nobody is harmed. */
+static void step_on_foreign(struct wire *wire, uint64_t group_id, void *tokens)
+{
+    unsigned short x[RAW_T * RAW_H], rows[RAW_ROWS * RAW_H];
+    int idx[RAW_T * RAW_K];
+    void *idx_data, *recv, *splits;
+    const uint64_t x_id = wire->reply.reply_buffer.buffer_id;
+    for (int i = 0; i < RAW_T * RAW_H; i++)
+        x[i] = gpu_bf16(i % 199);
+    for (int i = 0; i < RAW_T * RAW_K; i++)
+        idx[i] = (i / RAW_K + i % RAW_K) % RAW_E;
+    GPU_MUST(cudaMemcpy(tokens, x, sizeof x, cudaMemcpyHostToDevice) == cudaSuccess);
+    const uint64_t idx_id = own_raw(wire, group_id, sizeof idx, &idx_data),
+                   recv_id = own_raw(wire, group_id, 64 * RAW_H * 2, &recv),
+                   splits_id = own_raw(wire, group_id, RAW_E * 8, &splits);
+    GPU_MUST(cudaMemcpy(idx_data, idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess);
+    struct message_binding bindings[] = {
+        {.role = EPD_ROLE_X, .buffer_id = x_id, .dtype = EPD_BF16, .n_dims = 2, .shape = {RAW_T, RAW_H}},
+        {.role = EPD_ROLE_TOPK_IDX,
+         .buffer_id = idx_id,
+         .dtype = EPD_I32,
+         .n_dims = 2,
+         .shape = {RAW_T, RAW_K}},
+        {.role = EPD_ROLE_RECV_X, .buffer_id = recv_id, .dtype = EPD_BF16, .n_dims = 2, .shape = {64, RAW_H}},
+        {.role = EPD_ROLE_M_SPLITS, .buffer_id = splits_id, .dtype = EPD_I64, .n_dims = 1, .shape = {RAW_E}}};
+    struct message plan = {
+        .kind = MESSAGE_PLAN_CREATE,
+        .plan_create = {.group_id = group_id, .op = EPD_OP_DISPATCH, .n_bindings = 4, .bindings = bindings}};
+    GPU_MUST(wire_call(wire, &plan, -1) == EPD_OK);
+    const struct message_reply_plan reply = wire->reply.reply_plan;
+    run_raw(wire, &reply);
+    GPU_MUST(cudaMemcpy(rows, recv, sizeof rows, cudaMemcpyDeviceToHost) == cudaSuccess);
+    for (int row = 0; row < RAW_ROWS; row++)
+        GPU_MUST(memcmp(rows + row * RAW_H, x + token_of_row(row) * RAW_H, RAW_H * 2) == 0);
+}
+
+static void *driver_function(const char *name)
+{
+    enum cudaDriverEntryPointQueryResult found;
+    void *function = NULL;
+    GPU_MUST(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found) ==
+                 cudaSuccess &&
+             function);
+    return function;
+}
+
+/* A VMM allocation of that GPU, said to be of GPU 0. */
+static enum epd_status register_vmm_of(struct wire *wire, uint64_t group_id, int device)
+{
+    __typeof__(cuMemCreate) *create = driver_function("cuMemCreate");
+    __typeof__(cuMemExportToShareableHandle) *export = driver_function("cuMemExportToShareableHandle");
+    const CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                      .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                                      .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device}};
+    CUmemGenericAllocationHandle handle;
+    int fd = -1;
+    GPU_MUST(create(&handle, BLOCK_BYTES, &prop, 0) == CUDA_SUCCESS);
+    GPU_MUST(export(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0) == CUDA_SUCCESS);
+    struct message request = {.kind = MESSAGE_BUFFER_REGISTER,
+                              .buffer_register = {.group_id = group_id,
+                                                  .kind = EPD_MEMORY_CUDA_VMM,
+                                                  .bytes = 4096,
+                                                  .allocation_bytes = BLOCK_BYTES}};
+    uuid_of(0, request.buffer_register.device_uuid);
+    const enum epd_status status = wire_call(wire, &request, fd);
+    close(fd);
+    return status;
+}
+
 /* Sent without the library, which would refuse most of it: stale, garbage, past the end, of another GPU. */
 static void run_handles(struct gpu_rank *rank)
 {
@@ -82,11 +187,11 @@ static void run_handles(struct gpu_rank *rank)
         GPU_MUST(cudaSetDevice(1) == cudaSuccess && cudaMalloc(&other, BLOCK_BYTES) == cudaSuccess);
         GPU_MUST(cudaIpcGetMemHandle(&foreign, other) == cudaSuccess);
         GPU_MUST(register_raw(&wire, group_id, 1, &foreign, 0, 4096) == EPD_INVALID_DEVICE);
-        /* A lie: CUDA would open it and map it for the group's GPU. */
-        const enum epd_status status = register_raw(&wire, group_id, 0, &foreign, 0, 4096);
-        printf("memory of another GPU under a false UUID: %s %s\n", epd_status_name(status),
-               status ? wire.reply.reply_error.text : "");
-        GPU_MUST(status == EPD_INVALID_DEVICE);
+        /* A lie. CUDA opens it, maps it for the group's GPU, and says nothing of the mapping that tells it from the GPU's own:
+         * it must do no harm. */
+        GPU_MUST(register_raw(&wire, group_id, 0, &foreign, 0, 4096) == EPD_OK);
+        step_on_foreign(&wire, group_id, other);
+        GPU_MUST(register_vmm_of(&wire, group_id, 1) == EPD_INVALID_DEVICE); /* this one says where it lies */
         GPU_MUST(names_gpu(wire.reply.reply_error.text, 0) && names_gpu(wire.reply.reply_error.text, 1));
     }
     wire_close(&wire);

@@ -92,7 +92,8 @@ START_TEST(the_control_socket_answers_while_a_worker_is_replaced)
     ck_assert_int_gt(worker, 0);
     kill(worker, SIGKILL);
     const double slowest = slowest_answer(worker, &n_starting);
-    printf("answered after at most %.1f ms, %d times by the supervisor\n", slowest, n_starting);
+    printf("answered after at most %.1f ms, %d times that the next one starts\n", slowest, n_starting);
+    fflush(stdout);
     ck_assert_int_gt(n_starting, 0);
     ck_assert(slowest < ANSWER_MS);
 }
