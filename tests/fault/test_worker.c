@@ -1,6 +1,7 @@
 /* The worker dies: idle, in flight, again and again, faster than anybody looks, at every start. Clients learn
  * it by their streams ending and by the boot id, go on by themselves, and no result is wrongly good. */
 #include <check.h>
+#include <glob.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -287,6 +288,41 @@ START_TEST(a_worker_that_cannot_run_with_its_configuration_is_not_restarted)
 }
 END_TEST
 
+/* Number of steps in the first dump that the daemon's directory holds; -1: there is none that is whole. */
+static int steps_in_dump(const struct daemon_process *daemon)
+{
+    char pattern[160];
+    glob_t found;
+    snprintf(pattern, sizeof pattern, "%s/epd-dump-%d-*.json", daemon->directory, (int)daemon->pid);
+    json_t *dump = glob(pattern, 0, NULL, &found) == 0 ? json_load_file(found.gl_pathv[0], 0, NULL) : NULL;
+    const json_t *ops = json_object_get(dump, "ops");
+    const int n = ops ? (int)json_array_size(ops) : -1;
+    json_decref(dump);
+    globfree(&found);
+    return n;
+}
+
+/* By the supervisor, beside its work; the worker could not. */
+START_TEST(what_a_killed_worker_did_last_is_written_down)
+{
+    static struct wire wire;
+    wire_open(&wire, epd_daemon.socket_path);
+    struct message plan = wire_barrier_message(wire_join_alone(&wire, "recorded"));
+    ck_assert_int_eq(wire_call(&wire, &plan, -1), EPD_OK);
+    const struct message_reply_plan reply = wire.reply.reply_plan;
+    ck_assert_int_eq(wire_launch(&wire, &reply, 1), 0);
+    ck_assert_int_eq(wire_done(&wire, &reply), EPD_OK);
+    ck_assert_int_eq(steps_in_dump(&epd_daemon), -1);
+    kill(daemon_worker(&epd_daemon), SIGKILL);
+    int n = -1;
+    for (int waited = 0; (n = steps_in_dump(&epd_daemon)) < 0 && waited < RECOVER_MS; waited += 5)
+        sleep_ms(5);
+    ck_assert_int_eq(n, 1);
+    ck_assert(file_wait(epd_daemon.log_path, "because worker ended by signal 9", RECOVER_MS));
+    wire_close(&wire);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -296,6 +332,7 @@ int main(void)
         a_worker_that_always_dies_is_restarted_with_backoff_and_given_up_at_the_limit,
         while_no_worker_runs_the_control_socket_says_why_and_ranks_wait,
         a_worker_that_cannot_run_with_its_configuration_is_not_restarted,
+        what_a_killed_worker_did_last_is_written_down,
     };
     return suite_run("worker", tests, SUITE_COUNT(tests), start, stop);
 }
