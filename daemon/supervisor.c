@@ -174,6 +174,14 @@ static void worker_failed(struct supervisor *supervisor, int status)
     }
 }
 
+/* Also of a worker that was told to end before it could hear that: it had not begun to serve anybody. */
+static int ended_as_told(const struct supervisor *supervisor, int status)
+{
+    if (WIFEXITED(status))
+        return WEXITSTATUS(status) == WORKER_EXIT_DONE;
+    return supervisor->state == SUPERVISOR_STOPPING && !supervisor->listens && WTERMSIG(status) == SIGTERM;
+}
+
 static void reap(struct supervisor *supervisor)
 {
     int status = 0;
@@ -182,8 +190,7 @@ static void reap(struct supervisor *supervisor)
     describe_exit(supervisor, status);
     (void)close(supervisor->channel_fd);
     supervisor->channel_fd = -1;
-    const int done = WIFEXITED(status) && WEXITSTATUS(status) == WORKER_EXIT_DONE;
-    if (done)
+    if (ended_as_told(supervisor, status))
         end(supervisor, SUPERVISOR_EXIT_DONE);
     else if (supervisor->state == SUPERVISOR_STOPPING)
         end(supervisor, SUPERVISOR_EXIT_FAILED);

@@ -286,6 +286,16 @@ START_TEST(while_the_next_worker_starts_the_control_socket_answers_all_the_same)
 }
 END_TEST
 
+START_TEST(a_daemon_that_is_stopped_while_its_worker_starts_has_done_nothing_wrong)
+{
+    start_with("worker_start", "sleep:1500");
+    const pid_t worker = daemon_worker(&epd_daemon);
+    kill(worker, SIGKILL);
+    (void)daemon_wait_worker(&epd_daemon, worker);
+    daemon_stop(&epd_daemon); /* wants the exit code 0 */
+}
+END_TEST
+
 /* It drains, but stalls: the supervisor does not wait for ever. */
 START_TEST(a_worker_that_dies_while_it_drains_still_ends_the_daemon)
 {
@@ -306,6 +316,7 @@ int main(void)
         a_worker_that_dies_at_any_place_is_replaced_and_ranks_get_through,
         a_worker_that_fails_at_every_start_is_given_up_at_the_limit,
         while_the_next_worker_starts_the_control_socket_answers_all_the_same,
+        a_daemon_that_is_stopped_while_its_worker_starts_has_done_nothing_wrong,
         a_worker_that_dies_while_it_drains_still_ends_the_daemon,
     };
     return suite_run("failpoints", tests, SUITE_COUNT(tests), NULL, NULL);
