@@ -430,6 +430,13 @@ enum epd_status fabric_create(struct worker *worker, enum epd_backend_kind backe
     return EPD_OK;
 }
 
+static void on_rails_begun(void *arg, const struct epd_error *error)
+{
+    struct fabric *fabric = arg;
+    if (error->status != EPD_OK)
+        worker_fail(fabric->worker, error); /* no group could span nodes here */
+}
+
 enum epd_status fabric_start(struct fabric *fabric, struct epd_error *error)
 {
     uv_loop_t *loop = &fabric->worker->loop;
@@ -451,6 +458,8 @@ enum epd_status fabric_start(struct fabric *fabric, struct epd_error *error)
     if (uv_async_init(loop, &fabric->wake, on_wake) != 0)
         return error_set(error, EPD_SYSTEM, "fabric: no fds for its wake-up");
     if (is_coordinator(fabric) && fabric_listen(fabric, error) != EPD_OK)
+        return error->status;
+    if (rails_begin(fabric->worker->node, on_rails_begun, fabric, error) != EPD_OK)
         return error->status;
     (void)uv_timer_start(&fabric->beat, on_beat, is_coordinator(fabric) ? FABRIC_BEAT_MS : 1, FABRIC_BEAT_MS);
     log_write(fabric->worker->log, LOG_INFO, "fabric node %u of %u rendezvous %s", fabric->config.node,

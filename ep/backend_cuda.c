@@ -396,6 +396,7 @@ const struct backend backend_cuda = {
     .device_open = device_open,
     .device_close = device_close,
     .device_check = device_check,
+    .device_idle = cuda_queues_idle,
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .memory_import = memory_import,

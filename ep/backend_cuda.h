@@ -35,6 +35,8 @@ void cuda_queue_destroy(struct backend_queue *queue);
 EPD_MUST_CHECK enum epd_status cuda_streams_take(struct backend_device *device, uint32_t n,
                                                  struct epd_error *error);
 void cuda_streams_give_back(struct backend_device *device, uint32_t n);
+/* 1 if nothing is left in any of them. */
+int cuda_queues_idle(struct backend_device *device);
 /* All of a device that closes. */
 void cuda_queues_free(struct backend_device *device);
 /* Waits for word == 1. */

@@ -65,6 +65,12 @@ static enum epd_status host_device_open(const struct node_config *config, uint32
     return EPD_OK;
 }
 
+static int host_device_idle(struct backend_device *device)
+{
+    (void)device;
+    return 1;
+}
+
 static enum epd_status host_device_check(struct backend_device *device, struct epd_error *error)
 {
     (void)device, (void)error;
@@ -435,6 +441,7 @@ const struct backend backend_host = {
     .device_open = host_device_open,
     .device_close = host_device_close,
     .device_check = host_device_check,
+    .device_idle = host_device_idle,
     .memory_alloc = host_memory_alloc,
     .memory_free = host_memory_free,
     .memory_import = host_memory_import,

@@ -342,7 +342,7 @@ static int queue_passed(const struct backend_queue *queue, uint64_t ticket)
     return atomic_load_explicit(queue->reached, memory_order_acquire) >= ticket;
 }
 
-static int device_idle(const struct backend_device *device)
+int cuda_queues_idle(struct backend_device *device)
 {
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         if (!queue_passed(queue, queue->n_tickets))
@@ -351,10 +351,10 @@ static int device_idle(const struct backend_device *device)
 }
 
 /* A queue that is gone has been passed. */
-static int deferred_due(const struct backend_device *device, const struct cuda_deferred *deferred)
+static int deferred_due(struct backend_device *device, const struct cuda_deferred *deferred)
 {
     if (deferred->when_idle)
-        return device_idle(device);
+        return cuda_queues_idle(device);
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         for (uint32_t i = 0; i < deferred->n_queues; i++)
             if (deferred->passes[i].queue == queue && !queue_passed(queue, deferred->passes[i].ticket))

@@ -1,5 +1,6 @@
 #include "ep/nccl_comm.h"
 
+#include <cuda_runtime_api.h>
 #include <dirent.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -8,6 +9,7 @@
 #include <time.h>
 
 #include "ep/clock.h"
+#include "ep/cuda_driver.h"
 #include "ep/transport.h"
 
 /* How long a communicator that has not failed may take to hand over what was sent last, and any to go. */
@@ -17,6 +19,8 @@
 #define NCCL_RETURN_NS 2000000000ull
 /* How long a swap that is being put into its stream may take to get there before it is aborted. */
 #define NCCL_SETTLE_NS 1000000000ull
+/* How long a device's first communicator may take. */
+#define NCCL_BEGIN_NS  30000000000ull
 #define NCCL_NAP_NS    100000
 #define NCCL_NET_BYTES 64
 
@@ -57,6 +61,43 @@ static int wait_for(struct ncclComm *comm, uint64_t limit_ns)
            clock_now_ns() - begun_ns < limit_ns)
         nap();
     return result;
+}
+
+static enum epd_status check(int result, const char *what, struct epd_error *error)
+{
+    if (result == NCCL_OK)
+        return EPD_OK;
+    return error_set(error, EPD_NCCL, "nccl %s: %s", what,
+                     result == NCCL_IN_PROGRESS ? "did not end" : nccl_library()->ncclGetErrorString(result));
+}
+
+static int swap_with_itself(struct ncclComm *comm, char *memory, size_t bytes, struct CUstream_st *stream)
+{
+    const struct nccl_library *nccl = nccl_library();
+    int result = nccl->ncclGroupStart();
+    if (result == NCCL_OK)
+        result = nccl->ncclSend(memory, bytes, NCCL_TYPE_INT8, 0, comm, stream);
+    if (result == NCCL_OK)
+        result = nccl->ncclRecv(memory + bytes, bytes, NCCL_TYPE_INT8, 0, comm, stream);
+    const int ended = nccl->ncclGroupEnd();
+    if (result != NCCL_OK || (ended != NCCL_OK && ended != NCCL_IN_PROGRESS))
+        return result != NCCL_OK ? result : ended;
+    return wait_for(comm, NCCL_BEGIN_NS);
+}
+
+enum epd_status nccl_comm_begin_device(void *memory, size_t bytes, struct CUstream_st *stream,
+                                       struct epd_error *error)
+{
+    struct nccl_id id;
+    struct ncclComm *comm = NULL;
+    if (check(nccl_library()->ncclGetUniqueId(&id), "id", error))
+        return error->status;
+    const int begun = nccl_comm_begin(&comm, 1, 0, &id);
+    if ((begun != NCCL_IN_PROGRESS && check(begun, "first communicator", error)) ||
+        check(wait_for(comm, NCCL_BEGIN_NS), "first communicator", error) ||
+        check(swap_with_itself(comm, memory, bytes, stream), "first swap", error))
+        return error->status;
+    return cuda_runtime_check(cudaStreamSynchronize(stream), "nccl first swap", error);
 }
 
 /* ---- ends ---- */

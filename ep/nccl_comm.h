@@ -1,7 +1,8 @@
 /* A communicator's beginning and end. It must end in two parts: a swap that waits for a node that is gone has to leave its
- * stream at once, but while NCCL frees a communicator CUDA waits for the whole device, clients' streams included, and
- * holds up every call of the process meanwhile. So all swaps can be made to leave, and only when nothing waits on the
- * device any more, and nothing will until that is done, the communicator goes.
+ * stream at once, but while NCCL frees a communicator CUDA waits for whole devices, streams that wait for clients and
+ * kernels that wait for other lanes included, and holds up every call of the process meanwhile (both measured). So all
+ * swaps can be made to leave, and the communicator goes when nothing runs or waits on any device of the process and
+ * nothing will until that is done (quiet.h).
  *
  * Communicators are not blocking: ncclCommGetAsyncError says how far their last call is. One thread at a time, on which
  * their device is current. nccl_library_load has gone well. */
@@ -13,6 +14,10 @@
 /* Before any thread runs. NCCL's name of a network, "" for its own choice; "tcp", the transports' common word, is its
  * Socket. */
 void nccl_comm_choose_network(const char *name);
+/* Makes a communicator of this device alone, which stays, and swaps [bytes] of memory with itself: everything that NCCL
+ * loads has been loaded then. memory: [2, bytes] of the device. */
+EPD_MUST_CHECK enum epd_status nccl_comm_begin_device(void *memory, size_t bytes, struct CUstream_st *stream,
+                                                      struct epd_error *error);
 /* What NCCL says. */
 int nccl_comm_begin(struct ncclComm **comm, uint32_t n_nodes, uint32_t node, const struct nccl_id *id);
 /* Returns when no swap is left in any stream, however long their streams take to come there. 1: the communicator is still

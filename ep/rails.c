@@ -7,6 +7,7 @@
 
 #include "ep/clock.h"
 #include "ep/node_impl.h"
+#include "ep/quiet.h"
 
 struct rail {
     struct rails *rails;
@@ -21,6 +22,7 @@ struct rail {
 
 struct rails {
     const struct transport *transport;
+    struct node *node_of_lanes; /* borrowed */
     uint32_t n_ranks, n_nodes, node;
     uint64_t limit_ns;
     struct transport_address *addresses; /* [n_nodes * n_ranks], owned; NULL before connect */
@@ -48,6 +50,33 @@ int rails_available(const struct node *node, struct epd_error *reason)
 
 /* ---- jobs of all lanes ---- */
 
+static void rails_free(void *arg)
+{
+    struct rails *rails = arg;
+    free(rails->addresses);
+    free(rails);
+}
+
+/* Of the lane's ranks, in a quiet moment. */
+static void end_of_lane(void *arg, struct lane *lane)
+{
+    struct rails *rails = arg;
+    for (uint32_t i = 0; i < rails->n_ranks; i++) {
+        struct rail *rail = &rails->ranks[i];
+        if (rail->lane == lane && rail->rail)
+            rails->transport->rail_end(rail->rail);
+    }
+}
+
+static void end_all(struct rails *rails)
+{
+    struct epd_error error = {.status = EPD_OK};
+    if (!rails->transport->rail_end)
+        rails_free(rails);
+    else if (quiet_post(rails->node_of_lanes, end_of_lane, rails_free, rails, &error))
+        return; /* no memory: they stay as they are, closed */
+}
+
 static void complete_job(struct lane_job *job)
 {
     struct rail *rail = rail_of_job(job);
@@ -57,8 +86,7 @@ static void complete_job(struct lane_job *job)
     if (--rails->n_jobs_left)
         return;
     if (rails->closed) {
-        free(rails->addresses);
-        free(rails);
+        end_all(rails);
         return;
     }
     rails->opened = 1;
@@ -113,7 +141,72 @@ static void run_close(struct lane_job *job, struct lane *lane)
     (void)lane;
     if (rail->rail)
         rail->rails->transport->rail_close(rail->rail);
-    rail->rail = NULL;
+    if (!rail->rails->transport->rail_end)
+        rail->rail = NULL;
+}
+
+/* ---- the node's beginning ---- */
+
+struct rails_beginning {
+    const struct transport *transport;
+    uint32_t n_left;
+    struct epd_error first;
+    rails_callback callback;
+    void *arg;
+    struct device_beginning {
+        struct lane_job job;
+        struct rails_beginning *all;
+        struct epd_error error;
+    } devices[];
+};
+
+static struct device_beginning *device_of_job(struct lane_job *job)
+{
+    return (struct device_beginning *)((char *)job - offsetof(struct device_beginning, job));
+}
+
+static void run_begin(struct lane_job *job, struct lane *lane)
+{
+    struct device_beginning *device = device_of_job(job);
+    (void)lane;
+    (void)!device->all->transport->device_begin(&device->error);
+}
+
+static void complete_begin(struct lane_job *job)
+{
+    struct device_beginning *device = device_of_job(job);
+    struct rails_beginning *all = device->all;
+    if (device->error.status && !all->first.status)
+        all->first = device->error;
+    if (--all->n_left)
+        return;
+    all->callback(all->arg, &all->first);
+    free(all);
+}
+
+enum epd_status rails_begin(struct node *node, rails_callback callback, void *arg, struct epd_error *error)
+{
+    const struct transport *transport = transport_find(node->backend->kind, error);
+    const struct epd_error nothing = {.status = EPD_OK};
+    if (!transport)
+        return error->status;
+    if (!transport->device_begin) {
+        callback(arg, &nothing);
+        return EPD_OK;
+    }
+    struct rails_beginning *all = calloc(1, sizeof *all + node->n_devices * sizeof all->devices[0]);
+    if (!all)
+        return error_set(error, EPD_NO_MEMORY, "rails: %u devices", node->n_devices);
+    all->transport = transport;
+    all->callback = callback;
+    all->arg = arg;
+    all->n_left = node->n_devices;
+    for (uint32_t i = 0; i < node->n_devices; i++) {
+        all->devices[i].all = all;
+        all->devices[i].job = (struct lane_job){.run = run_begin, .complete = complete_begin};
+        lane_post(node->lanes[i], &all->devices[i].job);
+    }
+    return EPD_OK;
 }
 
 /* ---- life ---- */
@@ -129,6 +222,7 @@ enum epd_status rails_open(struct node *node, uint32_t node_idx, uint32_t n_rank
     rails->transport = transport_find(node->backend->kind, error);
     rails->n_ranks = n_ranks;
     rails->node = node_idx;
+    rails->node_of_lanes = node;
     rails->callback = callback;
     rails->callback_arg = arg;
     for (uint32_t i = 0; i < n_ranks; i++) {

@@ -21,6 +21,9 @@ typedef void (*rails_callback)(void *arg, const struct epd_error *error);
 /* 1 if this build has a transport for the backend of the node and it was loaded; else 0 and the reason. */
 int rails_available(const struct node *node, struct epd_error *reason);
 
+/* What the transport has to do once on every device, before there is any other work. The callback comes once. */
+EPD_MUST_CHECK enum epd_status rails_begin(struct node *node, rails_callback callback, void *arg,
+                                           struct epd_error *error);
 /* device_idx[n_ranks]; node_idx: this node, of the rails'. The callback comes once; then rails_address may be read. */
 EPD_MUST_CHECK enum epd_status rails_open(struct node *node, uint32_t node_idx, uint32_t n_ranks,
                                           const uint32_t *device_idx, rails_callback callback, void *arg,

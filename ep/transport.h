@@ -66,8 +66,9 @@ struct transport {
     const char *name;
     /* Once, before any thread runs: loads the library, which may want its settings in the environment. */
     enum epd_status (*load)(const struct transport_options *options, struct epd_error *error);
-    /* Lane thread, of the node-th node of the rail. device: the lane's, or NULL where there is no lane and nothing waits
-     * on it. */
+    /* Lane thread, before the device has any work: what the library has to do once there. NULL: nothing. */
+    enum epd_status (*device_begin)(struct epd_error *error);
+    /* Lane thread, of the node-th node of the rail. device: the lane's, or NULL where there is no lane. */
     enum epd_status (*rail_open)(struct backend_device *device, uint32_t node, struct transport_rail **rail,
                                  struct transport_address *address, struct epd_error *error);
     /* Begins; addresses[n_nodes] are copied. */
@@ -90,8 +91,10 @@ struct transport {
     enum epd_status (*rail_check)(struct transport_rail *rail, struct epd_error *error);
     /* Any thread; the first one counts. */
     void (*rail_abort)(struct transport_rail *rail, const struct epd_error *why);
-    /* What is left of it may end later, on the lane, when nothing waits on the device. */
+    /* Waits for nothing. */
     void (*rail_close)(struct transport_rail *rail);
+    /* NULL where rail_close is all. Behind it, on the lane, in a quiet moment of the node (quiet.h): the rest. */
+    void (*rail_end)(struct transport_rail *rail);
 };
 
 /* The transport between nodes of a backend; NULL, and the reason, if this build has none. */

@@ -1,7 +1,6 @@
 /* Rails over NCCL, for the CUDA backend: a communicator for each rail, of the GPUs of one local index on all nodes. An
  * abort makes its swaps leave their streams at once, on a thread of the rail's own, for that waits until they have; the
- * communicator itself goes when nothing is left in any queue of the device, on the lane, which puts nothing in before it
- * is gone (nccl_comm.h says why).
+ * communicator itself goes in a quiet moment of the node (nccl_comm.h says why).
  *
  * The lane waits only until a swap is in its stream, and asks how far it is, so that it can be told to leave. */
 #include <assert.h>
@@ -77,6 +76,24 @@ static enum epd_status nccl_load(const struct transport_options *options, struct
     return nccl_library_load(options->devices, error);
 }
 
+/* NCCL's kernels are loaded when a device's first communicator is made, and CUDA loads nothing while a stream waits. That
+ * one stays: its end would be no better a moment. */
+static enum epd_status nccl_device_begin(struct epd_error *error)
+{
+    cudaStream_t stream = NULL;
+    void *bytes = NULL;
+    if (cuda_runtime_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "rail: stream",
+                           error) == EPD_OK &&
+        cuda_runtime_check(cudaMallocAsync(&bytes, 2 * NCCL_FIRST_BYTES, stream), "rail: memory", error) ==
+            EPD_OK)
+        (void)!nccl_comm_begin_device(bytes, NCCL_FIRST_BYTES, stream, error);
+    if (bytes)
+        (void)cudaFreeAsync(bytes, stream);
+    if (stream)
+        (void)cudaStreamDestroy(stream);
+    return error->status;
+}
+
 /* ---- ends ---- */
 
 static void nap(void)
@@ -113,11 +130,8 @@ static void rail_free(struct transport_rail *rail)
     free(rail);
 }
 
-/* Lane thread; nothing is in any queue of the device. */
-static void end_rail(struct backend_device *device, void *arg)
+static void nccl_rail_end(struct transport_rail *rail)
 {
-    struct transport_rail *rail = arg;
-    (void)device;
     (void)pthread_join(rail->releaser, NULL);
     if (rail->comm)
         nccl_comm_end(rail->comm, rail->why.status != EPD_OK);
@@ -133,10 +147,6 @@ static void nccl_rail_close(struct transport_rail *rail)
     rail->closed = 1;
     (void)pthread_cond_signal(&rail->changed);
     (void)pthread_mutex_unlock(&rail->lock);
-    if (rail->device)
-        cuda_defer(rail->device, 1, end_rail, rail);
-    else
-        end_rail(NULL, rail);
 }
 
 /* Locked. Once; the lane touches the communicator no more. */
@@ -223,6 +233,7 @@ static enum epd_status nccl_rail_open(struct backend_device *device, uint32_t no
     }
     if (node == 0 && nccl_check(rail, rail->nccl->ncclGetUniqueId(&rail->id), "id", error)) {
         nccl_rail_close(rail);
+        nccl_rail_end(rail);
         return error->status;
     }
     rail->owns_id = node == 0;
@@ -409,6 +420,7 @@ static void nccl_rail_abort(struct transport_rail *rail, const struct epd_error 
 const struct transport transport_nccl = {
     .name = "nccl",
     .load = nccl_load,
+    .device_begin = nccl_device_begin,
     .rail_open = nccl_rail_open,
     .rail_connect = nccl_rail_connect,
     .rail_connected = nccl_rail_connected,
@@ -416,4 +428,5 @@ const struct transport transport_nccl = {
     .rail_check = nccl_rail_check,
     .rail_abort = nccl_rail_abort,
     .rail_close = nccl_rail_close,
+    .rail_end = nccl_rail_end,
 };

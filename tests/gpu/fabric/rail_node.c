@@ -23,7 +23,7 @@
 /* A killed node must have been noticed. */
 #define NOTICED_MS 5000
 /* No call of a lane may take longer, whatever waits on the device. */
-#define STALL_MS 500
+#define STALL_MS 100
 
 static unsigned my_node;
 
@@ -81,7 +81,29 @@ struct seat {
     struct transport_address addresses[2];
     cudaStream_t stream;
     int fd;
+    unsigned n_threads; /* of the process, before the rail */
 };
+
+static unsigned n_threads(void)
+{
+    unsigned n = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    for (struct dirent *task; tasks && (task = readdir(tasks));)
+        n += task->d_name[0] != '.';
+    (void)closedir(tasks);
+    return n;
+}
+
+static void seat_close(struct seat *seat)
+{
+    uint64_t begun_ns = clock_now_ns();
+    seat->transport->rail_close(seat->rail);
+    const double closed_ms = ms_since(begun_ns);
+    begun_ns = clock_now_ns();
+    seat->transport->rail_end(seat->rail);
+    say("closed in %.1f ms, ended in %.1f ms", closed_ms, ms_since(begun_ns));
+    want(closed_ms < STALL_MS, "closing waits");
+}
 
 static void meet(const struct seat *seat)
 {
@@ -100,6 +122,10 @@ static void seat_open(struct seat *seat, int device, int fd)
     seat->transport = transport_find(EPD_BACKEND_CUDA, &error);
     want(seat->transport != NULL, "%s", error.text);
     ok(seat->transport->load(&options, &error), &error, "load");
+    const uint64_t begun_ns = clock_now_ns();
+    ok(seat->transport->device_begin(&error), &error, "device");
+    say("device begun in %.0f ms", ms_since(begun_ns));
+    seat->n_threads = n_threads();
     ok(seat->transport->rail_open(NULL, my_node, &seat->rail, &seat->addresses[my_node], &error), &error,
        "open");
 }
@@ -224,7 +250,7 @@ struct client {
     pthread_t guard;
 };
 
-#define GUARD_MS 6000
+#define GUARD_MS 3000
 
 static void *guard(void *arg)
 {
@@ -363,51 +389,29 @@ static void role_kill(struct seat *seat)
     say("stream free after %.1f ms", ms_since(begun_ns));
 }
 
-/* Threads of this process whose name begins so. */
-static unsigned n_threads(const char *begin)
-{
-    unsigned n = 0;
-    DIR *tasks = opendir("/proc/self/task");
-    for (struct dirent *task; tasks && (task = readdir(tasks));) {
-        char path[300], name[32] = "";
-        (void)snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
-        FILE *file = task->d_name[0] == '.' ? NULL : fopen(path, "r");
-        if (!file)
-            continue;
-        if (fgets(name, sizeof name, file) && strncmp(name, begin, strlen(begin)) == 0)
-            n++;
-        (void)fclose(file);
-    }
-    (void)closedir(tasks);
-    return n;
-}
-
-#define ID_THREAD "NCCL BootstrapR"
-
-static void expect_id_returned(void)
+/* The thread that listens for an id, and those of the communicator. */
+static void expect_no_threads_left(const struct seat *seat)
 {
     const uint64_t begun_ns = clock_now_ns();
-    while (n_threads(ID_THREAD) && ms_since(begun_ns) < 5000)
+    while (n_threads() > seat->n_threads && ms_since(begun_ns) < 3000)
         sleep_ms(5);
-    say("id returned after %.0f ms, %u threads", ms_since(begun_ns), n_threads(""));
-    want(n_threads(ID_THREAD) == 0, "the id's thread still listens");
+    say("%u threads after %.0f ms, %u before the rail", n_threads(), ms_since(begun_ns), seat->n_threads);
+    want(n_threads() <= seat->n_threads, "threads are left");
 }
 
 static void role_alone(struct seat *seat)
 {
     struct epd_error error = {.status = EPD_OK};
     seat->addresses[1] = (struct transport_address){.bytes = 1};
-    want(n_threads(ID_THREAD) == 1, "%u threads of ids, want 1", n_threads(ID_THREAD));
     want(seat_connect(seat, 1000, &error) == EPD_TIMEOUT, "connect alone: %s", error.text);
-    seat->transport->rail_close(seat->rail);
-    expect_id_returned();
+    seat_close(seat);
+    expect_no_threads_left(seat);
 }
 
 static void role_unused(struct seat *seat)
 {
-    want(n_threads(ID_THREAD) == 1, "%u threads of ids, want 1", n_threads(ID_THREAD));
-    seat->transport->rail_close(seat->rail);
-    expect_id_returned();
+    seat_close(seat);
+    expect_no_threads_left(seat);
 }
 
 struct role {
@@ -436,9 +440,7 @@ static void take_role(const struct role *role, int device, int fd)
     role->run(&seat);
     if (role->begins == ALONE)
         return;
-    const uint64_t begun_ns = clock_now_ns();
-    seat.transport->rail_close(seat.rail);
-    say("closed in %.1f ms", ms_since(begun_ns));
+    seat_close(&seat);
 }
 
 void rail_node_run(const char *role, unsigned node, int device, int fd)

@@ -16,7 +16,7 @@
 #include "tests/gpu/fabric/node_rank.h"
 
 /* A rank may take so long in all. */
-#define RANKS_LIMIT_S 60
+#define RANKS_LIMIT_S 20
 #define WORLD         4
 
 static const char *epd, *epdctl;
@@ -258,6 +258,7 @@ static int a_killed_node_ends_its_group_alone(void)
     struct nodes nodes;
     struct team lost = {.mode = "until_lost", .group = "lost", .world_size = WORLD, .n_nodes = 2};
     struct team other = {.mode = "for_3_s", .group = "other", .world_size = 2, .n_nodes = 1};
+    struct team after = {.mode = "layer", .group = "after", .world_size = 2, .n_nodes = 1};
     nodes_start(&nodes, 2);
     team_start(&lost, &nodes);
     (void)sleep(4); /* joined, and in the midst of its steps */
@@ -269,9 +270,31 @@ static int a_killed_node_ends_its_group_alone(void)
     printf("ranks of the other node ended %.2f s after the kill, %u failed\n", process_seconds() - killed,
            n_failed);
     n_failed += team_end(&other, 2);
+    team_start(&after, &nodes);
+    n_failed += team_end(&after, 2);
     const int stopped = nodes_stop(&nodes);
     printf("a killed node: %u ranks failed, the other daemon ended %s\n", n_failed,
            stopped ? "badly" : "well");
+    return n_failed || stopped;
+}
+
+/* Groups that span nodes open and end while others run, and hold them up for a moment only. */
+static int groups_open_and_end_beside_others(void)
+{
+    struct nodes nodes;
+    struct team other = {.mode = "for_3_s", .group = "other", .world_size = 2, .n_nodes = 1};
+    struct team first = {.mode = "layer", .group = "first", .world_size = WORLD, .n_nodes = 2};
+    struct team second = {.mode = "layer", .group = "second", .world_size = WORLD, .n_nodes = 2};
+    nodes_start(&nodes, 2);
+    team_start(&other, &nodes);
+    (void)sleep(5);
+    team_start(&first, &nodes);
+    unsigned n_failed = team_end(&first, WORLD);
+    n_failed += team_end(&other, 2);
+    team_start(&second, &nodes);
+    n_failed += team_end(&second, WORLD);
+    const int stopped = nodes_stop(&nodes);
+    printf("beside others: %u ranks failed, daemons ended %s\n", n_failed, stopped ? "badly" : "well");
     return n_failed || stopped;
 }
 
@@ -291,6 +314,8 @@ int main(int argc, char **argv)
         return PROCESS_SKIPPED;
     }
     (void)setenv("NCCL_SOCKET_IFNAME", "lo", 0);
-    const int failed = two_nodes_are_as_one();
-    return a_killed_node_ends_its_group_alone() || failed;
+    int failed = two_nodes_are_as_one();
+    failed |= a_killed_node_ends_its_group_alone();
+    failed |= groups_open_and_end_beside_others();
+    return failed;
 }

@@ -15,7 +15,7 @@
 
 #define SKIPPED  77
 #define NODE_ARG "--rail-node"
-#define LIMIT_S  20
+#define LIMIT_S  15
 
 /* As a process of its own: nothing of CUDA is inherited. */
 static pid_t start_node(const char *role, unsigned node, int fd)
