@@ -3,37 +3,18 @@
  * program again, started anew: CUDA does not survive a fork. */
 #include <cuda_runtime_api.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "client/public.h"
+#include "tests/gpu/backend/process.h"
 
 enum { WORLD = 2, T = 96, H = 512, E = 8, K = 2, C = WORLD * T * K, N_STEPS = 20, N_REPLAYS = 1000 };
-
-#define MUST(condition)                                                                                      \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "rank %u: %s:%d: %s failed: %s / %s\n", rank, __FILE__, __LINE__, #condition,    \
-                    epd_error_text(), cudaGetErrorString(cudaGetLastError()));                               \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
 
 struct tensors {
     void *x, *idx, *recv_x, *splits, *out; /* device */
     struct epd_buffer *buffers[5];
 };
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 /* bf16 of small whole numbers, so that sums are exact. */
 static unsigned short bf16(int value)
@@ -62,7 +43,7 @@ static int doubled(const unsigned short *out, unsigned step, unsigned rank)
     return 1;
 }
 
-static struct epd_buffer *device_buffer(struct epd_group *group, size_t bytes, void **data, unsigned rank)
+static struct epd_buffer *device_buffer(struct epd_group *group, size_t bytes, void **data)
 {
     struct epd_buffer *buffer;
     MUST(cudaMalloc(data, bytes) == cudaSuccess);
@@ -88,10 +69,10 @@ static void route(const struct tensors *t, unsigned rank, int bad)
 static struct tensors make_tensors(struct epd_group *group, unsigned rank)
 {
     struct tensors t;
-    t.buffers[0] = device_buffer(group, T * H * 2, &t.x, rank);
-    t.buffers[1] = device_buffer(group, T * K * 4, &t.idx, rank);
-    t.buffers[2] = device_buffer(group, (size_t)C * H * 2, &t.recv_x, rank);
-    t.buffers[3] = device_buffer(group, E / WORLD * 8, &t.splits, rank);
+    t.buffers[0] = device_buffer(group, T * H * 2, &t.x);
+    t.buffers[1] = device_buffer(group, T * K * 4, &t.idx);
+    t.buffers[2] = device_buffer(group, (size_t)C * H * 2, &t.recv_x);
+    t.buffers[3] = device_buffer(group, E / WORLD * 8, &t.splits);
     /* One in the daemon's heap. */
     MUST(epd_buffer_alloc(group, T * H * 2, &t.buffers[4]) == EPD_OK);
     t.out = epd_buffer_data(t.buffers[4]);
@@ -106,8 +87,7 @@ static struct epd_tensor tensor(enum epd_role role, struct epd_buffer *buffer, e
         .role = role, .buffer = buffer, .dtype = dtype, .n_dims = d1 ? 2 : 1, .shape = {d0, d1, 0}};
 }
 
-static void make_plans(struct epd_group *group, const struct tensors *t, struct epd_plan *plans[2],
-                       unsigned rank)
+static void make_plans(struct epd_group *group, const struct tensors *t, struct epd_plan *plans[2])
 {
     const struct epd_tensor dispatch[] = {tensor(EPD_ROLE_X, t->buffers[0], EPD_BF16, T, H),
                                           tensor(EPD_ROLE_TOPK_IDX, t->buffers[1], EPD_I32, T, K),
@@ -128,7 +108,7 @@ static void make_plans(struct epd_group *group, const struct tensors *t, struct 
 
 static unsigned short x_steps[N_STEPS][T * H], out_steps[N_STEPS][T * H];
 
-static void pin(unsigned rank)
+static void pin(void)
 {
     MUST(cudaHostRegister(x_steps, sizeof x_steps, 0) == cudaSuccess);
     MUST(cudaHostRegister(out_steps, sizeof out_steps, 0) == cudaSuccess);
@@ -163,14 +143,14 @@ static void run_graph(const struct tensors *t, struct epd_plan *plans[2], cudaSt
     MUST(epd_plan_capture(plans[0], stream) == EPD_OK && epd_plan_capture(plans[1], stream) == EPD_OK);
     MUST(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
     MUST(cudaGraphInstantiate(&replay, graph, 0) == cudaSuccess);
-    double begin = seconds();
+    double begin = process_seconds();
     /* The daemon gathers steps in the order of the launches: one of each at a time. */
     for (int i = 0; i < N_REPLAYS; i++) {
         MUST(epd_plan_arm(plans[0], 1) == EPD_OK && epd_plan_arm(plans[1], 1) == EPD_OK);
         MUST(cudaGraphLaunch(replay, stream) == cudaSuccess);
     }
     MUST(cudaStreamSynchronize(stream) == cudaSuccess);
-    double end = seconds();
+    double end = process_seconds();
     MUST(epd_plan_wait(plans[0], 10000) == EPD_OK && epd_plan_wait(plans[1], 10000) == EPD_OK);
     MUST(cudaMemcpy(out, t->out, sizeof out, cudaMemcpyDeviceToHost) == cudaSuccess);
     MUST(doubled(out, 99, rank));
@@ -198,7 +178,7 @@ static void sleep_long(void *arg)
 /* Rank 1 is killed with a launch sent that its stream never reached: rank 0's stream goes on, and is told. */
 static void run_death(struct epd_plan *plans[2], cudaStream_t stream, unsigned rank)
 {
-    double begin = seconds();
+    double begin = process_seconds();
     if (rank == 1)
         MUST(cudaLaunchHostFunc(stream, sleep_long, NULL) == cudaSuccess);
     MUST(epd_plan_launch(plans[0], stream) == EPD_OK);
@@ -208,7 +188,7 @@ static void run_death(struct epd_plan *plans[2], cudaStream_t stream, unsigned r
     }
     MUST(cudaStreamSynchronize(stream) == cudaSuccess);
     MUST(epd_plan_wait(plans[0], 10000) == EPD_PEER_LOST);
-    printf("a rank killed in its launch: the other went on after %.2f s\n", seconds() - begin);
+    printf("a rank killed in its launch: the other went on after %.2f s\n", process_seconds() - begin);
 }
 
 static void run_rank(const char *socket_path, unsigned rank, int dies)
@@ -234,20 +214,20 @@ static void run_rank(const char *socket_path, unsigned rank, int dies)
     MUST(epd_open(&open, &client) == EPD_OK);
     MUST(epd_group_join(client, &join, &group) == EPD_OK);
     struct tensors t = make_tensors(group, rank);
-    make_plans(group, &t, plans, rank);
-    pin(rank);
+    make_plans(group, &t, plans);
+    pin();
     run_eager(&t, plans, stream, rank);
     run_bad(&t, plans, stream, rank);
     run_eager(&t, plans, stream, rank);
     run_graph(&t, plans, stream, rank);
-    double begin = seconds();
+    double begin = process_seconds();
     for (int i = 0; i < 200; i++)
         MUST(epd_plan_launch(plans[0], stream) == EPD_OK && epd_plan_launch(plans[1], stream) == EPD_OK);
-    double end = seconds();
+    double end = process_seconds();
     MUST(cudaStreamSynchronize(stream) == cudaSuccess);
     if (rank == 0)
         printf("dispatch and combine, eager: %.1f us, launches alone %.1f us\n",
-               (seconds() - begin) / 200 * 1e6, (end - begin) / 400 * 1e6);
+               (process_seconds() - begin) / 200 * 1e6, (end - begin) / 400 * 1e6);
     MUST(epd_plan_wait(plans[0], 10000) == EPD_OK && epd_plan_wait(plans[1], 10000) == EPD_OK);
     if (dies)
         run_death(plans, stream, rank);
@@ -260,47 +240,19 @@ static void run_rank(const char *socket_path, unsigned rank, int dies)
     printf("rank %u ok\n", rank);
 }
 
-static pid_t start(const char *const *argv)
-{
-    pid_t pid = fork();
-    if (pid == 0) {
-        execv(argv[0], (char *const *)argv);
-        perror(argv[0]);
-        _exit(127);
-    }
-    return pid;
-}
-
-/* As a process of its own: this one must not use CUDA. */
-static int has_gpu(const char *self)
-{
-    int status = 0;
-    const char *argv[] = {self, "probe", NULL};
-    pid_t pid = start(argv);
-    return waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-static int probe(void)
-{
-    int n = 0;
-    return !(cudaGetDeviceCount(&n) == cudaSuccess && n > 0);
-}
-
 /* The ranks as processes; of a team that loses one, only the other has to end well. */
-static int run_ranks(const char *self, const char *socket_path, const char *dies)
+static int run_ranks(const char *socket_path, const char *dies)
 {
     char number[WORLD][4];
-    int failed = 0, status;
+    int failed = 0;
     pid_t ranks[WORLD];
     for (unsigned r = 0; r < WORLD; r++) {
         snprintf(number[r], sizeof number[r], "%u", r);
-        const char *rank[] = {self, "rank", number[r], socket_path, dies, NULL};
-        ranks[r] = start(rank);
+        const char *rank[] = {"/proc/self/exe", "rank", number[r], socket_path, dies, NULL};
+        ranks[r] = process_start(rank);
     }
     for (unsigned r = 0; r < WORLD; r++) {
-        if (waitpid(ranks[r], &status, 0) == ranks[r] && WIFEXITED(status) && WEXITSTATUS(status) == 0)
-            continue;
-        if (dies && r == 1)
+        if (process_wait(ranks[r]) == 0 || (dies && r == 1))
             continue;
         failed = 1;
         for (unsigned other = r + 1; other < WORLD; other++)
@@ -309,30 +261,11 @@ static int run_ranks(const char *self, const char *socket_path, const char *dies
     return failed;
 }
 
-static int run_all(const char *self, const char *epd)
-{
-    char directory[] = "/tmp/epd-gpu-XXXXXX", socket_path[64], control_path[64];
-    int status;
-    if (!mkdtemp(directory))
-        return 1;
-    snprintf(socket_path, sizeof socket_path, "%s/epd.sock", directory);
-    snprintf(control_path, sizeof control_path, "%s/control.sock", directory);
-    const char *daemon[] = {epd,         "--backend",        "cuda",       "--socket",
-                            socket_path, "--control-socket", control_path, NULL};
-    pid_t daemon_pid = start(daemon);
-    int failed = run_ranks(self, socket_path, NULL) || run_ranks(self, socket_path, "dies");
-    kill(daemon_pid, SIGTERM);
-    failed |= waitpid(daemon_pid, &status, 0) != daemon_pid || !WIFEXITED(status) || WEXITSTATUS(status);
-    unlink(socket_path);
-    unlink(control_path);
-    rmdir(directory);
-    return failed;
-}
-
 int main(int argc, char **argv)
 {
-    if (argc == 2 && strcmp(argv[1], "probe") == 0)
-        return probe();
+    struct process_daemon daemon;
+    if (argc == 2 && strcmp(argv[1], "count") == 0)
+        return process_count_main();
     if (argc >= 4 && strcmp(argv[1], "rank") == 0) {
         run_rank(argv[3], (unsigned)atoi(argv[2]), argc == 5);
         return 0;
@@ -341,11 +274,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s EPD\n", argv[0]);
         return 2;
     }
-    if (!has_gpu("/proc/self/exe")) {
+    if (process_count_gpus() == 0) {
         printf("SKIP: no GPU\n");
-        return 77;
+        return PROCESS_SKIPPED;
     }
-    int failed = run_all("/proc/self/exe", argv[1]);
+    process_daemon_start(&daemon, argv[1], NULL);
+    int failed = run_ranks(daemon.socket_path, NULL) || run_ranks(daemon.socket_path, "dies");
+    failed |= process_daemon_stop(&daemon);
     printf("%s\n", failed ? "FAILED" : "PASSED");
     return failed;
 }
