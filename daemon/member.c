@@ -64,10 +64,10 @@ static void drop_buffers(struct member *member)
     }
 }
 
-/* Of a session that ends, this many of its launches are told so one by one. */
+/* Launches of one rank that are handed back one by one when it leaves or when they are refused in one message; a lane can
+ * take as many. What lies behind them has not come to its stream, or its client ends it itself when the session has ended. */
 #define MAX_TOLD 256u
 
-/* Of a session that ends, and beyond MAX_TOLD: its client finds on its own what did not complete, and releases its streams. */
 static void drop_queued(struct member *member, enum epd_status status)
 {
     while (member->queue.count) {
@@ -82,16 +82,12 @@ static void drop_queued(struct member *member, enum epd_status status)
 
 static void fail_queued(struct member *member, const struct epd_error *error, int32_t rank)
 {
-    const int ends = member->session->state == SESSION_CLOSING;
     member->ahead = 0;
-    for (uint32_t n = 0; member->queue.count; n++) {
-        if (ends && n == MAX_TOLD) {
-            drop_queued(member, error->status);
-            break;
-        }
+    for (uint32_t n = 0; member->queue.count && n < MAX_TOLD; n++) {
         member_fail_first(member, error, EPD_PHASE_NONE, rank);
         member_pop(member);
     }
+    drop_queued(member, error->status);
 }
 
 void member_leave(struct member *member, const struct epd_error *why)
@@ -169,11 +165,10 @@ static int drained(struct member *member, const struct rank_plan *plan)
 static void refuse(struct rank_plan *plan, const struct message_launch *launch, const struct epd_error *error)
 {
     struct worker *worker = plan->session->worker;
-    for (uint32_t i = 0; i < launch->n_repeats; i++) {
-        stats_count_failed(&worker->stats, plan->op, error->status, 1);
-        plan->n_failed++;
+    stats_count_failed(&worker->stats, plan->op, error->status, launch->n_repeats);
+    plan->n_failed += launch->n_repeats;
+    for (uint32_t i = 0; i < launch->n_repeats && i < MAX_TOLD; i++)
         plan_fail(plan->plan, launch->seq + i, error, EPD_PHASE_NONE, -1);
-    }
 }
 
 static void close_window(struct member *member)
@@ -212,7 +207,7 @@ void member_launch(struct member *member, struct rank_plan *plan, const struct m
     if (!member->announced)
         gather_pump(member);
     if (!member->window_full && (member->queue.count >= worker->config.launches_per_rank ||
-                                 member->queue.n_launches >= EPD_MAX_REPEATS))
+                                 member->queue.n_launches > EPD_MAX_REPEATS))
         close_window(member);
 }
 
@@ -236,7 +231,7 @@ void member_pop(struct member *member)
     plan->n_queued--;
     const uint64_t limit = member->group->worker->config.launches_per_rank;
     if (member->window_full && member->queue.count <= limit / 2 &&
-        member->queue.n_launches <= EPD_MAX_REPEATS / 2) {
+        member->queue.n_launches <= EPD_MAX_REPEATS) {
         member->window_full = 0;
         session_resume(member->session);
     }

@@ -36,6 +36,7 @@ static void stop(void)
 struct team {
     struct wire ranks[N_RANKS];
     struct message_reply_plan plans[N_RANKS];
+    uint64_t group_id;
 };
 
 static void send_both(struct team *team, struct message *messages)
@@ -54,6 +55,7 @@ static void team_open(struct team *team, const char *name)
         joins[rank] = wire_join_message(name, N_RANKS, rank);
     }
     send_both(team, joins);
+    team->group_id = team->ranks[1].reply.reply_group.group_id;
     for (int rank = 0; rank < N_RANKS; rank++)
         plans[rank] = wire_barrier_message(team->ranks[rank].reply.reply_group.group_id);
     send_both(team, plans);
@@ -123,6 +125,21 @@ START_TEST(a_rank_that_dies_with_millions_of_armed_launches_holds_up_nobody)
 }
 END_TEST
 
+START_TEST(a_rank_that_leaves_with_millions_of_armed_launches_holds_up_nobody)
+{
+    static struct team team;
+    team_open(&team, "leaving");
+    const uint64_t group_id = team.group_id;
+    arm_all(&team.ranks[0], &team.plans[0]);
+    struct message leave = wire_id_message(MESSAGE_GROUP_LEAVE, group_id);
+    (void)!wire_send(&team.ranks[1], &leave, -1);
+    expect_answers("a peer of armed launches has left");
+    ck_assert_int_eq(wire_answer(&team.ranks[1]), EPD_OK);
+    for (int rank = 0; rank < N_RANKS; rank++)
+        wire_close(&team.ranks[rank]);
+}
+END_TEST
+
 /* Asks for documents as fast as they come, many at a time. */
 static void ask_for_ever(void)
 {
@@ -162,6 +179,7 @@ int main(void)
     const TTest *const tests[] = {
         millions_of_armed_launches_whose_peer_dies_hold_up_nobody,
         a_rank_that_dies_with_millions_of_armed_launches_holds_up_nobody,
+        a_rank_that_leaves_with_millions_of_armed_launches_holds_up_nobody,
         ranks_that_ask_for_documents_without_end_take_turns_with_the_others,
     };
     return suite_run("flood", tests, SUITE_COUNT(tests), start, stop);
