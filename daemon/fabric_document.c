@@ -60,6 +60,7 @@ static json_t *rails_document(const struct group *group)
         (void)json_array_append_new(nodes, object);
     }
     json_t *object = json_object();
+    set(object, "transport", json_string(rails_transport(group->span->rails)));
     set(object, "swaps", number(traffic.n_swaps));
     set(object, "swap_ns", number(traffic.waited_ns));
     set(object, "nodes", nodes);

@@ -311,6 +311,11 @@ void rails_traffic(const struct rails *rails, struct rails_traffic *traffic)
     }
 }
 
+const char *rails_transport(const struct rails *rails)
+{
+    return rails->transport->name;
+}
+
 /* ---- lane thread ---- */
 
 enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transport_part *parts,

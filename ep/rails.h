@@ -12,7 +12,7 @@ struct rails;
 struct rails_traffic {
     uint64_t n_swaps;
     uint64_t sent_bytes[EPD_MAX_NODES], received_bytes[EPD_MAX_NODES]; /* by node */
-    uint64_t waited_ns;                                                /* in swaps, of all lanes */
+    uint64_t waited_ns; /* of all lanes: in swaps, or until swaps were in their streams */
 };
 
 /* error->status is EPD_OK when it went well on all lanes. */
@@ -38,6 +38,8 @@ void rails_abort(struct rails *rails, const struct epd_error *why);
 /* The team is destroyed, or was never made. Goes behind what the lanes have to do. */
 void rails_close(struct rails *rails);
 void rails_traffic(const struct rails *rails, struct rails_traffic *traffic);
+/* "ucx", "nccl". */
+const char *rails_transport(const struct rails *rails);
 
 /* Lane thread of the rank: the swap of transport.h, counted. */
 EPD_MUST_CHECK enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx,

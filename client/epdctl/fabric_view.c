@@ -1,6 +1,7 @@
 #include "client/epdctl/fabric_view.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "client/epdctl/field.h"
 #include "client/epdctl/quantity.h"
@@ -70,13 +71,20 @@ static const json_t *earlier(const json_t *before, const json_t *group, const js
     return NULL;
 }
 
+/* How long swaps took, in ns. Those of NCCL take their time in streams, where no host looks. */
+static double swap_ns(const json_t *group)
+{
+    const int in_streams = strcmp(field_text(field_object(group, "rails"), "transport", ""), "nccl") == 0;
+    return in_streams ? NAN : field_number_in(group, "rails", "swap_ns");
+}
+
 /* Bytes both ways per second: since the earlier document, or of the time spent in swaps. */
 static double bandwidth(const json_t *document, const json_t *before, const json_t *group, const json_t *node)
 {
     const json_t *then = earlier(before, group, node);
     const double bytes = field_number(node, "sent_bytes") + field_number(node, "received_bytes");
     if (!then)
-        return bytes / (field_number_in(group, "rails", "swap_ns") * 1e-9);
+        return bytes / (swap_ns(group) * 1e-9);
     const double s = (field_number(document, "uptime_ms") - field_number(before, "uptime_ms")) * 1e-3;
     return (bytes - field_number(then, "sent_bytes") - field_number(then, "received_bytes")) / s;
 }
@@ -97,7 +105,8 @@ static void add_group(struct table *table, const json_t *document, const json_t 
         table_add(table, quantity_memory(text, field_number(node, "sent_bytes")));
         table_add(table, quantity_memory(text, field_number(node, "received_bytes")));
         table_add(table, quantity_rate(text, bandwidth(document, before, group, node), "B"));
-        table_add(table, quantity_duration(text, field_number_in(group, "rails", "swap_ns") / swaps));
+        table_add(table, quantity_duration(text, swap_ns(group) / swaps));
+        table_add(table, field_text(field_object(group, "rails"), "transport", "-"));
     }
 }
 
@@ -112,7 +121,7 @@ void fabric_view(const json_t *document, const json_t *before, FILE *out)
     }
     print_head(document, out);
     print_nodes(field_array(document, "nodes"), out);
-    table_init(&table, ">group,name,state,>steps,>ahead,>to node,>sent,>received,>bandwidth,>swap");
+    table_init(&table, ">group,name,state,>steps,>ahead,>to node,>sent,>received,>bandwidth,>swap,by");
     json_array_foreach (field_array(document, "groups"), idx, group)
         add_group(&table, document, before, group);
     table_print(&table, out);

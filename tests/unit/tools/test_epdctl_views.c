@@ -382,6 +382,14 @@ START_TEST(fabric_shows_nodes_rails_and_agreements)
     fflush(output.file);
     ck_assert_ptr_nonnull(strstr(output.text, "1.00 MB/s")); /* 3 MB in the 3 s between */
     output_close(&output);
+    json_object_set_new(json_object_get(json_array_get(json_object_get(document, "groups"), 0), "rails"),
+                        "transport", json_string("nccl"));
+    output_open(&output);
+    fabric_view(document, NULL, output.file);
+    fflush(output.file);
+    ck_assert_ptr_nonnull(strstr(output.text, "nccl"));
+    ck_assert_ptr_null(strstr(output.text, "2.00 MB/s")); /* the host does not know how long swaps took */
+    output_close(&output);
     json_decref(document);
     json_decref(before);
 }
