@@ -261,7 +261,7 @@ static int a_killed_node_ends_its_group_alone(void)
     struct team after = {.mode = "layer", .group = "after", .world_size = 2, .n_nodes = 1};
     nodes_start(&nodes, 2);
     team_start(&lost, &nodes);
-    (void)sleep(4); /* joined, and in the midst of its steps */
+    (void)sleep(6); /* joined, and in the midst of its steps */
     team_start(&other, &nodes);
     (void)sleep(2);
     kill_node(&nodes.daemons[1]);
@@ -287,7 +287,7 @@ static int groups_open_and_end_beside_others(void)
     struct team second = {.mode = "layer", .group = "second", .world_size = WORLD, .n_nodes = 2};
     nodes_start(&nodes, 2);
     team_start(&other, &nodes);
-    (void)sleep(5);
+    (void)sleep(6); /* in the midst of its steps */
     team_start(&first, &nodes);
     unsigned n_failed = team_end(&first, WORLD);
     n_failed += team_end(&other, 2);
