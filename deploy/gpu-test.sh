@@ -120,12 +120,16 @@ tests=$build/tests/gpu
 epd=$build/daemon/epd
 bench=$build/client/bench/epd-bench
 run kernels_exchange 300 "$tests/exchange/exchange_test" test
+run kernels_hop 120 "$tests/exchange/hop_test"
 run kernels_gemm 300 "$tests/gemm/gemm_test" sm90
 run kernels_gemm_limits 300 "$tests/gemm/limits_test"
 run backend_exchange 300 "$tests/backend/test_gpu_exchange"
 run backend_fused 300 "$tests/backend/test_gpu_fused"
 run backend_moe 300 "$tests/backend/test_gpu_moe"
 run backend_expert 300 "$tests/backend/test_gpu_expert"
+run backend_hop 120 "$tests/backend/test_gpu_hop"
+run fabric_rail 60 "$tests/fabric/test_gpu_rail"
+run fabric_nodes 120 "$tests/fabric/test_gpu_nodes" "$epd" "$build/client/epdctl/epdctl"
 run backend_process 120 "$tests/backend/test_gpu_process" "$epd"
 run backend_local 120 "$tests/backend/test_gpu_local" "$epd"
 run backend_recover 120 "$tests/backend/test_gpu_recover" "$epd"
