@@ -331,9 +331,9 @@ static void run_until_lost(struct layer *layer)
 }
 
 /* Nothing may fail, and nothing may take long. */
-static void run_for_3_s(struct layer *layer)
+static void run_for(struct layer *layer, double seconds)
 {
-    const double until = process_seconds() + 3;
+    const double until = process_seconds() + seconds;
     double longest = 0;
     int n = 0;
     for (; process_seconds() < until; n++) {
@@ -363,7 +363,7 @@ _Noreturn void node_rank_main(char **argv)
     else if (strcmp(options.mode, "until_lost") == 0)
         run_until_lost(&layer);
     else
-        run_for_3_s(&layer);
+        run_for(&layer, atof(options.mode + strlen("for:")));
     if (strcmp(options.mode, "until_lost") != 0)
         layer_close(&layer);
     exit(0);

@@ -23,7 +23,7 @@ struct node_result {
 };
 
 struct node_rank_options {
-    const char *mode; /* "layer", "until_lost" or "for_3_s" */
+    const char *mode; /* "layer", "until_lost", or "for:S", S seconds */
     const char *group;
     unsigned rank, world_size, n_nodes;
     const char *socket_path;

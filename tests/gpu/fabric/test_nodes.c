@@ -257,7 +257,7 @@ static int a_killed_node_ends_its_group_alone(void)
 {
     struct nodes nodes;
     struct team lost = {.mode = "until_lost", .group = "lost", .world_size = WORLD, .n_nodes = 2};
-    struct team other = {.mode = "for_3_s", .group = "other", .world_size = 2, .n_nodes = 1};
+    struct team other = {.mode = "for:3", .group = "other", .world_size = 2, .n_nodes = 1};
     struct team after = {.mode = "layer", .group = "after", .world_size = 2, .n_nodes = 1};
     nodes_start(&nodes, 2);
     team_start(&lost, &nodes);
@@ -282,7 +282,7 @@ static int a_killed_node_ends_its_group_alone(void)
 static int groups_open_and_end_beside_others(void)
 {
     struct nodes nodes;
-    struct team other = {.mode = "for_3_s", .group = "other", .world_size = 2, .n_nodes = 1};
+    struct team other = {.mode = "for:5", .group = "other", .world_size = 2, .n_nodes = 1};
     struct team first = {.mode = "layer", .group = "first", .world_size = WORLD, .n_nodes = 2};
     struct team second = {.mode = "layer", .group = "second", .world_size = WORLD, .n_nodes = 2};
     nodes_start(&nodes, 2);
