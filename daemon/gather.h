@@ -19,6 +19,10 @@ void gather_pump(struct member *member);
 /* Looks at the deadlines of the step that is being gathered and at missing ranks; returns when to look again,
  * CLOCK_NEVER if there is nothing to wait for. May evict a session. */
 uint64_t gather_check(struct group *group, uint64_t now_ns);
+/* How long the step that is being gathered may wait for a rank before that is logged. */
+uint64_t gather_warn_ms(const struct group *group);
+/* The step that is being gathered, or would be next, ends without running; where nodes are spanned, when they have heard it. */
+void gather_fail_step(struct group *group, const struct epd_error *error, int32_t rank);
 /* Every queued collective launch ends with the group's `lost`. */
 void gather_break(struct group *group);
 /* Of a group that spans nodes (group_span.h), the oldest announced step: hands it over to the lanes, or ends it with the
