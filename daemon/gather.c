@@ -1,7 +1,6 @@
 #include "daemon/gather.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 
 #include "daemon/clock.h"
 #include "daemon/flight.h"
