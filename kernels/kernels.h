@@ -34,9 +34,9 @@ struct exchange_shape {
  * that came from each other node (kernels/cuda/hop.h). An exchange of one set counts ranks and experts of this node
  * alone, and rows of an expert begin behind those of the sets before. All zero: there is one set. */
 struct exchange_set {
-    uint32_t idx;    /* the node that the tokens are of */
-    uint32_t n_more; /* sets besides this one */
-    size_t bytes;    /* of a set's workspace on each rank; they lie one behind the other */
+    uint32_t idx;        /* the node that the tokens are of */
+    uint32_t n_more;     /* sets besides this one */
+    size_t bytes;        /* of a set's workspace on each rank; they lie one behind the other */
     uint32_t first_rank; /* of this node, for records */
 };
 

@@ -9,5 +9,7 @@ int test_activation(void);
 int test_abort(void);
 /* list NULL: default block counts; else "blocks:send,blocks:send,..". only NULL: all cases. */
 int bench_exchange(const char *only, const char *dispatch_list, const char *combine_list, int iterations);
+/* Of hop_test. */
+void bench_hop(void);
 
 #endif

@@ -3,11 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "tests/gpu/exchange/reference.h"
+#include "tests/gpu/exchange/inputs.h"
 #include "tests/gpu/exchange/test.h"
-
-enum pattern { UNIFORM, ALL_TO_ONE, NONE, SOME_NONE, HOSTILE };
-static const char *const pattern_names[] = {"uniform", "all_to_one", "none", "some_none", "hostile"};
 
 struct test_case {
     uint32_t n_ranks, max_tokens, top_k, n_experts, hidden, alignment;
@@ -45,69 +42,6 @@ static const struct test_case cases[] = {
     {4, 1000, 12, 64, 2048, 16, SOME_NONE, EPD_BF16, 0, 5},
     {4, 600, 8, 32, 4096, 1, UNIFORM, EPD_F16, 1, 0},
 };
-
-static uint64_t random_state = 1;
-
-static uint32_t random_u32(void)
-{
-    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
-    return (uint32_t)(random_state >> 33);
-}
-
-static float random_float(void)
-{
-    return (float)random_u32() / 1073741824.0f - 1.0f;
-}
-
-static int64_t random_expert(const struct test_case *c, const int64_t *earlier, uint32_t k)
-{
-    for (;;) {
-        int64_t value = random_u32() % c->n_experts;
-        int again = 0;
-        for (uint32_t j = 0; j < k; j++)
-            again |= earlier[j] == value;
-        if (!again)
-            return value;
-    }
-}
-
-static void fill_token(const struct test_case *c, int64_t *idx)
-{
-    static const int64_t hostile[] = {-2, INT32_MIN, INT32_MAX, 1000000};
-    for (uint32_t k = 0; k < c->top_k; k++) {
-        idx[k] = c->pattern == NONE         ? -1
-                 : c->pattern == ALL_TO_ONE ? (int64_t)c->n_experts - 1
-                                            : random_expert(c, idx, k);
-        if (c->pattern == SOME_NONE && random_u32() % 3 == 0)
-            idx[k] = -1;
-        if (c->pattern == HOSTILE && random_u32() % 5 == 0)
-            idx[k] = random_u32() % 2 ? hostile[random_u32() % 4] : k ? idx[k - 1] : (int64_t)c->n_experts;
-    }
-}
-
-static void fill_elements(void *data, size_t n, enum epd_dtype dtype)
-{
-    for (size_t i = 0; i < n; i++)
-        element_set(data, i, dtype, random_float());
-}
-
-static void make_inputs(const struct test_case *c, struct problem *p, struct rank_input *input)
-{
-    size_t slots = (size_t)c->max_tokens * c->top_k, elements = (size_t)c->max_tokens * c->hidden;
-    for (uint32_t rank = 0; rank < c->n_ranks; rank++) {
-        p->n_tokens[rank] = c->uneven && rank % 2 ? 0 : c->max_tokens - (rank == 2 ? c->max_tokens / 3 : 0);
-        input[rank] = (struct rank_input){.topk_idx = malloc(slots * 8 + 8),
-                                          .topk_weights = malloc(slots * 4 + 8),
-                                          .x = malloc(elements * 4 + 8),
-                                          .dout = malloc(elements * 4 + 8)};
-        for (uint32_t token = 0; token < c->max_tokens; token++)
-            fill_token(c, input[rank].topk_idx + (size_t)token * c->top_k);
-        for (size_t i = 0; i < slots; i++)
-            input[rank].topk_weights[i] = random_float();
-        fill_elements(input[rank].x, elements, c->dtype);
-        fill_elements(input[rank].dout, elements, c->dtype);
-    }
-}
 
 static void upload_inputs(struct cluster *cluster, const struct rank_input *input)
 {
@@ -320,19 +254,6 @@ static int run_ops(struct cluster *cluster, const struct rank_input *input,
     return failed;
 }
 
-/* The capacity of the case: the need of the fullest rank, and what is to spare. */
-static int64_t capacity_of(const struct test_case *c, struct problem *p, const struct rank_input *input)
-{
-    struct rank_expected expected[CLUSTER_MAX_RANKS];
-    int64_t needed = 0;
-    p->capacity_rows = 0;
-    reference_route(p, input, expected);
-    for (uint32_t rank = 0; rank < p->n_ranks; rank++)
-        needed = expected[rank].needed_rows > needed ? expected[rank].needed_rows : needed;
-    reference_free(p, expected);
-    return needed + c->spare;
-}
-
 static int run_case(const struct test_case *c, int fused)
 {
     struct problem p = {.n_ranks = c->n_ranks,
@@ -346,14 +267,10 @@ static int run_case(const struct test_case *c, int fused)
     struct rank_input input[CLUSTER_MAX_RANKS];
     struct rank_expected expected[CLUSTER_MAX_RANKS];
     static struct cluster cluster;
-    random_state = c->max_tokens * 7919u + c->n_experts * 31u + c->hidden;
-    make_inputs(c, &p, input);
-    p.capacity_rows = capacity_of(c, &p, input);
+    inputs_make(&p, c->pattern, c->uneven, input);
+    p.capacity_rows = inputs_needed_rows(&p, input) + c->spare;
     reference_route(&p, input, expected);
-    for (uint32_t rank = 0; rank < p.n_ranks; rank++) {
-        input[rank].y = malloc((size_t)p.capacity_rows * p.hidden * 4 + 8);
-        fill_elements(input[rank].y, (size_t)p.capacity_rows * p.hidden, p.dtype);
-    }
+    inputs_make_y(&p, input);
     cluster_open(&cluster, &p);
     upload_inputs(&cluster, input);
     /* Five repeats in different ways; each is held against the same bits. */
@@ -375,13 +292,7 @@ static int run_case(const struct test_case *c, int fused)
     }
     cluster_close(&cluster);
     reference_free(&p, expected);
-    for (uint32_t rank = 0; rank < p.n_ranks; rank++) {
-        free(input[rank].topk_idx);
-        free(input[rank].topk_weights);
-        free(input[rank].x);
-        free(input[rank].dout);
-        free(input[rank].y);
-    }
+    inputs_free(&p, input);
     return failed;
 }
 

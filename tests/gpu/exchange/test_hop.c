@@ -4,11 +4,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "tests/gpu/exchange/inputs.h"
 #include "tests/gpu/exchange/nodes.h"
-#include "tests/gpu/exchange/reference.h"
-
-enum pattern { UNIFORM, ALL_TO_ONE, NONE, SOME_NONE, HOSTILE };
-static const char *const pattern_names[] = {"uniform", "all_to_one", "none", "some_none", "hostile"};
+#include "tests/gpu/exchange/test.h"
 
 struct test_case {
     uint32_t n_nodes, n_ranks, max_tokens, top_k, n_experts, hidden, alignment;
@@ -39,69 +37,6 @@ static const struct test_case cases[] = {
     {4, 8, 33, 32, 2048, 136, 1, UNIFORM, EPD_BF16, 0, 9},
     {3, 3, 1000, 7, 27, 8, 1, SOME_NONE, EPD_F32, 0, 0},
 };
-
-static uint64_t random_state = 1;
-
-static uint32_t random_u32(void)
-{
-    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
-    return (uint32_t)(random_state >> 33);
-}
-
-static float random_float(void)
-{
-    return (float)random_u32() / 1073741824.0f - 1.0f;
-}
-
-static int64_t random_expert(const struct test_case *c, const int64_t *earlier, uint32_t k)
-{
-    for (;;) {
-        int64_t value = random_u32() % c->n_experts;
-        int again = 0;
-        for (uint32_t j = 0; j < k; j++)
-            again |= earlier[j] == value;
-        if (!again)
-            return value;
-    }
-}
-
-static void fill_token(const struct test_case *c, int64_t *idx)
-{
-    static const int64_t hostile[] = {-2, INT32_MIN, INT32_MAX, 1000000};
-    for (uint32_t k = 0; k < c->top_k; k++) {
-        idx[k] = c->pattern == NONE         ? -1
-                 : c->pattern == ALL_TO_ONE ? (int64_t)c->n_experts - 1
-                                            : random_expert(c, idx, k);
-        if (c->pattern == SOME_NONE && random_u32() % 3 == 0)
-            idx[k] = -1;
-        if (c->pattern == HOSTILE && random_u32() % 5 == 0)
-            idx[k] = random_u32() % 2 ? hostile[random_u32() % 4] : k ? idx[k - 1] : (int64_t)c->n_experts;
-    }
-}
-
-static void fill_elements(void *data, size_t n, enum epd_dtype dtype)
-{
-    for (size_t i = 0; i < n; i++)
-        element_set(data, i, dtype, random_float());
-}
-
-static void make_inputs(const struct test_case *c, struct problem *p, struct rank_input *input)
-{
-    size_t slots = (size_t)c->max_tokens * c->top_k, elements = (size_t)c->max_tokens * c->hidden;
-    for (uint32_t rank = 0; rank < c->n_ranks; rank++) {
-        p->n_tokens[rank] = c->uneven && rank % 2 ? 0 : c->max_tokens - (rank == 2 ? c->max_tokens / 3 : 0);
-        input[rank] = (struct rank_input){.topk_idx = malloc(slots * 8 + 8),
-                                          .topk_weights = malloc(slots * 4 + 8),
-                                          .x = malloc(elements * 4 + 8),
-                                          .dout = malloc(elements * 4 + 8)};
-        for (uint32_t token = 0; token < c->max_tokens; token++)
-            fill_token(c, input[rank].topk_idx + (size_t)token * c->top_k);
-        for (size_t i = 0; i < slots; i++)
-            input[rank].topk_weights[i] = random_float();
-        fill_elements(input[rank].x, elements, c->dtype);
-        fill_elements(input[rank].dout, elements, c->dtype);
-    }
-}
 
 /* What a slot's scalar is: its rank and row. */
 static float value_of(uint32_t rank, int32_t row)
@@ -452,19 +387,6 @@ static int run_broken(struct nodes *nodes, const struct rank_input *input,
     return failed;
 }
 
-/* The capacity of the case: the need of the fullest rank, and what is to spare. */
-static int64_t capacity_of(const struct test_case *c, struct problem *p, const struct rank_input *input)
-{
-    struct rank_expected expected[CLUSTER_MAX_RANKS];
-    int64_t needed = 0;
-    p->capacity_rows = 0;
-    reference_route(p, input, expected);
-    for (uint32_t rank = 0; rank < p->n_ranks; rank++)
-        needed = expected[rank].needed_rows > needed ? expected[rank].needed_rows : needed;
-    reference_free(p, expected);
-    return needed + c->spare;
-}
-
 static void wanted_free(struct wanted *wanted)
 {
     for (uint32_t rank = 0; rank < CLUSTER_MAX_RANKS; rank++) {
@@ -492,14 +414,10 @@ static int run_case(const struct test_case *c, int n_repeats)
     struct rank_expected expected[CLUSTER_MAX_RANKS];
     struct wanted wanted = {.weights = {NULL}};
     static struct nodes nodes;
-    random_state = c->max_tokens * 7919u + c->n_experts * 31u + c->hidden;
-    make_inputs(c, &p, input);
-    p.capacity_rows = capacity_of(c, &p, input);
+    inputs_make(&p, c->pattern, c->uneven, input);
+    p.capacity_rows = inputs_needed_rows(&p, input) + c->spare;
     reference_route(&p, input, expected);
-    for (uint32_t rank = 0; rank < p.n_ranks; rank++) {
-        input[rank].y = malloc((size_t)p.capacity_rows * p.hidden * 4 + 8);
-        fill_elements(input[rank].y, (size_t)p.capacity_rows * p.hidden, p.dtype);
-    }
+    inputs_make_y(&p, input);
     int failed = 0;
     for (uint32_t rank = 0; rank < p.n_ranks; rank++) {
         want_rows(&p, input, expected, rank, &wanted);
@@ -518,59 +436,9 @@ static int run_case(const struct test_case *c, int n_repeats)
         failed += run_broken(&nodes, input, expected, &wanted);
     nodes_close(&nodes);
     reference_free(&p, expected);
-    for (uint32_t rank = 0; rank < p.n_ranks; rank++) {
-        free(input[rank].topk_idx);
-        free(input[rank].topk_weights);
-        free(input[rank].x);
-        free(input[rank].dout);
-        free(input[rank].y);
-    }
+    inputs_free(&p, input);
     wanted_free(&wanted);
     return failed;
-}
-
-/* What two hops cost beside one: the same ranks as one node (its exchange, stage by stage) and as two. The rail between
- * them is the copy engine of the same machine. */
-static void bench_op(struct nodes *nodes, const char *name, const struct nodes_op *op)
-{
-    enum { N_TIMES = 20 };
-    (void)nodes_run(nodes, op, 3);
-    printf("{\"op\": \"%s\", \"nodes\": %u, \"ranks\": %u, \"tokens\": %u, \"us\": %.1f}\n", name,
-           nodes->n_nodes, nodes->problem.n_ranks, nodes->problem.max_tokens,
-           (double)nodes_run(nodes, op, N_TIMES) * 1000.0 / N_TIMES);
-    fflush(stdout);
-}
-
-static void bench(uint32_t n_nodes, uint32_t max_tokens)
-{
-    const struct test_case c = {n_nodes, 4, max_tokens, 8, 256, 7168, 1, UNIFORM, EPD_BF16, 0, 0};
-    static const struct nodes_op forward = {.op = EXCHANGE_ROUTE_DISPATCH, .weights = 1},
-                                 saved = {.op = EXCHANGE_COMBINE, .weights = 1, .weights_kept = 1};
-    struct problem p = {.n_ranks = c.n_ranks,
-                        .top_k = c.top_k,
-                        .n_experts = c.n_experts,
-                        .hidden = c.hidden,
-                        .alignment = c.alignment,
-                        .max_tokens = c.max_tokens,
-                        .dtype = c.dtype,
-                        .idx_dtype = EPD_I64};
-    static struct nodes nodes;
-    struct rank_input input[CLUSTER_MAX_RANKS];
-    make_inputs(&c, &p, input);
-    p.capacity_rows = (int64_t)max_tokens * c.top_k * 5 / 4;
-    nodes_open(&nodes, &p, n_nodes);
-    for (uint32_t rank = 0; rank < c.n_ranks; rank++) {
-        upload(nodes.ranks[rank].topk_idx, input[rank].topk_idx, (size_t)max_tokens * c.top_k * 8);
-        upload(nodes.ranks[rank].topk_weights, input[rank].topk_weights, (size_t)max_tokens * c.top_k * 4);
-        upload(nodes.ranks[rank].x, input[rank].x, (size_t)max_tokens * c.hidden * 2);
-        free(input[rank].topk_idx);
-        free(input[rank].topk_weights);
-        free(input[rank].x);
-        free(input[rank].dout);
-    }
-    bench_op(&nodes, "dispatch", &forward);
-    bench_op(&nodes, "combine", &saved);
-    nodes_close(&nodes);
 }
 
 static int test(int few)
@@ -600,10 +468,7 @@ int main(int argc, char **argv)
     }
     devices_start();
     if (argc > 1 && strcmp(argv[1], "bench") == 0) {
-        for (uint32_t n_nodes = 1; n_nodes <= 2; n_nodes++) {
-            bench(n_nodes, 4096);
-            bench(n_nodes, 128);
-        }
+        bench_hop();
         return 0;
     }
     return test(argc > 1 && strcmp(argv[1], "few") == 0) != 0;
