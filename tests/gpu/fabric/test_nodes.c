@@ -252,13 +252,13 @@ static int two_nodes_are_as_one(void)
     return run_layers(1, one) || run_layers(2, two) || compare(one, two);
 }
 
-/* Another group of the surviving node goes on all the while, and that node serves the next ones. */
+/* Another group of the surviving node goes on all the while, and when the node is back groups span both again. */
 static int a_killed_node_ends_its_group_alone(void)
 {
     struct nodes nodes;
     struct team lost = {.mode = "until_lost", .group = "lost", .world_size = WORLD, .n_nodes = 2};
     struct team other = {.mode = "for:3", .group = "other", .world_size = 2, .n_nodes = 1};
-    struct team after = {.mode = "layer", .group = "after", .world_size = 2, .n_nodes = 1};
+    struct team after = {.mode = "layer", .group = "after", .world_size = WORLD, .n_nodes = 2};
     nodes_start(&nodes, 2);
     team_start(&lost, &nodes);
     (void)sleep(6); /* joined, and in the midst of its steps */
@@ -269,12 +269,12 @@ static int a_killed_node_ends_its_group_alone(void)
     unsigned n_failed = team_end(&lost, 2);
     printf("ranks of the other node ended %.2f s after the kill, %u failed\n", process_seconds() - killed,
            n_failed);
+    start_node(&nodes, 1);
     n_failed += team_end(&other, 2);
     team_start(&after, &nodes);
-    n_failed += team_end(&after, 2);
+    n_failed += team_end(&after, WORLD);
     const int stopped = nodes_stop(&nodes);
-    printf("a killed node: %u ranks failed, the other daemon ended %s\n", n_failed,
-           stopped ? "badly" : "well");
+    printf("a killed node: %u ranks failed, daemons ended %s\n", n_failed, stopped ? "badly" : "well");
     return n_failed || stopped;
 }
 
