@@ -97,10 +97,11 @@ static enum epd_status check_channels(const struct backend_device *device, uint3
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         n_queues++;
     if (n_queues + device->n_library_streams + n > MAX_QUEUES)
-        return error_set(error, EPD_QUOTA,
-                         "device %u: %u groups have their queues on it, and libraries %u streams, which is all "
-                         "it has",
-                         device->device_idx, n_queues, device->n_library_streams);
+        return error_set(
+            error, EPD_QUOTA,
+            "device %u: %u groups have their queues on it, and libraries %u streams, which is all "
+            "it has",
+            device->device_idx, n_queues, device->n_library_streams);
     return EPD_OK;
 }
 
