@@ -1,6 +1,7 @@
 /* Two daemons with two GPUs each as two nodes, and the same ranks on one daemon with four: the same results. A node that is
  * killed in a step ends that group alone. "test_gpu_nodes EPD EPDCTL". */
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <math.h>
 #include <signal.h>
@@ -311,6 +312,10 @@ int main(int argc, char **argv)
     epdctl = argv[2];
     if (process_count_gpus() < WORLD) {
         printf("skipped: %d GPUs, want %d\n", process_count_gpus(), WORLD);
+        return PROCESS_SKIPPED;
+    }
+    if (!dlopen("libnccl.so.2", RTLD_LAZY | RTLD_LOCAL)) {
+        printf("skipped: %s\n", dlerror());
         return PROCESS_SKIPPED;
     }
     (void)setenv("NCCL_SOCKET_IFNAME", "lo", 0);
