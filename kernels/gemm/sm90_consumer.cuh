@@ -67,9 +67,9 @@ template <class Op> __device__ void consume(const sm90_args &args, const shared_
     at.lane = with.lane;
     while (true) {
         tile now = tiles.wait();
-        __syncwarp();
+        uint32_t loaded = __reduce_and_sync(~0u, static_cast<uint32_t>(now.group));
         if (with.lane == 0)
-            tiles.release();
+            tiles.release(loaded);
         tiles.advance();
         if (now.group < 0)
             break;

@@ -101,9 +101,9 @@ __device__ __forceinline__ void consume_groups(const sm90_args &args, const shar
     late_columns late;
     while (true) {
         tile now = tiles.wait();
-        __syncwarp();
+        uint32_t loaded = __reduce_and_sync(~0u, static_cast<uint32_t>(now.group));
         if (with.lane == 0)
-            tiles.release();
+            tiles.release(loaded);
         tiles.advance();
         if (now.group < 0)
             break;

@@ -110,7 +110,7 @@ template <class Op> __device__ void produce(const sm90_args &args, const shared_
     prefetch_map(&args.b);
     while (true) {
         tile now = tiles.wait();
-        tiles.release();
+        tiles.release(static_cast<uint32_t>(now.group));
         tiles.advance();
         if (now.group < 0)
             return;

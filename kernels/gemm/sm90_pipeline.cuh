@@ -77,10 +77,10 @@ struct tile_reader {
         return {posted.x, posted.y, posted.z, posted.w};
     }
 
-    /* By one thread for each reader. */
-    __device__ void release()
+    /* By one thread for each reader; loaded: of the tile, of all threads that read it. */
+    __device__ void release(uint32_t loaded)
     {
-        barrier_arrive_peer(leader_empty + n_read % N_SLOTS * 8);
+        barrier_arrive_peer_after(leader_empty + n_read % N_SLOTS * 8, loaded);
     }
 
     __device__ void advance()
@@ -107,10 +107,11 @@ struct lean_reader {
                 static_cast<int>(posted.w)};
     }
 
-    /* By one thread for each reader. */
-    __device__ void release()
+    /* By one thread for each reader; loaded: of the tile, of all threads that read it. */
+    __device__ void release(uint32_t loaded)
     {
-        barrier_arrive_peer(peer_address(box + offsetof(mailbox, tile_empty) + n_read % N_SLOTS * 8, 0));
+        barrier_arrive_peer_after(peer_address(box + offsetof(mailbox, tile_empty) + n_read % N_SLOTS * 8, 0),
+                                  loaded);
     }
 
     __device__ void advance()

@@ -64,6 +64,20 @@ __device__ __forceinline__ void barrier_arrive_peer(uint32_t barrier)
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+/* The same when `loaded`, a word that this thread has loaded, is there (it is never 0x7fffffff). An arrival is a message to the
+ * other block and does not wait for loads issued before it: these may stand behind the operands of the tensor cores, and what
+ * they are to read was overwritten first (seen: a warp took the next tile for its own, and the block hung). */
+__device__ __forceinline__ void barrier_arrive_peer_after(uint32_t barrier, uint32_t loaded)
+{
+    asm volatile("{\n"
+                 ".reg .pred known;\n"
+                 "setp.ne.u32 known, %1, 0x7fffffff;\n"
+                 "@known mbarrier.arrive.shared::cluster.b64 _, [%0];\n"
+                 "}" ::"r"(barrier),
+                 "r"(loaded)
+                 : "memory");
+}
+
 /* 16 bytes into a block's shared memory; its barrier completes a phase by their arrival. Nobody fences: a release of
  * cluster scope is a memory barrier of the whole GPU, its acquire empties the L1 (seen: 450 cycles a tile). Addresses
  * are cluster addresses. */
