@@ -185,8 +185,11 @@ inline size_t shared_bytes(uint32_t n_stages, uint32_t stage_bytes)
 /* Loads the kernel and says how many clusters run at the same time. */
 template <class Op> cudaError_t prepare(size_t smem_bytes, uint32_t *n_clusters)
 {
-    cudaError_t error =
-        cudaFuncSetAttribute(grouped<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes);
+    cudaFuncAttributes attributes;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, grouped<Op>);
+    /* The limit is the kernel's: other plans of this device may need more than this one. */
+    if (error == cudaSuccess && static_cast<size_t>(attributes.maxDynamicSharedSizeBytes) < smem_bytes)
+        error = cudaFuncSetAttribute(grouped<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes);
     if (error != cudaSuccess)
         return error;
     cudaLaunchAttribute cluster = {};
