@@ -123,6 +123,7 @@ run kernels_exchange 300 "$tests/exchange/exchange_test" test
 run kernels_hop 120 "$tests/exchange/hop_test"
 run kernels_gemm 300 "$tests/gemm/gemm_test" sm90
 run kernels_gemm_limits 300 "$tests/gemm/limits_test"
+run kernels_gemm_repeat 60 "$tests/gemm/repeat_test"
 run backend_exchange 300 "$tests/backend/test_gpu_exchange"
 run backend_fused 300 "$tests/backend/test_gpu_fused"
 run backend_moe 300 "$tests/backend/test_gpu_moe"
