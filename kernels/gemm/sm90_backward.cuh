@@ -137,18 +137,21 @@ __device__ __forceinline__ void copy_backward(const sm90_args &args, const epilo
     store_commit();
 }
 
-/* The last rows of a group, less than eight. */
-__device__ __forceinline__ void store_backward_tail(const sm90_args &args, const epilogue_place &at,
-                                                    uint32_t chunk, int64_t row, uint32_t n)
+/* The last rows of a group, less than eight. Returns a bit of what was loaded: whoever gives the chunk back waits for it. */
+__device__ __forceinline__ uint32_t store_backward_tail(const sm90_args &args, const epilogue_place &at,
+                                                        uint32_t chunk, int64_t row, uint32_t n)
 {
     uint32_t tail = (n & ~7u) + at.thread() / 8, piece = at.thread() & 7, column = at.outer_first + piece * 8;
     if (tail >= n || column >= args.outer)
-        return;
+        return 0;
     uint32_t from = staged(chunk, tail, piece);
     size_t preact = (row + tail) * 2 * args.outer + column;
-    store_16_bytes(args.c_data, preact, load_shared(from));
-    store_16_bytes(args.c_data, preact + args.outer, load_shared(from + 2 * CHUNK_BYTES));
-    store_16_bytes(args.act_data, (row + tail) * args.outer + column, load_shared(from + 4 * CHUNK_BYTES));
+    uint4 gates = load_shared(from), ups = load_shared(from + 2 * CHUNK_BYTES),
+          acts = load_shared(from + 4 * CHUNK_BYTES);
+    store_16_bytes(args.c_data, preact, gates);
+    store_16_bytes(args.c_data, preact + args.outer, ups);
+    store_16_bytes(args.act_data, (row + tail) * args.outer + column, acts);
+    return (gates.x | ups.x | acts.x) & 1;
 }
 
 /* Sums of the four warps, in their order, by 64 threads. sums: [4][64] floats in shared memory. */
@@ -184,14 +187,14 @@ __device__ __forceinline__ void store_backward(consumer &with, epilogue_place &a
         round_written(at);
         if (at.warp == 0)
             copy_backward(args, at, chunk, at.row + first, n);
-        store_backward_tail(args, at, chunk, at.row + first, n);
+        uint32_t loaded = store_backward_tail(args, at, chunk, at.row + first, n);
         store_row_sums(args, at, sums, at.row + first, n);
         /* Warp 0 has copies on their way from this stage: it gives back the one before. */
         if (at.warp == 0)
             store_wait_read<1>();
-        __syncwarp();
+        loaded = __reduce_or_sync(~0u, loaded);
         if (at.warp != 0)
-            with.release(with.at.stage);
+            with.release_after(with.at.stage, loaded);
         else if (before != ~0u)
             with.release(before);
         before = with.at.stage;

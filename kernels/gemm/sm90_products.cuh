@@ -40,6 +40,13 @@ struct consumer {
             barrier_arrive_peer(peer_empty + stage * 8);
     }
 
+    /* When plain loads have read the stage; loaded: of all threads that did. */
+    __device__ __forceinline__ void release_after(uint32_t stage, uint32_t loaded) const
+    {
+        if (lane < 2)
+            barrier_arrive_peer_after(peer_empty + stage * 8, loaded);
+    }
+
     /* The rows of a ragged last step of NT that belong to the next group, zeroed in both operands (0 * NaN is NaN), up to
      * the next multiple of 16. Returns the number of 16-row parts that count. */
     __device__ uint32_t clear_tail(uint32_t stage_address, uint32_t rows, uint32_t n_b_chunks) const
