@@ -309,25 +309,25 @@ static uint64_t callers_at_ns(const struct supervisor *supervisor)
     return supervisor->listens ? supervisor->look_at_ns : patient_until_ns(supervisor);
 }
 
-static int answers_control(const struct supervisor *supervisor)
+static int answers_control(const struct supervisor *supervisor, uint64_t now_ns)
 {
     if (supervisor->state == SUPERVISOR_STOPPING || supervisor->state == SUPERVISOR_ENDED)
         return 0;
-    return clock_ns() >= callers_at_ns(supervisor);
+    return now_ns >= callers_at_ns(supervisor);
 }
 
-static int timeout_ms(const struct supervisor *supervisor)
+/* From the same moment as what is polled: else a time that passes in between is waited for by nobody. */
+static int timeout_ms(const struct supervisor *supervisor, uint64_t now_ns)
 {
     uint64_t at_ns = CLOCK_NEVER;
     if (supervisor->state == SUPERVISOR_WAITING)
         at_ns = supervisor->restart_at_ns;
     else if (supervisor->state == SUPERVISOR_STOPPING)
         at_ns = supervisor->kill_at_ns;
-    else if (!answers_control(supervisor))
+    else if (!answers_control(supervisor, now_ns))
         at_ns = callers_at_ns(supervisor);
     if (at_ns == CLOCK_NEVER)
         return -1;
-    const uint64_t now_ns = clock_ns();
     const uint64_t wait_ms = at_ns > now_ns ? (at_ns - now_ns) / CLOCK_NS_PER_MS + 1 : 0;
     return wait_ms < 60000 ? (int)wait_ms : 60000;
 }
@@ -348,12 +348,13 @@ static void on_time(struct supervisor *supervisor)
 static void run_loop(struct supervisor *supervisor)
 {
     while (supervisor->state != SUPERVISOR_ENDED) {
+        const uint64_t now_ns = clock_ns();
         struct pollfd fds[3] = {
             {.fd = supervisor->signal_fd, .events = POLLIN},
             {.fd = supervisor->channel_fd, .events = POLLIN},
-            {.fd = answers_control(supervisor) ? supervisor->control.fd : -1, .events = POLLIN},
+            {.fd = answers_control(supervisor, now_ns) ? supervisor->control.fd : -1, .events = POLLIN},
         };
-        if (poll(fds, 3, timeout_ms(supervisor)) < 0 && errno != EINTR)
+        if (poll(fds, 3, timeout_ms(supervisor, now_ns)) < 0 && errno != EINTR)
             break;
         if (fds[1].revents)
             on_channel(supervisor);
