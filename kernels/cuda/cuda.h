@@ -186,7 +186,8 @@ struct cuda_report_part {
 struct cuda_report_args {
     uint32_t n_parts;
     struct cuda_report_part parts[CUDA_REPORT_PARTS];
-    uint64_t *ticket; /* host memory; NULL: nobody looks at it, the copies are for what follows in the stream */
+    uint64_t
+        *ticket; /* host memory; NULL: nobody looks at it, the copies are for what follows in the stream */
     uint64_t value;
 };
 EPD_MUST_CHECK enum epd_status cuda_report_launch(const struct cuda_report_args *args,
