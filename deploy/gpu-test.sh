@@ -125,9 +125,13 @@ run kernels_gemm 300 "$tests/gemm/gemm_test" sm90
 run kernels_gemm_limits 300 "$tests/gemm/limits_test"
 run kernels_gemm_repeat 60 "$tests/gemm/repeat_test"
 run backend_exchange 300 "$tests/backend/test_gpu_exchange"
-run backend_fused 300 "$tests/backend/test_gpu_fused"
+run backend_fused 90 "$tests/backend/test_gpu_fused"
 run backend_moe 300 "$tests/backend/test_gpu_moe"
 run backend_expert 300 "$tests/backend/test_gpu_expert"
+for n in 2 4; do
+    run "backend_exchange_$n" 120 "$(command -v env)" EPD_TEST_NODES=$n "$tests/backend/test_gpu_exchange"
+    run "backend_moe_$n" 120 "$(command -v env)" EPD_TEST_NODES=$n "$tests/backend/test_gpu_moe"
+done
 run backend_hop 120 "$tests/backend/test_gpu_hop"
 run fabric_rail 60 "$tests/fabric/test_gpu_rail"
 run fabric_nodes 120 "$tests/fabric/test_gpu_nodes" "$epd" "$build/client/epdctl/epdctl"
@@ -138,7 +142,7 @@ run backend_reclaim 120 "$tests/backend/test_gpu_reclaim" "$epd" "$build/client/
 fault=$tests/fault/test_gpu_fault
 shim=$tests/fault/libgpu_fault_shim.so
 for suite in ranks workers input memory; do
-    run "fault_$suite" 180 "$fault" "$epd" "$shim" "$suite"
+    run "fault_$suite" 90 "$fault" "$epd" "$shim" "$suite"
 done
 run quickstart 120 "$root/deploy/quickstart.sh" --built "$build"
 run training 180 "$root/deploy/gpu-train.sh" "$build" "$out"
@@ -151,7 +155,8 @@ fi
 if mps_start; then
     run backend_process_mps 120 "$tests/backend/test_gpu_process" "$epd"
     run backend_local_mps 120 "$tests/backend/test_gpu_local" "$epd"
-    run fault_mps 120 "$fault" "$epd" "$shim" mps
+    run fault_mps 60 "$fault" "$epd" "$shim" mps
+    run fault_workers_mps 60 "$(command -v env)" EPD_TEST_ONLY=a_worker_killed "$fault" "$epd" "$shim" workers
     mps_stop
 fi
 
@@ -160,7 +165,7 @@ if command -v compute-sanitizer > /dev/null 2>&1 && [ "${EPD_SANITIZER:-1}" = 1 
     [ -x "$tests/backend/test_gpu_exchange" ] &&
         run memcheck_exchange 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/backend/test_gpu_exchange"
     [ -x "$tests/backend/test_gpu_fused" ] &&
-        run memcheck_fused 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/backend/test_gpu_fused"
+        run memcheck_fused 60 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/backend/test_gpu_fused"
     [ -x "$tests/gemm/gemm_test" ] &&
         run memcheck_gemm 300 "$sanitizer" --error-exitcode 9 --tool memcheck "$tests/gemm/gemm_test" sm90 0 8
     [ -x "$tests/exchange/exchange_test" ] &&
