@@ -144,7 +144,7 @@ shim=$tests/fault/libgpu_fault_shim.so
 for suite in ranks workers input memory; do
     run "fault_$suite" 90 "$fault" "$epd" "$shim" "$suite"
 done
-run quickstart 120 "$root/deploy/quickstart.sh" --built "$build"
+nvidia-smi -L 2> /dev/null | grep -q '^GPU' && run quickstart 120 "$root/deploy/quickstart.sh" --backend cuda --built "$build"
 run training 180 "$root/deploy/gpu-train.sh" "$build" "$out"
 if python3 -c 'import torch' > /dev/null 2>&1 && [ -e "$build/client/libepd.so" ]; then
     run torch 400 "$(command -v env)" -u CUDA_MODULE_LOADING EPD_BINARY="$epd" EPD_LIBRARY="$build/client/libepd.so" \
