@@ -41,6 +41,7 @@ enum epd_status node_open(const struct node_config *config, struct node **node, 
     opened->backend = backend_find(config->backend);
     opened->comm_blocks = config->comm_blocks;
     opened->replays = config->graphs;
+    opened->step_lost_ns = NODE_STEP_LOST_NS;
     if (opened->backend->n_devices(config, &n_devices, error))
         goto close_node;
     struct node_config counted = *config;

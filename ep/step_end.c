@@ -285,6 +285,17 @@ static int all_delivered(struct step_lane *lane)
     return atomic_load(&step->n_delivered) == step->n_lanes;
 }
 
+/* Its clients have come, nothing that it waits for is left, and a kernel does not end: nothing behind it will run. */
+static int is_stuck(const struct step_lane *part, struct epd_error *error)
+{
+    uint64_t limit_ns = part->step->team->node->step_lost_ns;
+    if (!part->running_ns || clock_now_ns() - part->running_ns < limit_ns)
+        return 0;
+    (void)error_set(error, EPD_CUDA, "%s: a kernel has not ended in %.3g s: its device is given up",
+                    op_name(part->step->op), (double)limit_ns / 1e9);
+    return 1;
+}
+
 /* 1: what was put into the queue is done, or never will be: said before it is counted as delivered, so that no lane
  * takes the step for a good one. */
 static int ended(struct step_lane *part, struct lane *lane)
@@ -295,7 +306,8 @@ static int ended(struct step_lane *part, struct lane *lane)
         return 1;
     if (!lane_backend(lane)->queue_reached(part->team_lane->queue, part->ticket, &lost)) {
         look_after(part);
-        return 0;
+        if (!is_stuck(part, &lost))
+            return 0;
     }
     if (!lost.status)
         return 1;

@@ -15,11 +15,13 @@
 enum state {
     WELL,
     BUSY,        /* what is in the queue does not end */
+    STUCK,       /* the last thing in the queue does not end */
     LOST_BEHIND, /* the queue took everything, and then the device was lost */
     LOST_BEFORE, /* the queue takes no done flag any more */
 };
 
 static _Atomic int state;
+static _Atomic uint64_t n_tickets; /* of the lost queue */
 static struct backend_device *_Atomic lost_device;
 static struct backend_queue *_Atomic lost_queue;
 static struct backend later; /* made before any lane runs */
@@ -51,12 +53,19 @@ static int is_lost_queue(const struct backend_queue *queue)
 static int queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_error *error)
 {
     const int now = is_lost_queue(queue) ? atomic_load(&state) : WELL;
-    (void)ticket;
-    if (now == BUSY)
+    if (now == BUSY || (now == STUCK && ticket == atomic_load(&n_tickets)))
         return 0;
-    if (now != WELL)
+    if (now == LOST_BEHIND || now == LOST_BEFORE)
         (void)error_set(error, EPD_CUDA, "device: lost");
     return 1;
+}
+
+static enum epd_status queue_ticket(struct backend_queue *queue, uint64_t *ticket, struct epd_error *error)
+{
+    enum epd_status status = backend_host.queue_ticket(queue, ticket, error);
+    if (is_lost_queue(queue))
+        *ticket = atomic_fetch_add(&n_tickets, 1) + 1;
+    return status;
 }
 
 static enum epd_status flag_done(struct backend_queue *queue, const struct backend_flag *flag,
@@ -101,6 +110,7 @@ static void pair_init(struct pair *pair)
     later.works_later = 1;
     later.device_open = open_device;
     later.queue_create = create_queue;
+    later.queue_ticket = queue_ticket;
     later.queue_reached = queue_reached;
     later.flag_done = flag_done;
     atomic_store(&state, WELL);
@@ -188,6 +198,24 @@ START_TEST(a_step_whose_done_flag_could_not_be_queued_is_left_to_the_client_to_e
 }
 END_TEST
 
+/* A kernel that never ends is no reason to wait for ever, nor to tell the client that its launch is done. */
+START_TEST(a_step_that_never_ends_on_its_device_costs_the_device)
+{
+    struct pair pair;
+    struct outcome outcome;
+    pair_init(&pair);
+    pair.harness.node->step_lost_ns = 50000000;
+    atomic_store(&state, STUCK);
+    launch_start(&pair.plan, (uint32_t[N_RANKS]){0}, 0, &outcome);
+    harness_wait(&pair.harness, &outcome.ended);
+    ck_assert_int_eq(outcome.ranks[0].status, EPD_CUDA);
+    ck_assert_int_eq(outcome.ranks[1].status, EPD_CUDA);
+    ck_assert_uint_eq(atomic_load(&words(&pair, LOST)->completed), 0);
+    expect_worker_told(&pair);
+    pair_fini(&pair);
+}
+END_TEST
+
 static void refuse(struct pair *pair)
 {
     struct epd_error error = {.status = EPD_OK};
@@ -233,6 +261,7 @@ int main(void)
     const TTest *const tests[] = {
         a_step_whose_device_is_lost_behind_it_is_left_to_the_client_to_end,
         a_step_whose_done_flag_could_not_be_queued_is_left_to_the_client_to_end,
+        a_step_that_never_ends_on_its_device_costs_the_device,
         a_refused_launch_counts_as_failed_at_once_and_as_completed_with_its_done_flag,
         a_refused_launch_on_a_lost_device_is_left_to_the_client_to_end,
     };
