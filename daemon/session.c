@@ -89,7 +89,7 @@ static void wait_for(struct session *session, int events)
         abort(); /* the handle is open and the events are legal */
 }
 
-static void wait_as_needed(struct session *session)
+void session_wait_as_needed(struct session *session)
 {
     wait_for(session, UV_DISCONNECT | (session->n_pauses ? 0 : UV_READABLE) |
                           (session->first_output && !session->crowded ? UV_WRITABLE : 0));
@@ -199,7 +199,7 @@ enum epd_status session_open(struct worker *worker, enum session_kind kind, int 
     session->n_holds = 1; /* the poll handle */
     list_append(&worker->sessions, &session->in_worker);
     worker->stats.sessions_opened++;
-    wait_as_needed(session);
+    session_wait_as_needed(session);
     watch_peer(session);
     if (kind == SESSION_RANK)
         worker_watch(worker);
@@ -207,143 +207,6 @@ enum epd_status session_open(struct worker *worker, enum session_kind kind, int 
                       session->opened_ns, "session %" PRIu64 " opened pid %d uid %u", session->id,
                       (int)peer->pid, peer->uid);
     return EPD_OK;
-}
-
-/* ---- output ---- */
-
-static void output_free(struct session *session)
-{
-    struct output *output = session->first_output;
-    session->first_output = output->next;
-    if (!session->first_output)
-        session->last_output = NULL;
-    session->output_bytes -= output->bytes;
-    if (output->fd >= 0) {
-        session->n_output_fds--;
-        (void)close(output->fd);
-    }
-    free(output);
-}
-
-static void output_queue(struct session *session, const unsigned char *datagram, size_t bytes, int fd)
-{
-    if (session->output_bytes + bytes > session->worker->config.output_per_session ||
-        (fd >= 0 && session->n_output_fds >= SESSION_MAX_OUTPUT_FDS)) {
-        session_close(session, CLOSE_SLOW_READER, NULL);
-        return;
-    }
-    struct output *output = malloc(sizeof(*output) + bytes);
-    int copy = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
-    const int kept = session->kind == SESSION_RANK && reserve_touched(copy); /* for people */
-    if (!output || (fd >= 0 && copy < 0) || kept) {
-        free(output);
-        if (copy >= 0)
-            (void)close(copy);
-        session_close(session, CLOSE_NO_MEMORY, "no memory or no fd for a reply");
-        return;
-    }
-    *output = (struct output){.bytes = bytes, .fd = copy};
-    memcpy(output->datagram, datagram, bytes);
-    if (session->last_output)
-        session->last_output->next = output;
-    else
-        session->first_output = output;
-    session->last_output = output;
-    session->output_bytes += bytes;
-    session->n_output_fds += fd >= 0;
-    wait_as_needed(session);
-}
-
-/* The socket is writable, but a message with an fd is not taken: waiting for the socket would spin. */
-static void wait_for_room(struct session *session)
-{
-    session->crowded = 1;
-    worker_watch(session->worker);
-}
-
-static void output_flush(struct session *session)
-{
-    while (session->first_output && session->state != SESSION_CLOSING) {
-        struct output *output = session->first_output;
-        switch (packet_send(session->fd, output->datagram, output->bytes, output->fd)) {
-        case PACKET_OK:
-            output_free(session);
-            break;
-        case PACKET_AGAIN:
-            return;
-        case PACKET_CROWDED:
-            wait_for_room(session);
-            wait_as_needed(session);
-            return;
-        case PACKET_EOF:
-            session_close(session, CLOSE_CLIENT, NULL);
-            return;
-        default:
-            session_close(session, CLOSE_SOCKET_ERROR, strerror(errno));
-            return;
-        }
-    }
-    wait_as_needed(session);
-}
-
-int session_retry(struct session *session)
-{
-    if (session->crowded) {
-        session->crowded = 0;
-        output_flush(session);
-    }
-    return session->crowded;
-}
-
-void session_send(struct session *session, const struct message *message, int fd)
-{
-    if (session->state == SESSION_CLOSING)
-        return;
-    struct worker *worker = session->worker;
-    struct epd_error error = {0};
-    size_t bytes = 0;
-    if (codec_encode(message, worker->encoded, &bytes, &error) != EPD_OK) {
-        log_write(worker->log, LOG_ERROR, "session %" PRIu64 " reply %s not encoded: %s", session->id,
-                  message_kind_name(message->kind), error.text);
-        session_close(session, CLOSE_BAD_STATE, error.text);
-        return;
-    }
-    if (session->first_output) { /* order */
-        output_queue(session, worker->encoded, bytes, fd);
-        return;
-    }
-    switch (packet_send(session->fd, worker->encoded, bytes, fd)) {
-    case PACKET_OK:
-        return;
-    case PACKET_CROWDED:
-        wait_for_room(session);
-        output_queue(session, worker->encoded, bytes, fd);
-        return;
-    case PACKET_AGAIN:
-        output_queue(session, worker->encoded, bytes, fd);
-        return;
-    case PACKET_EOF:
-        session_close(session, CLOSE_CLIENT, NULL);
-        return;
-    default:
-        session_close(session, errno == EPIPE || errno == ECONNRESET ? CLOSE_CLIENT : CLOSE_SOCKET_ERROR,
-                      strerror(errno));
-    }
-}
-
-void session_reply_error(struct session *session, uint64_t request_id, const struct epd_error *error)
-{
-    stats_count_error(&session->worker->stats, error->status);
-    struct message reply = {.kind = MESSAGE_REPLY_ERROR, .request_id = request_id, .reply_error = *error};
-    session_send(session, &reply, -1);
-    if (error->status == EPD_CUDA) /* whatever was asked for: this process has lost its GPU */
-        worker_fail(session->worker, error);
-}
-
-void session_reply_ok(struct session *session, uint64_t request_id)
-{
-    struct message reply = {.kind = MESSAGE_REPLY_OK, .request_id = request_id};
-    session_send(session, &reply, -1);
 }
 
 /* ---- input ---- */
@@ -424,7 +287,7 @@ static void on_poll(uv_poll_t *poll, int status, int events)
     }
     session->active_ns = clock_ns();
     if (events & UV_WRITABLE)
-        output_flush(session);
+        session_flush(session);
     if (session->n_pauses &&
         (events & UV_DISCONNECT)) { /* what it still sent can reach nobody who waits for it */
         session_close(session, CLOSE_CLIENT, NULL);
@@ -439,14 +302,14 @@ void session_pause(struct session *session)
 {
     session->n_pauses++;
     session->worker->stats.window_full++;
-    wait_as_needed(session);
+    session_wait_as_needed(session);
 }
 
 void session_resume(struct session *session)
 {
     assert(session->n_pauses > 0);
     session->n_pauses--;
-    wait_as_needed(session);
+    session_wait_as_needed(session);
 }
 
 int session_hung_up(const struct session *session)
@@ -509,7 +372,7 @@ static void drop_holdings(struct session *session)
     while (!list_empty(&session->buffers))
         buffer_drop(list_owner(session->buffers.next, struct buffer, in_session));
     while (session->first_output)
-        output_free(session);
+        session_drop_output(session);
 }
 
 void session_close(struct session *session, enum close_reason reason, const char *detail)

@@ -13,16 +13,13 @@
 #include "daemon/close_reason.h"
 #include "daemon/list.h"
 #include "daemon/quota.h"
+#include "daemon/session_output.h"
 #include "daemon/worker.h"
 #include "proto/message.h"
 #include "proto/page.h"
 
 /* Datagrams handled per wake-up, so that one busy client does not starve the others. */
 #define SESSION_BATCH 32
-/* Replies with an fd (documents, memory) that may wait for a client which does not read, whatever their bytes: each
- * holds an fd of the worker and the memory behind it. */
-#define SESSION_MAX_OUTPUT_FDS 64
-
 enum session_state {
     SESSION_OPENING, /* rank socket only: waits for Hello until the hello timer; anything else closes it
                         (bad_state) */
@@ -30,14 +27,6 @@ enum session_state {
     SESSION_CLOSING, /* nothing is read or sent any more; waits for its end in this turn of the loop, then for
                         jobs of ep */
     SESSION_STATE_COUNT
-};
-
-/* A datagram that the socket did not take yet. */
-struct output {
-    struct output *next;
-    size_t bytes;
-    int fd; /* owned, -1 if none */
-    unsigned char datagram[];
 };
 
 struct session {
@@ -62,7 +51,7 @@ struct session {
     uint64_t flags_used[EPD_PAGE_MAX_PLANS / 64];
     struct quota quota;
 
-    struct output *first_output, *last_output;
+    struct output *first_output, *last_output; /* owned */
     size_t output_bytes;
     uint32_t n_output_fds;
     int crowded; /* PACKET_CROWDED: the first output waits for the worker's sweep, not for the socket */
@@ -84,14 +73,6 @@ void session_close(struct session *session, enum close_reason reason, const char
  * turn of the loop, from its own callback. */
 void session_end_closed(struct worker *worker);
 
-/* Sends, or queues if the socket is full. fd stays the caller's. Does nothing on a closing session. */
-void session_send(struct session *session, const struct message *message, int fd);
-/* The sweep's: tries again what was crowded out. Returns 1 if it still is. */
-int session_retry(struct session *session);
-/* EPD_CUDA ends the worker, too. */
-void session_reply_error(struct session *session, uint64_t request_id, const struct epd_error *error);
-void session_reply_ok(struct session *session, uint64_t request_id);
-
 /* A reason for the struct to live on: an ep job that will call back with it. */
 void session_hold(struct session *session);
 void session_release(struct session *session);
@@ -105,6 +86,8 @@ EPD_MUST_CHECK enum epd_status session_flag_acquire(struct session *session, uin
                                                     struct epd_error *error);
 void session_flag_release(struct session *session, uint32_t flag_idx);
 
+/* Reads unless it is paused; also writes while output waits for the socket. */
+void session_wait_as_needed(struct session *session);
 /* OPENING -> OPEN after Hello. */
 void session_opened(struct session *session);
 /* 1 if the peer has closed its end and nobody has noticed yet. */
