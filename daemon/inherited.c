@@ -76,15 +76,54 @@ static int put_in_place(const int *fds, int n_fds)
     return 0;
 }
 
-int inherited_give(const struct inherited *inherited)
+enum epd_status handover_create(struct handover *handover, const struct inherited *inherited,
+                                struct epd_error *error)
 {
+    static char count[] = "LISTEN_FDS=4", names[] = "LISTEN_FDNAMES=" INHERITED_RANK ":" INHERITED_CONTROL
+                                                    ":" INHERITED_CHANNEL ":" INHERITED_RECORDER;
+    size_t n = 0, n_kept = 0;
+    while (environ[n])
+        n++;
+    *handover = (struct handover){.inherited = *inherited};
+    handover->environment = malloc((n + 4) * sizeof(*handover->environment));
+    if (!handover->environment)
+        return error_set(error, EPD_NO_MEMORY, "environment of %zu words: no memory", n);
+    for (size_t i = 0; i < n; i++)
+        if (strncmp(environ[i], "LISTEN_", strlen("LISTEN_")) != 0)
+            handover->environment[n_kept++] = environ[i];
+    handover->environment[n_kept++] = handover->pid;
+    handover->environment[n_kept++] = count;
+    handover->environment[n_kept++] = names;
+    handover->environment[n_kept] = NULL;
+    return EPD_OK;
+}
+
+void handover_destroy(struct handover *handover)
+{
+    free(handover->environment);
+    handover->environment = NULL;
+}
+
+/* "LISTEN_PID=" and the number, without a library's help. */
+static void write_pid(char *to, pid_t pid)
+{
+    char digits[16];
+    size_t n = 0;
+    memcpy(to, "LISTEN_PID=", strlen("LISTEN_PID="));
+    to += strlen("LISTEN_PID=");
+    do
+        digits[n++] = (char)('0' + pid % 10);
+    while ((pid /= 10) > 0);
+    while (n > 0)
+        *to++ = digits[--n];
+    *to = '\0';
+}
+
+int handover_give(struct handover *handover)
+{
+    const struct inherited *inherited = &handover->inherited;
     const int fds[] = {inherited->rank_fd, inherited->control_fd, inherited->channel_fd,
                        inherited->recorder_fd};
-    char pid[24];
-    (void)snprintf(pid, sizeof(pid), "%d", (int)getpid());
-    if (put_in_place(fds, 4) != 0)
-        return -1;
-    return setenv("LISTEN_PID", pid, 1) | setenv("LISTEN_FDS", "4", 1) |
-           setenv("LISTEN_FDNAMES",
-                  INHERITED_RANK ":" INHERITED_CONTROL ":" INHERITED_CHANNEL ":" INHERITED_RECORDER, 1);
+    write_pid(handover->pid, getpid());
+    return put_in_place(fds, 4);
 }

@@ -1,6 +1,6 @@
 /* Fds that a parent hands over by the LISTEN_FDS convention: systemd to the supervisor, the supervisor to the
  * worker. LISTEN_PID says whom they are for, LISTEN_FDS how many follow from fd 3 on, LISTEN_FDNAMES what
- * each is. Main thread, before any other thread exists. */
+ * each is. Main thread. */
 #ifndef EPD_DAEMON_INHERITED_H
 #define EPD_DAEMON_INHERITED_H
 
@@ -18,10 +18,21 @@ struct inherited {
     int rank_fd, control_fd, channel_fd, recorder_fd;
 };
 
-/* Reads and clears the variables, and makes the fds close-on-exec. EPD_INVALID_ARGUMENT: an fd of no known
- * name. */
+/* Reads and clears the variables, and makes the fds close-on-exec; before any other thread exists.
+ * EPD_INVALID_ARGUMENT: an fd of no known name. */
 EPD_MUST_CHECK enum epd_status inherited_take(struct inherited *inherited, struct epd_error *error);
-/* In a child between fork and exec: puts the fds in place and sets the variables. 0 on success. */
-int inherited_give(const struct inherited *inherited);
+/* Made before a fork, used by the child: between fork and exec it may allocate nothing and set no variable, for another
+ * thread of the parent may have held a lock that nobody gives back. */
+struct handover {
+    struct inherited inherited;
+    char **environment; /* owned, for execve; its words but for three are those of `environ` */
+    char pid[32];       /* LISTEN_PID=..., the child's own */
+};
+
+EPD_MUST_CHECK enum epd_status handover_create(struct handover *handover, const struct inherited *inherited,
+                                               struct epd_error *error);
+void handover_destroy(struct handover *handover);
+/* The child: puts the fds in place and says whom they are for. 0 on success. */
+int handover_give(struct handover *handover);
 
 #endif

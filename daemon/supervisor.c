@@ -50,34 +50,45 @@ struct supervisor {
 
 /* ---- the worker's start ---- */
 
-/* The child, between fork and exec. */
-static void become_worker(struct supervisor *supervisor, int channel_fd)
+/* The child, between fork and exec: what may take a lock was done before. */
+static void become_worker(const struct supervisor *supervisor, struct handover *handover, char *const argv[])
 {
-    const struct inherited fds = {supervisor->rank.fd, supervisor->control.fd, channel_fd,
-                                  supervisor->recorder_fd};
+    (void)sigprocmask(SIG_SETMASK, &supervisor->old_signals, NULL);
+    if (handover_give(handover) == 0)
+        (void)execve("/proc/self/exe", argv, handover->environment);
+    _exit(127);
+}
+
+/* The child does not come back. */
+static pid_t fork_worker(const struct supervisor *supervisor, struct handover *handover)
+{
     char generation[24], last_exit[sizeof(supervisor->last_exit)];
     (void)snprintf(generation, sizeof(generation), "%" PRIu64, supervisor->generation);
     (void)snprintf(last_exit, sizeof(last_exit), "%s", supervisor->last_exit);
-    (void)sigprocmask(SIG_SETMASK, &supervisor->old_signals, NULL);
     char name[] = "epd", worker[] = "--worker", flag[] = "--generation", last[] = "--last-exit";
     char *const argv[] = {name, worker, flag, generation, last, last_exit, NULL};
-    if (inherited_give(&fds) == 0)
-        (void)execv("/proc/self/exe", argv);
-    _exit(127);
+    const pid_t pid = fork();
+    if (pid == 0)
+        become_worker(supervisor, handover, argv);
+    return pid;
 }
 
 static enum epd_status spawn(struct supervisor *supervisor, struct epd_error *error)
 {
     int channel[2];
+    struct handover handover;
     enum epd_status status = channel_create(channel, error);
     if (status != EPD_OK)
         return status;
-    pid_t pid = fork();
-    if (pid == 0)
-        become_worker(supervisor, channel[1]);
-    (void)close(channel[1]);
-    if (pid < 0) {
+    const struct inherited fds = {supervisor->rank.fd, supervisor->control.fd, channel[1],
+                                  supervisor->recorder_fd};
+    status = handover_create(&handover, &fds, error);
+    const pid_t pid = status == EPD_OK ? fork_worker(supervisor, &handover) : -1;
+    if (status == EPD_OK && pid < 0)
         status = error_set(error, EPD_SYSTEM, "fork: %s", strerror(errno));
+    handover_destroy(&handover);
+    (void)close(channel[1]);
+    if (status != EPD_OK) {
         (void)close(channel[0]);
         return status;
     }
