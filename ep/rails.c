@@ -318,6 +318,26 @@ const char *rails_transport(const struct rails *rails)
 
 /* ---- lane thread ---- */
 
+static enum epd_status note_swap(struct rails *rails, struct rail *rail, uint64_t begun_ns,
+                                 enum epd_status status, const struct epd_error *error)
+{
+    atomic_fetch_add(&rail->waited_ns, clock_now_ns() - begun_ns);
+    if (status)
+        note_broken(rails, error);
+    else
+        atomic_fetch_add(&rail->n_swaps, 1);
+    return status;
+}
+
+static void count_bytes(const struct rails *rails, struct rail *rail, uint32_t node, uint64_t sent,
+                        uint64_t received)
+{
+    if (node == rails->node)
+        return;
+    atomic_fetch_add(&rail->sent_bytes[node], sent);
+    atomic_fetch_add(&rail->received_bytes[node], received);
+}
+
 enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transport_part *parts,
                            struct epd_error *error)
 {
@@ -325,18 +345,10 @@ enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transp
     assert(rails->transport->rail_swap);
     const uint64_t begun_ns = clock_now_ns();
     enum epd_status status = rails->transport->rail_swap(rail->rail, parts, error);
-    atomic_fetch_add(&rail->waited_ns, clock_now_ns() - begun_ns);
-    if (status) {
-        note_broken(rails, error);
+    if (note_swap(rails, rail, begun_ns, status, error))
         return status;
-    }
-    atomic_fetch_add(&rail->n_swaps, 1);
-    for (uint32_t node = 0; node < rails->n_nodes; node++) {
-        if (node == rails->node)
-            continue;
-        atomic_fetch_add(&rail->sent_bytes[node], parts[node].send_bytes);
-        atomic_fetch_add(&rail->received_bytes[node], parts[node].received_bytes);
-    }
+    for (uint32_t node = 0; node < rails->n_nodes; node++)
+        count_bytes(rails, rail, node, parts[node].send_bytes, parts[node].received_bytes);
     return EPD_OK;
 }
 
@@ -344,21 +356,13 @@ enum epd_status rails_swap_on(struct rails *rails, uint32_t rank_idx, const stru
                               struct CUstream_st *stream, struct epd_error *error)
 {
     struct rail *rail = &rails->ranks[rank_idx];
-    const uint64_t begun_ns = clock_now_ns();
     assert(rails->transport->rail_swap_on);
+    const uint64_t begun_ns = clock_now_ns();
     enum epd_status status = rails->transport->rail_swap_on(rail->rail, moves, stream, error);
-    atomic_fetch_add(&rail->waited_ns, clock_now_ns() - begun_ns);
-    if (status) {
-        note_broken(rails, error);
+    if (note_swap(rails, rail, begun_ns, status, error))
         return status;
-    }
-    atomic_fetch_add(&rail->n_swaps, 1);
-    for (uint32_t node = 0; node < rails->n_nodes; node++) {
-        if (node == rails->node)
-            continue;
-        atomic_fetch_add(&rail->sent_bytes[node], moves[node].send_bytes);
-        atomic_fetch_add(&rail->received_bytes[node], moves[node].receive_bytes);
-    }
+    for (uint32_t node = 0; node < rails->n_nodes; node++)
+        count_bytes(rails, rail, node, moves[node].send_bytes, moves[node].receive_bytes);
     return EPD_OK;
 }
 
