@@ -200,6 +200,8 @@ void member_launch(struct member *member, struct rank_plan *plan, const struct m
     member->last_seq = launch->seq + launch->n_repeats - 1;
     if (launch_queue_append(&member->queue, &entry, &error) != EPD_OK) {
         refuse(plan, launch, &error);
+        if (launch->n_repeats > MAX_TOLD) /* nobody would end the rest while the session lives */
+            session_close(plan->session, CLOSE_NO_MEMORY, error.text);
         return;
     }
     plan->n_queued++;

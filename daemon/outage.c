@@ -1,5 +1,6 @@
 #include "daemon/outage.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -88,7 +89,7 @@ int outage_began(pid_t worker)
     (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)worker);
     FILE *file = fopen(path, "re");
     if (!file)
-        return 1;
+        return errno == ENOENT || errno == ESRCH;
     const size_t bytes = fread(text, 1, sizeof(text) - 1, file);
     (void)fclose(file);
     text[bytes] = 0;

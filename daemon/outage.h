@@ -21,7 +21,7 @@ struct outage {
 /* How often it is looked whether a worker that lets callers wait is ending. */
 #define OUTAGE_LOOK_MS 5
 
-/* 1 if the process has been told to end and is not gone yet: with GPUs the kernel takes seconds to take down what it had. */
+/* 1 if the process is ending, or gone: with GPUs the kernel takes seconds to take down what it had. */
 int outage_began(pid_t worker);
 /* Accepts and answers one caller of the listening socket. */
 void outage_answer(int listen_fd, const struct outage *outage);

@@ -239,7 +239,7 @@ static void reload(struct supervisor *supervisor)
     uint32_t n_ignored = 0;
     const uint32_t n_changed = config_reload(&supervisor->config, &fresh, &n_ignored);
     supervisor->log->level = (enum log_level)supervisor->config.log_level;
-    if (supervisor->worker &&
+    if (supervisor->channel_fd >= 0 &&
         channel_send_config(supervisor->channel_fd, &supervisor->config, &error) != EPD_OK)
         log_write(supervisor->log, LOG_ERROR, "config not passed to the worker: %s", error.text);
     else if (n_ignored)

@@ -1,5 +1,6 @@
 #include "client/bench/agreement.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "client/epdctl/field.h"
@@ -24,5 +25,9 @@ int agreement_read(const char *control_path, struct agreement *agreement)
     agreement->sum_ns = field_number_in(document, "agreement", "mean_ns") * agreement->n_steps;
     agreement->n_ahead = field_number_in(document, "agreement", "ahead");
     json_decref(document);
+    if (isnan(agreement->sum_ns) || isnan(agreement->n_ahead)) {
+        fprintf(stderr, "epd-bench: %s: does not say how its nodes agree\n", control_path);
+        return -1;
+    }
     return 0;
 }

@@ -265,6 +265,7 @@ START_TEST(while_the_next_worker_starts_the_control_socket_answers_all_the_same)
         double elapsed_ms;
         json_t *status = control_ask(epd_daemon.control_path, CONTROL_STATUS, &elapsed_ms);
         const char *state = json_string_value(json_object_get(status, "worker"));
+        ck_assert_msg(status != NULL, "no answer after %.1f ms", elapsed_ms);
         n_starting += state && strcmp(state, "starting") == 0;
         json_decref(status);
         ck_assert_msg(elapsed_ms < 100 * SANITIZER_FACTOR, "answered after %.1f ms", elapsed_ms);

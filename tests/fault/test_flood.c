@@ -1,9 +1,11 @@
 /* Clients that keep to the protocol and ask for as much as it lets them: the others must not feel it. */
 #include <check.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,16 +74,19 @@ static void arm_all(struct wire *wire, const struct message_reply_plan *plan)
                                         .shape_hash = plan->shape_hash,
                                         .n_repeats = EPD_MAX_REPEATS}};
     ck_assert_int_eq(fcntl(wire->socket, F_SETFL, O_NONBLOCK), 0);
-    for (int i = 0, tries = 0; i < N_LAUNCHES && tries < 100;) {
+    int i = 0;
+    for (int tries = 0; i < N_LAUNCHES && tries < 100;) {
         if (wire_send(wire, &launch, -1) == 0) {
             launch.launch.seq += EPD_MAX_REPEATS;
             i++;
             tries = 0;
         } else { /* it reads no more */
+            ck_assert_msg(errno == EAGAIN, "launch %d: %s", i, strerror(errno));
             sleep_ms(1);
             tries++;
         }
     }
+    ck_assert_int_gt((int64_t)i * EPD_MAX_REPEATS, 1000000);
 }
 
 /* For a while: everybody else is answered, in time. */

@@ -88,7 +88,7 @@ static void check_failure(struct crew_plan *plan, const uint32_t *n_tokens, int 
     }
 }
 
-/* The first, second and last launches of the first and last rank. */
+/* Four launches, of the first and the last rank by turns. */
 static void check_failures(struct crew_plan *before, struct crew_plan *plan, const uint32_t *n_tokens)
 {
     if (before)

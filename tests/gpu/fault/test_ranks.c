@@ -104,9 +104,11 @@ START_TEST(a_client_that_announces_more_than_it_launches_delays_nobody)
     begin = now_ms();
     team_kill(&armed, 0);
     team_wait_steps(&bystander, fixture.board, N_COMPARED);
+    const double dropped_ms = now_ms() - begin;
     printf("%d steps alone %.0f ms, beside armed launches %.0f, while these are dropped %.0f\n", N_COMPARED,
-           alone_ms, beside_ms, now_ms() - begin);
-    ck_assert(beside_ms < 5000 + 5 * alone_ms && now_ms() - begin < 5000 + 5 * alone_ms);
+           alone_ms, beside_ms, dropped_ms);
+    /* Whether they stand still, for seconds: how much slower they are on a machine with others is printed. */
+    ck_assert(beside_ms < 5000 + 5 * alone_ms && dropped_ms < 5000 + 5 * alone_ms);
     ck_assert_int_ge(fixture_reclaimed(&before), 0);
     atomic_store(&fixture.board->stop, 1);
     ck_assert_uint_eq(team_wait(&bystander, TEAM_MS), 0);

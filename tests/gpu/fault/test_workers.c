@@ -71,7 +71,8 @@ static double slowest_answer(pid_t worker, int *n_starting)
 {
     const double until = now_ms() + TEAM_MS;
     double slowest = 0;
-    for (int served = 0; !served && now_ms() < until; sleep_ms(5)) {
+    int served = 0;
+    for (; !served && now_ms() < until; sleep_ms(5)) {
         double elapsed_ms;
         json_t *status = control_ask(fixture.daemon.control_path, CONTROL_STATUS, &elapsed_ms);
         const char *state = json_string_value(json_object_get(status, "worker"));
@@ -81,6 +82,7 @@ static double slowest_answer(pid_t worker, int *n_starting)
         served = pid > 0 && pid != worker;
         json_decref(status);
     }
+    ck_assert_msg(served, "no worker serves");
     return slowest;
 }
 

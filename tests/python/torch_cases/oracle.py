@@ -7,8 +7,8 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-# Of whole layers: largest deviation relative to the root mean square of what is compared, beside the rounding of the value
-# itself and of its largest term (one eps of it); and 1 - cosine-like similarity.
+# Of whole layers: largest deviation relative to the root mean square of what is compared, in bf16 beside one eps of the value
+# itself (elements of 15 rms occur, whose rounding alone is 0.1 rms); and 1 - cosine-like similarity.
 TOLERANCE = {torch.float32: (2e-5, 1e-9), torch.float16: (2**-7, 1e-5), torch.bfloat16: (2**-4, 1e-4)}
 
 
@@ -117,7 +117,8 @@ def close(name: str, got: torch.Tensor | None, want: torch.Tensor | None, dtype:
     got, want = got.detach().double(), want.double()
     assert torch.isfinite(got).all(), f"{name}: not finite"
     rms = want.pow(2).mean().sqrt().item()
-    excess = (got - want).abs() - torch.finfo(dtype).eps * want.abs()
+    rounding = torch.finfo(dtype).eps if dtype is torch.bfloat16 else 0.0
+    excess = (got - want).abs() - rounding * want.abs()
     worst = excess.max().item()
     assert worst <= largest * max(rms, 1e-30), (
         f"{name}: off by {worst:.3g} beside rounding, rms {rms:.3g}, allowed {largest * rms:.3g}"
