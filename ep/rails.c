@@ -376,7 +376,10 @@ enum epd_status rails_check(struct rails *rails, uint32_t rank_idx, struct epd_e
 
 int rails_broken(const struct rails *rails, struct epd_error *why)
 {
-    if (atomic_load(&rails->broken) != 2)
+    int broken = atomic_load(&rails->broken);
+    while (broken == 1) /* who writes down why is a copy away; all lanes are to say the same */
+        broken = atomic_load(&rails->broken);
+    if (!broken)
         return 0;
     *why = rails->why;
     return 1;
