@@ -5,10 +5,12 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -116,17 +118,40 @@ static int enter_namespace(const struct fabric_process *fabric, unsigned node)
 
 /* ---- nodes ---- */
 
-/* Of the system's choice; free a moment ago. */
+/* 1 if this process has now the name of the port, in the abstract namespace of Unix sockets; kept until it ends. */
+static int reserve(unsigned port)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const int length = snprintf(address.sun_path + 1, sizeof(address.sun_path) - 1, "epd-test-port-%u", port);
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (bind(fd, (struct sockaddr *)&address,
+             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length)) == 0)
+        return 1;
+    close(fd);
+    return 0;
+}
+
+static int is_free(unsigned port)
+{
+    const struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int free = bind(fd, (const struct sockaddr *)&address, sizeof(address)) == 0;
+    close(fd);
+    return free;
+}
+
+/* Below the ports that the system hands out by itself: a connection of any program could take one of those while the
+ * worker that listens there restarts. */
 static unsigned free_port(void)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t length = sizeof(address);
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (bind(fd, (struct sockaddr *)&address, length) != 0 ||
-        getsockname(fd, (struct sockaddr *)&address, &length) != 0)
-        abort();
-    close(fd);
-    return ntohs(address.sin_port);
+    enum { FIRST = 12000, COUNT = 16000 };
+    for (unsigned i = 0; i < COUNT; i++) {
+        const unsigned port = FIRST + ((unsigned)getpid() + i) % COUNT;
+        if (reserve(port) && is_free(port))
+            return port;
+    }
+    abort();
 }
 
 void fabric_prepare(struct fabric_process *fabric, unsigned n_nodes, unsigned n_devices, int in_namespaces)

@@ -491,11 +491,14 @@ START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
     for (int i = 0; i < 2; i++)
         daemon_wait_worker(&fabric.nodes[i], 0);
     ck_assert_uint_eq(fabric_run(&fabric, "after", fabric_world_size(), fabric_healthy_rank, NULL), 0);
-    for (unsigned node = 0; node < 2; node++) {
-        ck_assert_uint_eq(fabric_log_count(&fabric, node, "signal 6"), 0);
-        ck_assert_uint_eq(fabric_log_count(&fabric, node, "signal 11"), 0);
-        ck_assert_uint_eq(fabric_log_count(&fabric, node, "worker fails"), 0);
-    }
+    unsigned n_own_ends = 0; /* workers that ended by themselves, not by the kills above */
+    for (unsigned node = 0; node < 2; node++)
+        n_own_ends += fabric_log_count(&fabric, node, "signal 6") +
+                      fabric_log_count(&fabric, node, "signal 11") +
+                      fabric_log_count(&fabric, node, "worker fails");
+    if (n_own_ends)
+        fabric_print_logs(&fabric);
+    ck_assert_uint_eq(n_own_ends, 0);
     fabric_stop(&fabric);
 }
 END_TEST
@@ -514,8 +517,11 @@ int main(void)
     tcase_add_test(tests, disagreements_about_plans_and_steps_name_the_nodes);
     tcase_add_test(tests, plans_that_fail_again_and_again_leave_nothing_behind);
     tcase_add_test(tests, many_groups_step_at_once_and_far_ahead);
-    tcase_add_test(tests, workers_that_are_killed_again_and_again_leave_a_fabric_that_works);
     suite_add_tcase(suite, tests);
+    TCase *chaos = tcase_create("chaos");
+    tcase_set_timeout(chaos, 120);
+    tcase_add_test(chaos, workers_that_are_killed_again_and_again_leave_a_fabric_that_works);
+    suite_add_tcase(suite, chaos);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
     int n_failed = srunner_ntests_failed(runner);
