@@ -141,7 +141,8 @@ enum epd_status hop_desk_swap(const struct rank_run *run, enum hop_way way, uint
         if (node == problem->node)
             continue;
         if (hop_frame_check(&line->came, problem, sized(run, content), n_due ? n_due[node] : UINT32_MAX,
-                            desk->step, node, line->in, parts[node].received_bytes, error)) {
+                            desk->step, rails_node_name(run->plan->team->rails, node), line->in,
+                            parts[node].received_bytes, error)) {
             desk->off |= error->status == EPD_PEER_LOST;
             return error->status;
         }

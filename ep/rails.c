@@ -297,6 +297,11 @@ void rails_close(struct rails *rails)
     assert(!"rails that are being opened or connected are closed by their callback");
 }
 
+uint32_t rails_node_name(const struct rails *rails, uint32_t node)
+{
+    return node < rails->n_nodes ? rails->addresses[(size_t)node * rails->n_ranks].node : node;
+}
+
 void rails_traffic(const struct rails *rails, struct rails_traffic *traffic)
 {
     memset(traffic, 0, sizeof *traffic);

@@ -37,6 +37,9 @@ EPD_MUST_CHECK enum epd_status rails_connect(struct rails *rails, uint32_t n_nod
 void rails_abort(struct rails *rails, const struct epd_error *why);
 /* The team is destroyed, or was never made. Goes behind what the lanes have to do. */
 void rails_close(struct rails *rails);
+/* What errors call the node-th node of the rails: the addresses' word. After connect; what is no node of them is called as
+ * it is. */
+uint32_t rails_node_name(const struct rails *rails, uint32_t node);
 void rails_traffic(const struct rails *rails, struct rails_traffic *traffic);
 /* "ucx", "nccl". */
 const char *rails_transport(const struct rails *rails);

@@ -11,6 +11,12 @@ static enum epd_phase record_phase(enum plan_record record)
     return record == PLAN_RECORD_EXPERT ? EPD_PHASE_GEMM : EPD_PHASE_ROUTE;
 }
 
+/* What errors call a node of the team; records and reports may say anything. */
+static uint32_t node_name(const struct step *step, uint32_t node)
+{
+    return step_spans(step) ? rails_node_name(step->team->rails, node) : node;
+}
+
 /* Of a rank of any node. */
 static void describe_record(const struct step *step, uint32_t rank, struct step_verdict *verdict)
 {
@@ -37,8 +43,8 @@ static void describe_record(const struct step *step, uint32_t rank, struct step_
                   record->expert, got, allowed);
         return;
     case EPD_PROTOCOL:
-        error_set(&verdict->error, EPD_PEER_LOST, "%s: rank %u: what came from node %d is no frame", op, rank,
-                  record->token);
+        error_set(&verdict->error, EPD_PEER_LOST, "%s: rank %u: what came from node %u is no frame", op, rank,
+                  node_name(step, (uint32_t)record->token));
         return;
     default:
         error_set(&verdict->error, EPD_INTERNAL, "%s: kernel record %u of rank %u", op, record->status, rank);
@@ -166,7 +172,8 @@ static struct hop_verdict missing(const struct step *step, uint32_t node)
     if (rails_broken(step->team->rails, &why))
         verdict.status = why.status;
     else
-        (void)snprintf(why.text, sizeof why.text, "%s: node %u did not report", op_name(step->op), node);
+        (void)snprintf(why.text, sizeof why.text, "%s: node %u did not report", op_name(step->op),
+                       node_name(step, node));
     memcpy(verdict.text, why.text, sizeof verdict.text);
     return verdict;
 }

@@ -37,9 +37,10 @@ struct transport_options {
     const char *devices; /* network devices it may use; "" for all; borrowed during load */
 };
 
-/* Where a rail listens: opaque bytes of the library. */
+/* Where a rail listens: opaque bytes of the library. node: what errors call the node that it is on. rail_open gives the
+ * place on the rail; who knows a better name writes it here before rail_connect. */
 struct transport_address {
-    uint32_t bytes;
+    uint32_t bytes, node;
     uint8_t data[TRANSPORT_MAX_ADDRESS_BYTES];
 };
 

@@ -43,6 +43,7 @@ struct transport_rail {
     struct nccl_id id;
     int owns_id; /* made here, and nobody has come for it: its thread listens */
     uint32_t n_nodes, node;
+    uint32_t names[EPD_MAX_NODES]; /* what errors call the nodes */
     uint64_t limit_ns, begun_ns;
     enum nccl_stage stage;
     cudaStream_t stream; /* of the first swap; owned */
@@ -238,6 +239,7 @@ static enum epd_status nccl_rail_open(struct backend_device *device, uint32_t no
     }
     rail->owns_id = node == 0;
     address->bytes = node == 0 ? sizeof rail->id : 1; /* the others are not looked for */
+    address->node = node;
     memset(address->data, 0, address->bytes);
     memcpy(address->data, &rail->id, address->bytes);
     *result = rail;
@@ -259,9 +261,11 @@ static enum epd_status nccl_rail_connect(struct transport_rail *rail, uint32_t n
     rail->n_nodes = n_nodes;
     rail->limit_ns = limit_ns;
     rail->begun_ns = clock_now_ns();
+    for (uint32_t i = 0; i < n_nodes; i++)
+        rail->names[i] = addresses[i].node;
     if (addresses[0].bytes != sizeof rail->id) {
-        (void)error_set(error, EPD_PROTOCOL, "rail: the address of node 0 has %u bytes, want %zu",
-                        addresses[0].bytes, sizeof rail->id);
+        (void)error_set(error, EPD_PROTOCOL, "rail: the address of node %u has %u bytes, want %zu",
+                        rail->names[0], addresses[0].bytes, sizeof rail->id);
         return leave(rail, error);
     }
     memcpy(&rail->id, addresses[0].data, sizeof rail->id);
@@ -359,7 +363,8 @@ static void name_others(const struct transport_rail *rail, char *text, size_t by
     text[0] = 0;
     for (uint32_t node = 0; node < rail->n_nodes && length < bytes; node++)
         if (node != rail->node)
-            length += (size_t)snprintf(text + length, bytes - length, "%s%u", length ? ", " : "", node);
+            length += (size_t)snprintf(text + length, bytes - length, "%s%u", length ? ", " : "",
+                                       rail->names[node]);
 }
 
 /* Of a rail that was connected: whatever the library saw of it, the others do not answer. */

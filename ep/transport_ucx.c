@@ -29,7 +29,7 @@ static char option_ways[UCX_OPTION_BYTES], option_devices[UCX_OPTION_BYTES];
 
 struct ucx_peer {
     struct transport_rail *rail;
-    uint32_t node;
+    uint32_t node, name;            /* place on the rail; what errors call it */
     ucp_ep_h endpoint;              /* NULL until connected */
     ucs_status_t lost;              /* set by the error handler, on the lane */
     void *send, *receive, *closing; /* requests under way, or NULL */
@@ -120,7 +120,7 @@ static enum epd_status ucx_rail_open(struct backend_device *device, uint32_t nod
                                      struct transport_rail **result, struct transport_address *address,
                                      struct epd_error *error)
 {
-    (void)device, (void)node;
+    (void)device;
     struct transport_rail *rail = calloc(1, sizeof *rail);
     if (!rail)
         return error_set(error, EPD_NO_MEMORY, "rail: %zu bytes", sizeof *rail);
@@ -130,6 +130,7 @@ static enum epd_status ucx_rail_open(struct backend_device *device, uint32_t nod
         ucx_rail_close(rail);
         return error->status;
     }
+    address->node = node;
     *result = rail;
     return EPD_OK;
 }
@@ -155,6 +156,7 @@ static enum epd_status ucx_rail_connect(struct transport_rail *rail, uint32_t n_
         struct ucx_peer *peer = &rail->peers[i];
         peer->rail = rail;
         peer->node = i;
+        peer->name = addresses[i].node;
         if (i == node)
             continue;
         const ucp_ep_params_t params = {
@@ -166,7 +168,7 @@ static enum epd_status ucx_rail_connect(struct transport_rail *rail, uint32_t n_
         };
         ucs_status_t status = rail->ucx->ucp_ep_create(rail->worker, &params, &peer->endpoint);
         if (status != UCS_OK)
-            return error_set(error, EPD_PEER_LOST, "node %u cannot be reached: ucx endpoint: %s", i,
+            return error_set(error, EPD_PEER_LOST, "node %u cannot be reached: ucx endpoint: %s", peer->name,
                              rail->ucx->status_string(status));
     }
     return EPD_OK;
@@ -243,7 +245,7 @@ static int reap(const struct ucx_library *ucx, void **request, ucs_status_t *sta
 
 static enum epd_status lose(struct transport_rail *rail, uint32_t node, ucs_status_t status)
 {
-    return error_set(&rail->broken, EPD_PEER_LOST, "node %u is lost: ucx: %s", node,
+    return error_set(&rail->broken, EPD_PEER_LOST, "node %u is lost: ucx: %s", rail->peers[node].name,
                      rail->ucx->status_string(status));
 }
 
@@ -282,7 +284,7 @@ static void name_silent(const struct transport_rail *rail, char *text, size_t by
     text[0] = 0;
     for (uint32_t i = 0; i < rail->n_nodes && length < bytes; i++)
         if (rail->peers[i].receive)
-            length += (size_t)snprintf(text + length, bytes - length, " %u", i);
+            length += (size_t)snprintf(text + length, bytes - length, " %u", rail->peers[i].name);
 }
 
 static void check_limits(struct transport_rail *rail, uint64_t begun_ns)
