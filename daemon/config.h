@@ -41,6 +41,8 @@ struct config {
     uint64_t sessions;
     uint64_t sessions_per_uid;
     uint64_t groups_per_session;
+    uint64_t queues_per_session;
+    uint64_t queues_per_uid;
     uint64_t buffers_per_session;
     uint64_t plans_per_session;
     uint64_t launches_per_rank;
@@ -59,6 +61,7 @@ struct config {
     uint64_t hello_ms;
     uint64_t drain_ms;
     /* [worker] */
+    uint64_t start_deadline_ms;
     uint64_t restart_first_ms;
     uint64_t restart_max_ms;
     uint64_t restart_limit;

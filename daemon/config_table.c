@@ -44,6 +44,13 @@ static const struct config_key keys[] = {
      "open sessions of one uid"},
     {"limits", "groups_per_session", CONFIG_COUNT, AT(groups_per_session), "64", 1, 4096, NULL, 1,
      "groups one session is in"},
+    {"limits", "queues_per_session", CONFIG_COUNT, AT(queues_per_session), "8", 0, 4096, NULL, 1,
+     "queues of one device that groups of one session take: a group one, across nodes on CUDA four; a GPU "
+     "has 28 "
+     "(0: no limit)"},
+    {"limits", "queues_per_uid", CONFIG_COUNT, AT(queues_per_uid), "20", 0, 4096, NULL, 1,
+     "queues of one device that groups of one uid take, those that its ranks share counted once (0: no "
+     "limit)"},
     {"limits", "buffers_per_session", CONFIG_COUNT, AT(buffers_per_session), "1024", 1, 1000000, NULL, 1,
      "buffers of one session"},
     {"limits", "plans_per_session", CONFIG_COUNT, AT(plans_per_session), "512", 1, EPD_PAGE_MAX_PLANS, NULL,
@@ -78,6 +85,8 @@ static const struct config_key keys[] = {
     {"timers", "drain", CONFIG_DURATION, AT(drain_ms), "30s", 1, DAY_MS, NULL, 1,
      "the longest that a draining daemon waits for launches in flight"},
 
+    {"worker", "start_deadline", CONFIG_DURATION, AT(start_deadline_ms), "120s", 1, DAY_MS, NULL, 1,
+     "a worker that does not serve this long after its start is killed and started again"},
     {"worker", "restart_first", CONFIG_DURATION, AT(restart_first_ms), "100ms", 1, DAY_MS, NULL, 0,
      "wait before the first restart; doubles with each failure"},
     {"worker", "restart_max", CONFIG_DURATION, AT(restart_max_ms), "10s", 1, DAY_MS, NULL, 0, "longest wait"},

@@ -78,6 +78,17 @@ static uint64_t launches_waiting(const struct worker *worker)
     return n;
 }
 
+static json_t *queues_document(const struct worker *worker)
+{
+    json_t *object = json_object(), *devices = json_array();
+    for (uint32_t i = 0; i < node_n_devices(worker->node); i++)
+        (void)json_array_append_new(devices, number(quota_device_queues(&worker->accounts, i)));
+    set(object, "devices", devices);
+    set(object, "per_session", number(worker->config.queues_per_session));
+    set(object, "per_uid", number(worker->config.queues_per_uid));
+    return object;
+}
+
 static json_t *status_document(struct worker *worker)
 {
     json_t *document = header(worker, "status");
@@ -101,6 +112,7 @@ static json_t *status_document(struct worker *worker)
     set(document, "plans", number(registry_count(registry, REGISTRY_PLAN)));
     set(document, "launches_in_flight", number(launches_waiting(worker)));
     set(document, "n_devices", number(node_n_devices(worker->node)));
+    set(document, "queues", queues_document(worker));
     set(document, "config", config_document(&worker->config));
     set(document, "limits_hit", stats_limits_document(worker));
     return document;
@@ -135,6 +147,7 @@ static json_t *client_document(const struct session *session, uint64_t now_ns)
     set(client, "idle_ms", number((now_ns - session->active_ns) / CLOCK_NS_PER_MS));
     set(client, "requests", number(session->n_requests));
     set(client, "groups", number(used[QUOTA_GROUPS]));
+    set(client, "queues", number(used[QUOTA_QUEUES]));
     set(client, "buffers", number(used[QUOTA_BUFFERS]));
     set(client, "plans", number(used[QUOTA_PLANS]));
     set(client, "heap_bytes", number(used[QUOTA_HEAP_BYTES]));

@@ -28,6 +28,16 @@ void group_hold(struct group *group)
     group->n_refs++;
 }
 
+static void give_queues(struct group *group)
+{
+    for (uint32_t i = 0; i < EPD_MAX_DEVICES; i++) {
+        const uint32_t n = group->queues[i];
+        group->queues[i] = 0;
+        if (n)
+            quota_give_shared_queues(group->account, i, n);
+    }
+}
+
 static void on_timer_closed(uv_handle_t *handle)
 {
     struct group *group = handle->data;
@@ -35,6 +45,7 @@ static void on_timer_closed(uv_handle_t *handle)
     if (group->team)
         team_destroy(group->team);
     group_span_destroy(group);
+    give_queues(group);
     list_remove(&group->in_worker);
     registry_remove(&group->worker->registry, REGISTRY_GROUP, group->id);
     load_fini(&group->load);

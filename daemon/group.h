@@ -66,6 +66,8 @@ struct group {
     struct team *team;                          /* owned; NULL while joining */
     struct group_span *span;                    /* owned; NULL if all ranks are of this node */
     struct member *members[EPD_MAX_WORLD_SIZE]; /* by rank; NULL: not joined, gone, or of another node */
+    struct account *account; /* borrowed: what `queues` count against; NULL while nobody has joined */
+    uint32_t queues[EPD_MAX_DEVICES]; /* that it takes of each device; its uid's until it is gone */
 
     struct list joint_plans;
     uint32_t n_joint_plans;

@@ -7,28 +7,80 @@
 #include "daemon/buffer.h"
 #include "daemon/clock.h"
 #include "daemon/gather.h"
+#include "daemon/group_span.h"
 #include "daemon/rank_plan.h"
 #include "daemon/session.h"
+#include "ep/transport.h"
+
+/* Ranks of a group on one device share its queue; rails between nodes are each rank's own. */
+static uint32_t rail_queues(const struct group *group)
+{
+    const int streams = node_backend(group->worker->node) == EPD_BACKEND_CUDA;
+    return group->span && streams ? TRANSPORT_RAIL_STREAMS : 0;
+}
+
+static enum epd_status take_quotas(struct member *member, struct epd_error *error)
+{
+    struct group *group = member->group;
+    struct worker *worker = group->worker;
+    struct quota *quota = &member->session->quota;
+    const uint32_t n_rail = rail_queues(group), device_idx = member->device_idx;
+    const uint32_t n_shared = n_rail + (group->queues[device_idx] ? 0 : 1);
+    member->n_queues = n_rail + 1;
+    enum epd_status status = quota_take(&worker->accounts, &worker->config, quota, QUOTA_GROUPS, 1, error);
+    if (status != EPD_OK)
+        return status;
+    status = quota_take_queues(&worker->accounts, &worker->config, quota, device_idx, member->n_queues,
+                               n_shared, error);
+    if (status != EPD_OK) {
+        quota_give(quota, QUOTA_GROUPS, 1);
+        return status;
+    }
+    group->account = quota->account;
+    group->queues[device_idx] += n_shared;
+    return EPD_OK;
+}
+
+static int shares_device(const struct member *member)
+{
+    const struct group *group = member->group;
+    for (uint32_t rank = 0; rank < group->world_size; rank++)
+        if (group->members[rank] && group->members[rank] != member &&
+            group->members[rank]->device_idx == member->device_idx)
+            return 1;
+    return 0;
+}
+
+/* What is on the devices goes with the group; a group that has not opened has nothing there. */
+static void give_quotas(struct member *member)
+{
+    struct group *group = member->group;
+    const uint32_t n_shared = rail_queues(group) + (shares_device(member) ? 0 : 1);
+    quota_give(&member->session->quota, QUOTA_GROUPS, 1);
+    quota_give_queues(&member->session->quota, member->device_idx, member->n_queues);
+    if (group->team || (group->span && group->span->rails))
+        return;
+    group->queues[member->device_idx] -= n_shared;
+    quota_give_shared_queues(group->account, member->device_idx, n_shared);
+}
 
 enum epd_status member_create(struct group *group, struct session *session, uint32_t rank,
                               uint32_t device_idx, uint64_t request_id, struct member **result,
                               struct epd_error *error)
 {
-    struct worker *worker = group->worker;
     struct member *member = calloc(1, sizeof(*member));
     if (!member)
         return error_set(error, EPD_NO_MEMORY, "group: no memory for rank %u", rank);
-    enum epd_status status =
-        quota_take(&worker->accounts, &worker->config, &session->quota, QUOTA_GROUPS, 1, error);
-    if (status != EPD_OK) {
-        free(member);
-        return status;
-    }
     *member = (struct member){.group = group,
                               .session = session,
                               .rank = rank,
                               .device_idx = device_idx,
                               .join_request_id = request_id};
+    enum epd_status status = take_quotas(member, error);
+    if (status != EPD_OK) {
+        free(member);
+        return status;
+    }
     list_init(&member->plans);
     list_append(&session->members, &member->in_session);
     group_hold(group);
@@ -47,7 +99,7 @@ void member_destroy(struct member *member)
     group->members[member->rank] = NULL;
     group->n_members--;
     list_remove(&member->in_session);
-    quota_give(&member->session->quota, QUOTA_GROUPS, 1);
+    give_quotas(member);
     launch_queue_fini(&member->queue);
     free(member);
     group_release(group);

@@ -12,6 +12,7 @@ struct member {
     struct list in_session;
     struct list plans; /* struct rank_plan */
     uint32_t rank, device_idx;
+    uint32_t n_queues;        /* of the device, counted against the session */
     uint64_t join_request_id; /* of the join that is not answered yet */
 
     struct launch_queue queue;

@@ -73,7 +73,7 @@ static struct account *find_account(struct accounts *accounts, uint32_t uid)
 
 static void drop_if_empty(struct account *account)
 {
-    if (account->used[QUOTA_SESSIONS])
+    if (account->used[QUOTA_SESSIONS] || account->used[QUOTA_QUEUES])
         return;
     list_remove(&account->in_accounts);
     free(account);
@@ -152,6 +152,60 @@ void quota_give(struct quota *quota, enum quota_kind kind, uint64_t amount)
     assert(quota->used[kind] >= amount && quota->account->used[kind] >= amount);
     quota->used[kind] -= amount;
     quota->account->used[kind] -= amount;
+}
+
+/* ---- queues ---- */
+
+enum epd_status quota_take_queues(struct accounts *accounts, const struct config *config, struct quota *quota,
+                                  uint32_t device_idx, uint32_t n_own, uint32_t n_shared,
+                                  struct epd_error *error)
+{
+    struct account *account = quota->account;
+    assert(device_idx < EPD_MAX_DEVICES && n_shared <= n_own);
+    const uint32_t own = quota->queues[device_idx], shared = account->queues[device_idx];
+    if (!fits(own, n_own, config->queues_per_session)) {
+        accounts->n_hits[QUOTA_QUEUES]++;
+        return error_set(
+            error, EPD_QUOTA,
+            "queues of device %u: groups of this session hold %u, %u more wanted, at most %" PRIu64
+            " (queues_per_session)",
+            device_idx, own, n_own, config->queues_per_session);
+    }
+    if (!fits(shared, n_shared, config->queues_per_uid)) {
+        accounts->n_hits[QUOTA_QUEUES]++;
+        return error_set(error, EPD_QUOTA,
+                         "queues of device %u: groups of uid %u hold %u, %u more wanted, at most %" PRIu64
+                         " (queues_per_uid)",
+                         device_idx, account->uid, shared, n_shared, config->queues_per_uid);
+    }
+    quota->queues[device_idx] += n_own;
+    quota->used[QUOTA_QUEUES] += n_own;
+    account->queues[device_idx] += n_shared;
+    account->used[QUOTA_QUEUES] += n_shared;
+    return EPD_OK;
+}
+
+void quota_give_queues(struct quota *quota, uint32_t device_idx, uint32_t n_own)
+{
+    assert(device_idx < EPD_MAX_DEVICES && quota->queues[device_idx] >= n_own);
+    quota->queues[device_idx] -= n_own;
+    quota->used[QUOTA_QUEUES] -= n_own;
+}
+
+void quota_give_shared_queues(struct account *account, uint32_t device_idx, uint32_t n_shared)
+{
+    assert(device_idx < EPD_MAX_DEVICES && account->queues[device_idx] >= n_shared);
+    account->queues[device_idx] -= n_shared;
+    account->used[QUOTA_QUEUES] -= n_shared;
+    drop_if_empty(account);
+}
+
+uint64_t quota_device_queues(const struct accounts *accounts, uint32_t device_idx)
+{
+    uint64_t n = 0;
+    list_each(node, after, &accounts->list) n +=
+        list_owner(node, const struct account, in_accounts)->queues[device_idx];
+    return n;
 }
 
 uint64_t quota_left(const struct config *config, const struct quota *quota, enum quota_kind kind)

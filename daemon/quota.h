@@ -5,6 +5,7 @@
 
 #include "daemon/config.h"
 #include "daemon/list.h"
+#include "proto/limits.h"
 #include "proto/status.h"
 
 #define QUOTA_TABLE(X)                                                                                       \
@@ -14,7 +15,8 @@
     X(QUOTA_PLANS, "plans")                                                                                  \
     X(QUOTA_HEAP_BYTES, "heap_bytes")                                                                        \
     X(QUOTA_IMPORTED_BYTES, "imported_bytes")                                                                \
-    X(QUOTA_SAVED_BYTES, "saved_bytes")
+    X(QUOTA_SAVED_BYTES, "saved_bytes")                                                                      \
+    X(QUOTA_QUEUES, "queues")
 
 /* Control sessions open at once. */
 #define QUOTA_MAX_CONTROL 64
@@ -26,16 +28,18 @@ enum quota_kind {
         QUOTA_KIND_COUNT
 };
 
-/* All that one uid holds; lives as long as the uid has a session. */
+/* All that one uid holds; lives as long as the uid has a session or a group. */
 struct account {
     struct list in_accounts;
     uint32_t uid;
     uint64_t used[QUOTA_KIND_COUNT];
+    uint32_t queues[EPD_MAX_DEVICES]; /* QUOTA_QUEUES, by device */
 };
 
 struct quota {
-    struct account *account; /* borrowed: freed by the last quota_close of its uid; NULL: a control session */
+    struct account *account; /* borrowed: freed with the last that its uid holds; NULL: a control session */
     uint64_t used[QUOTA_KIND_COUNT];
+    uint32_t queues[EPD_MAX_DEVICES];
 };
 
 struct accounts {
@@ -57,6 +61,17 @@ EPD_MUST_CHECK enum epd_status quota_take(struct accounts *accounts, const struc
                                           struct quota *quota, enum quota_kind kind, uint64_t amount,
                                           struct epd_error *error);
 void quota_give(struct quota *quota, enum quota_kind kind, uint64_t amount);
+/* Queues of a device (ep/node.h), of which a GPU has few; limited device by device. A session takes n_own for its rank of a
+ * group; n_shared of them are new to the uid: what ranks of one group share counts once there, and until the group is gone.
+ * The error names the device, who holds how many, and the key of the limit. */
+EPD_MUST_CHECK enum epd_status quota_take_queues(struct accounts *accounts, const struct config *config,
+                                                 struct quota *quota, uint32_t device_idx, uint32_t n_own,
+                                                 uint32_t n_shared, struct epd_error *error);
+void quota_give_queues(struct quota *quota, uint32_t device_idx, uint32_t n_own);
+/* The uid's; the account is gone afterwards if that was the last it held. */
+void quota_give_shared_queues(struct account *account, uint32_t device_idx, uint32_t n_shared);
+/* Of all uids on the device. */
+uint64_t quota_device_queues(const struct accounts *accounts, uint32_t device_idx);
 /* What the session may still take; UINT64_MAX without a limit. */
 uint64_t quota_left(const struct config *config, const struct quota *quota, enum quota_kind kind);
 const char *quota_name(enum quota_kind kind);

@@ -26,8 +26,12 @@
 #define TRANSPORT_MAX_ADDRESS_BYTES EPD_MAX_RAIL_ADDRESS_BYTES
 /* A waiting rail looks at its abort word at least this often. */
 #define TRANSPORT_LOOK_MS 10
+/* A quiet moment in which rails end lasts at most about so long. */
+#define TRANSPORT_END_MS 3000
 /* A swap in a stream keeps at most so many blocks on the device while it waits for other nodes. */
 #define TRANSPORT_RAIL_BLOCKS 8
+/* Channels of its device that a rail takes on CUDA: its own stream, and those that NCCL makes for its communicator. */
+#define TRANSPORT_RAIL_STREAMS 3
 
 struct transport_rail;
 struct backend_device;
@@ -94,8 +98,11 @@ struct transport {
     void (*rail_abort)(struct transport_rail *rail, const struct epd_error *why);
     /* Waits for nothing. */
     void (*rail_close)(struct transport_rail *rail);
-    /* NULL where rail_close is all. Behind it, on the lane, in a quiet moment of the node (quiet.h): the rest. */
-    void (*rail_end)(struct transport_rail *rail);
+    /* NULL where rail_close is all. Behind it, on the lane: 1 if all that had to leave streams has left; waits for nothing. */
+    int (*rail_closed)(struct transport_rail *rail);
+    /* NULL likewise. The rest, of rails of one lane that all are closed so, in a quiet moment of the node (quiet.h). All of
+     * them together take TRANSPORT_END_MS at most, and what has not ended then is left to end by itself. */
+    void (*rails_end)(struct transport_rail *const *rails, uint32_t n_rails);
 };
 
 /* The transport between nodes of a backend; NULL, and the reason, if this build has none. */

@@ -4,7 +4,6 @@
  *
  * The lane waits only until a swap is in its stream, and asks how far it is, so that it can be told to leave. */
 #include <assert.h>
-#include <cuda_runtime_api.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -12,8 +11,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "ep/backend_cuda.h"
 #include "ep/clock.h"
+#include "ep/cuda_rail.h"
 #include "ep/nccl_comm.h"
 #include "ep/nccl_library.h"
 #include "ep/transport.h"
@@ -26,9 +25,6 @@ extern const struct transport transport_nccl;
 /* Bytes of a first message: it makes NCCL open its connections and load its kernels, before anything waits. */
 #define NCCL_FIRST_BYTES 256
 
-/* A rail's own, and those that NCCL makes for its communicator. */
-#define NCCL_STREAMS 3
-
 enum nccl_stage {
     NCCL_OPENED,   /* nothing has begun */
     NCCL_MEETING,  /* the nodes find each other */
@@ -39,17 +35,15 @@ enum nccl_stage {
 
 struct transport_rail {
     const struct nccl_library *nccl;
-    int ordinal; /* CUDA's number of the device */
+    struct cuda_rail *cuda; /* owned */
     struct nccl_id id;
     int owns_id; /* made here, and nobody has come for it: its thread listens */
     uint32_t n_nodes, node;
     uint32_t names[EPD_MAX_NODES]; /* what errors call the nodes */
     uint64_t limit_ns, begun_ns;
     enum nccl_stage stage;
-    cudaStream_t stream; /* of the first swap; owned */
-    char *first;         /* [2 * n_nodes * NCCL_FIRST_BYTES], owned */
+    char *first; /* [2 * n_nodes * NCCL_FIRST_BYTES] of the first swap */
     struct ncclComm *comm;
-    struct backend_device *device; /* borrowed; may be NULL */
     pthread_t releaser;
 
     pthread_mutex_t lock; /* of what follows */
@@ -57,6 +51,7 @@ struct transport_rail {
     int busy;             /* the lane is inside */
     int released;         /* the releaser has its turn, or had it */
     int closed;           /* the releaser ends without one */
+    int left;             /* the releaser has ended: nothing of the rail is in any stream */
     struct epd_error why; /* OK while the rail works */
 };
 
@@ -81,17 +76,14 @@ static enum epd_status nccl_load(const struct transport_options *options, struct
  * one stays: its end would be no better a moment. */
 static enum epd_status nccl_device_begin(struct epd_error *error)
 {
-    cudaStream_t stream = NULL;
-    void *bytes = NULL;
-    if (cuda_runtime_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "rail: stream",
-                           error) == EPD_OK &&
-        cuda_runtime_check(cudaMallocAsync(&bytes, 2 * NCCL_FIRST_BYTES, stream), "rail: memory", error) ==
-            EPD_OK)
-        (void)!nccl_comm_begin_device(bytes, NCCL_FIRST_BYTES, stream, error);
-    if (bytes)
-        (void)cudaFreeAsync(bytes, stream);
-    if (stream)
-        (void)cudaStreamDestroy(stream);
+    struct cuda_rail *cuda;
+    char *bytes;
+    error->status = EPD_OK;
+    if (cuda_rail_open(NULL, 0, &cuda, error))
+        return error->status;
+    if (cuda_rail_memory(cuda, 2 * NCCL_FIRST_BYTES, &bytes, error) == EPD_OK)
+        (void)!nccl_comm_begin_device(cuda, bytes, NCCL_FIRST_BYTES, error);
+    cuda_rail_close(cuda);
     return error->status;
 }
 
@@ -107,7 +99,7 @@ static void nap(void)
 static void *release(void *arg)
 {
     struct transport_rail *rail = arg;
-    (void)cudaSetDevice(rail->ordinal);
+    cuda_rail_use(rail->cuda);
     (void)pthread_mutex_lock(&rail->lock);
     while (!rail->released && !rail->closed)
         (void)pthread_cond_wait(&rail->changed, &rail->lock);
@@ -115,30 +107,43 @@ static void *release(void *arg)
     (void)pthread_mutex_unlock(&rail->lock);
     if (released && rail->stage > NCCL_MEETING && !nccl_comm_leave_streams(rail->comm))
         rail->comm = NULL;
+    cuda_rail_settled(rail->cuda);
+    (void)pthread_mutex_lock(&rail->lock);
+    rail->left = 1;
+    (void)pthread_mutex_unlock(&rail->lock);
     return NULL;
 }
 
 static void rail_free(struct transport_rail *rail)
 {
-    if (rail->device && rail->stream)
-        cuda_streams_give_back(rail->device, NCCL_STREAMS);
-    if (rail->first)
-        (void)cudaFreeAsync(rail->first, rail->stream);
-    if (rail->stream)
-        (void)cudaStreamDestroy(rail->stream);
+    if (rail->cuda)
+        cuda_rail_close(rail->cuda);
     (void)pthread_cond_destroy(&rail->changed);
     (void)pthread_mutex_destroy(&rail->lock);
     free(rail);
 }
 
-static void nccl_rail_end(struct transport_rail *rail)
+static int nccl_rail_closed(struct transport_rail *rail)
 {
-    (void)pthread_join(rail->releaser, NULL);
-    if (rail->comm)
-        nccl_comm_end(rail->comm, rail->why.status != EPD_OK);
-    if (rail->owns_id)
-        nccl_comm_return_id(&rail->id);
-    rail_free(rail);
+    (void)pthread_mutex_lock(&rail->lock);
+    const int left = rail->left;
+    (void)pthread_mutex_unlock(&rail->lock);
+    return left;
+}
+
+static void nccl_rails_end(struct transport_rail *const *rails, uint32_t n_rails)
+{
+    struct nccl_end ends[EPD_MAX_WORLD_SIZE];
+    assert(n_rails <= EPD_MAX_WORLD_SIZE);
+    for (uint32_t i = 0; i < n_rails; i++) {
+        struct transport_rail *rail = rails[i];
+        (void)pthread_join(rail->releaser, NULL); /* it has left */
+        ends[i] = (struct nccl_end){
+            .comm = rail->comm, .failed = rail->why.status != EPD_OK, .id = rail->owns_id ? &rail->id : NULL};
+    }
+    nccl_comm_end_all(ends, n_rails);
+    for (uint32_t i = 0; i < n_rails; i++)
+        rail_free(rails[i]);
 }
 
 static void nccl_rail_close(struct transport_rail *rail)
@@ -217,27 +222,16 @@ static enum epd_status nccl_rail_open(struct backend_device *device, uint32_t no
     assert(rail->nccl);
     (void)pthread_mutex_init(&rail->lock, NULL);
     (void)pthread_cond_init(&rail->changed, NULL);
-    rail->device = device;
     rail->node = node;
-    if (device && cuda_streams_take(device, NCCL_STREAMS, error))
+    if (cuda_rail_open(device, TRANSPORT_RAIL_STREAMS, &rail->cuda, error))
         goto free_rail;
-    if (cuda_runtime_check(cudaGetDevice(&rail->ordinal), "rail: device", error) ||
-        cuda_runtime_check(cudaStreamCreateWithFlags(&rail->stream, cudaStreamNonBlocking), "rail: stream",
-                           error)) {
-        if (device)
-            cuda_streams_give_back(device, NCCL_STREAMS);
+    if (node == 0 && nccl_check(rail, rail->nccl->ncclGetUniqueId(&rail->id), "id", error))
         goto free_rail;
-    }
+    rail->owns_id = node == 0;
     if (pthread_create(&rail->releaser, NULL, release, rail) != 0) {
         (void)error_set(error, EPD_SYSTEM, "rail: no thread for aborts");
-        goto free_rail;
+        goto return_id;
     }
-    if (node == 0 && nccl_check(rail, rail->nccl->ncclGetUniqueId(&rail->id), "id", error)) {
-        nccl_rail_close(rail);
-        nccl_rail_end(rail);
-        return error->status;
-    }
-    rail->owns_id = node == 0;
     address->bytes = node == 0 ? sizeof rail->id : 1; /* the others are not looked for */
     address->node = node;
     memset(address->data, 0, address->bytes);
@@ -245,6 +239,9 @@ static enum epd_status nccl_rail_open(struct backend_device *device, uint32_t no
     *result = rail;
     return EPD_OK;
 
+return_id:
+    if (rail->owns_id)
+        nccl_comm_end_all(&(struct nccl_end){.id = &rail->id}, 1);
 free_rail:
     rail_free(rail);
     return error->status;
@@ -269,10 +266,8 @@ static enum epd_status nccl_rail_connect(struct transport_rail *rail, uint32_t n
         return leave(rail, error);
     }
     memcpy(&rail->id, addresses[0].data, sizeof rail->id);
-    if (cuda_runtime_check(cudaMallocAsync((void **)&rail->first, bytes, rail->stream), "rail: memory",
-                           error) == EPD_OK &&
-        cuda_runtime_check(cudaMemsetAsync(rail->first, 0, bytes, rail->stream), "rail: memory", error) ==
-            EPD_OK)
+    cuda_rail_connecting(rail->cuda);
+    if (cuda_rail_memory(rail->cuda, bytes, &rail->first, error) == EPD_OK)
         (void)nccl_check(rail, nccl_comm_begin(&rail->comm, n_nodes, node, &rail->id), "communicator", error);
     rail->stage = NCCL_MEETING;
     return leave(rail, error);
@@ -310,7 +305,7 @@ static enum epd_status begin_first(struct transport_rail *rail, struct epd_error
                                               .receive = rail->first +
                                                          (size_t)(rail->n_nodes + node) * NCCL_FIRST_BYTES,
                                               .receive_bytes = NCCL_FIRST_BYTES};
-    return nccl_check(rail, begin_swap(rail, moves, rail->stream), "first swap", error);
+    return nccl_check(rail, begin_swap(rail, moves, cuda_rail_stream(rail->cuda)), "first swap", error);
 }
 
 /* NCCL_IN_PROGRESS, or the rail's error, is what the last call has come to so far. */
@@ -332,12 +327,8 @@ static enum epd_status advance(struct transport_rail *rail, struct epd_error *er
             rail->stage = NCCL_STARTING;
     } else if (rail->stage == NCCL_STARTING) {
         rail->stage = NCCL_RUNNING;
-    } else {
-        const cudaError_t done = cudaStreamQuery(rail->stream);
-        if (done == cudaSuccess)
-            rail->stage = NCCL_CONNECTED;
-        else if (done != cudaErrorNotReady)
-            return cuda_runtime_check(done, "rail: first swap", error);
+    } else if (cuda_rail_passed(rail->cuda, error) && error->status == EPD_OK) {
+        rail->stage = NCCL_CONNECTED;
     }
     return error->status;
 }
@@ -351,8 +342,10 @@ static int nccl_rail_connected(struct transport_rail *rail, struct epd_error *er
         clock_now_ns() - rail->begun_ns > rail->limit_ns)
         (void)error_set(error, EPD_TIMEOUT, "the nodes did not connect in %llu ms",
                         (unsigned long long)(rail->limit_ns / 1000000));
-    if (rail->stage == NCCL_CONNECTED)
+    if (rail->stage == NCCL_CONNECTED) {
         rail->owns_id = 0; /* all have come for it */
+        cuda_rail_settled(rail->cuda);
+    }
     return leave(rail, error) || rail->stage == NCCL_CONNECTED;
 }
 
@@ -433,5 +426,6 @@ const struct transport transport_nccl = {
     .rail_check = nccl_rail_check,
     .rail_abort = nccl_rail_abort,
     .rail_close = nccl_rail_close,
-    .rail_end = nccl_rail_end,
+    .rail_closed = nccl_rail_closed,
+    .rails_end = nccl_rails_end,
 };

@@ -48,6 +48,23 @@ static void print_line(FILE *out, const json_t *object, const char *label, const
     fprintf(out, "  %-22s %s\n", label, field_print(object, key, text, sizeof(text)));
 }
 
+/* How many of each device are taken, and what a session and a uid may take. */
+static void print_queues(const json_t *status, FILE *out)
+{
+    const json_t *queues = field_object(status, "queues");
+    char session[32], uid[32];
+    size_t idx;
+    json_t *n;
+    if (!queues)
+        return;
+    fprintf(out, "  %-22s", "queues by device");
+    json_array_foreach (field_array(queues, "devices"), idx, n)
+        fprintf(out, " %lld", (long long)json_integer_value(n));
+    fprintf(out, " (at most %s of a session, %s of a uid; 0: no limit)\n",
+            field_print(queues, "per_session", session, sizeof(session)),
+            field_print(queues, "per_uid", uid, sizeof(uid)));
+}
+
 static void print_limits(const json_t *status, FILE *out)
 {
     const char *name;
@@ -97,6 +114,7 @@ void status_view(const json_t *status, int verbose, FILE *out)
     print_line(out, status, "MPS", "mps");
     print_line(out, status, "buffers", "buffers");
     print_line(out, status, "launches in flight", "launches_in_flight");
+    print_queues(status, out);
     print_limits(status, out);
     if (verbose)
         print_config(status, out);
