@@ -135,7 +135,7 @@ struct backend {
     /* EPD_CUDA if nothing works there any more, though nobody may have asked for anything. Waits for nothing; ends what
      * could be given back meanwhile. */
     enum epd_status (*device_check)(struct backend_device *device, struct epd_error *error);
-    /* 1 if nothing is left in any of its queues. */
+    /* 1 if nothing is left in any of its queues, and nothing that was put there for others waits for another node. */
     int (*device_idle)(struct backend_device *device);
 
     /* Zeroed. exported: with an fd that a client can map. */

@@ -23,6 +23,7 @@ struct backend_device {
     const struct gemm_engine *engine;  /* the one that was asked for; NULL: the best */
     struct backend_queue *first_queue; /* all that were ever made; owned */
     uint32_t n_library_streams;        /* cuda_streams_take */
+    _Atomic uint32_t n_connecting;     /* rails whose own streams may wait for other nodes (cuda_rail.h) */
     struct cuda_deferred *deferred;    /* owned: what goes when the queues have passed it */
     struct cuda_flag_page *flag_pages; /* owned: those with flags in use */
 };
@@ -35,7 +36,8 @@ void cuda_queue_destroy(struct backend_queue *queue);
 EPD_MUST_CHECK enum epd_status cuda_streams_take(struct backend_device *device, uint32_t n,
                                                  struct epd_error *error);
 void cuda_streams_give_back(struct backend_device *device, uint32_t n);
-/* 1 if nothing is left in any of them. */
+/* 1 if nothing is left in any of them, nor in the stream of a rail that connects: what makes CUDA wait for the whole device
+ * would wait for a node that may be gone. */
 int cuda_queues_idle(struct backend_device *device);
 /* All of a device that closes. */
 void cuda_queues_free(struct backend_device *device);

@@ -99,9 +99,9 @@ static enum epd_status check_channels(const struct backend_device *device, uint3
     if (n_queues + device->n_library_streams + n > MAX_QUEUES)
         return error_set(
             error, EPD_QUOTA,
-            "device %u: %u groups have their queues on it, and libraries %u streams, which is all "
-            "it has",
-            device->device_idx, n_queues, device->n_library_streams);
+            "device %u: %u groups have their queues on it, and libraries %u streams, of %u: groups that span "
+            "nodes hold theirs until nothing runs on any device of the node",
+            device->device_idx, n_queues, device->n_library_streams, MAX_QUEUES);
     return EPD_OK;
 }
 
@@ -345,6 +345,8 @@ static int queue_passed(const struct backend_queue *queue, uint64_t ticket)
 
 int cuda_queues_idle(struct backend_device *device)
 {
+    if (atomic_load(&device->n_connecting))
+        return 0;
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         if (!queue_passed(queue, queue->n_tickets))
             return 0;

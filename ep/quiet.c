@@ -11,14 +11,13 @@
 #define QUIET_PERIOD_NS 20000000ull
 #define QUIET_WINDOW_NS 300000ull
 
-struct quiet;
-
 struct quiet_lane {
     struct lane_job job;
     struct quiet *quiet;
 };
 
 struct quiet {
+    struct node *node; /* borrowed */
     void (*run)(void *arg, struct lane *lane);
     void (*done)(void *arg);
     void *arg;
@@ -79,21 +78,33 @@ static void complete_lane(struct lane_job *job)
     free(quiet);
 }
 
-enum epd_status quiet_post(struct node *node, void (*run)(void *arg, struct lane *lane),
-                           void (*done)(void *arg), void *arg, struct epd_error *error)
+enum epd_status quiet_create(struct node *node, void (*run)(void *arg, struct lane *lane),
+                             void (*done)(void *arg), void *arg, struct quiet **quiet,
+                             struct epd_error *error)
 {
-    struct quiet *quiet = calloc(1, sizeof *quiet + node->n_devices * sizeof quiet->lanes[0]);
-    if (!quiet)
+    struct quiet *created = calloc(1, sizeof *created + node->n_devices * sizeof created->lanes[0]);
+    if (!created)
         return error_set(error, EPD_NO_MEMORY, "quiet: %u lanes", node->n_devices);
-    quiet->run = run;
-    quiet->done = done;
-    quiet->arg = arg;
-    quiet->n_lanes = quiet->n_left = node->n_devices;
-    for (uint32_t i = 0; i < node->n_devices; i++) {
+    created->node = node;
+    created->run = run;
+    created->done = done;
+    created->arg = arg;
+    created->n_lanes = created->n_left = node->n_devices;
+    *quiet = created;
+    return EPD_OK;
+}
+
+void quiet_post(struct quiet *quiet)
+{
+    for (uint32_t i = 0; i < quiet->n_lanes; i++) {
         quiet->lanes[i].quiet = quiet;
         quiet->lanes[i].job =
             (struct lane_job){.run = begin_lane, .poll = poll_lane, .complete = complete_lane};
-        lane_post(node->lanes[i], &quiet->lanes[i].job);
+        lane_post(quiet->node->lanes[i], &quiet->lanes[i].job);
     }
-    return EPD_OK;
+}
+
+void quiet_destroy(struct quiet *quiet)
+{
+    free(quiet);
 }

@@ -6,8 +6,17 @@
 
 #include "ep/node_impl.h"
 
-/* run: on every lane of the node at once, in that moment; it lasts until all have ended. done: then, on the loop thread. */
-EPD_MUST_CHECK enum epd_status quiet_post(struct node *node, void (*run)(void *arg, struct lane *lane),
-                                          void (*done)(void *arg), void *arg, struct epd_error *error);
+struct quiet;
+
+/* Made before it is needed, so that it comes whatever memory there is then. run: on every lane of the node at once, in that
+ * moment, which lasts until all have ended; it is bounded by the caller, for every lane stands still. done: then, on the
+ * loop thread. */
+EPD_MUST_CHECK enum epd_status quiet_create(struct node *node, void (*run)(void *arg, struct lane *lane),
+                                            void (*done)(void *arg), void *arg, struct quiet **quiet,
+                                            struct epd_error *error);
+/* Once; frees it behind done. */
+void quiet_post(struct quiet *quiet);
+/* Of one that was not posted. */
+void quiet_destroy(struct quiet *quiet);
 
 #endif

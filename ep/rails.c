@@ -13,6 +13,7 @@ struct rail {
     struct rails *rails;
     struct lane *lane;
     struct transport_rail *rail; /* NULL until opened; lane thread, but abort */
+    uint64_t closed_ns;          /* when it was told to close */
     struct transport_address address;
     struct epd_error error; /* of the job */
     struct lane_job job;
@@ -26,6 +27,7 @@ struct rails {
     uint32_t n_ranks, n_nodes, node;
     uint64_t limit_ns;
     struct transport_address *addresses; /* [n_nodes * n_ranks], owned; NULL before connect */
+    struct quiet *quiet; /* in which they end, made with them; NULL where the transport needs none */
     uint32_t n_jobs_left;
     int opened; /* the rails are there: abort may touch them */
     int closed;
@@ -61,20 +63,21 @@ static void rails_free(void *arg)
 static void end_of_lane(void *arg, struct lane *lane)
 {
     struct rails *rails = arg;
-    for (uint32_t i = 0; i < rails->n_ranks; i++) {
-        struct rail *rail = &rails->ranks[i];
-        if (rail->lane == lane && rail->rail)
-            rails->transport->rail_end(rail->rail);
-    }
+    struct transport_rail *of_lane[EPD_MAX_WORLD_SIZE];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < rails->n_ranks; i++)
+        if (rails->ranks[i].lane == lane && rails->ranks[i].rail)
+            of_lane[n++] = rails->ranks[i].rail;
+    if (n)
+        rails->transport->rails_end(of_lane, n);
 }
 
 static void end_all(struct rails *rails)
 {
-    struct epd_error error = {.status = EPD_OK};
-    if (!rails->transport->rail_end)
+    if (rails->quiet)
+        quiet_post(rails->quiet);
+    else
         rails_free(rails);
-    else if (quiet_post(rails->node_of_lanes, end_of_lane, rails_free, rails, &error))
-        return; /* no memory: they stay as they are, closed */
 }
 
 static void complete_job(struct lane_job *job)
@@ -139,10 +142,29 @@ static void run_close(struct lane_job *job, struct lane *lane)
 {
     struct rail *rail = rail_of_job(job);
     (void)lane;
+    rail->closed_ns = clock_now_ns();
     if (rail->rail)
         rail->rails->transport->rail_close(rail->rail);
-    if (!rail->rails->transport->rail_end)
+    if (!rail->rails->transport->rails_end)
         rail->rail = NULL;
+}
+
+/* What waits for streams does so here, where other jobs go on, and not in the quiet moment. A swap that does not leave is a
+ * kernel that does not end: no moment would be quiet, and only a new process helps. */
+static int poll_close(struct lane_job *job, struct lane *lane)
+{
+    struct rail *rail = rail_of_job(job);
+    const uint64_t limit_ns = rail->rails->node_of_lanes->step_lost_ns;
+    struct epd_error lost;
+    if (!rail->rail || rail->rails->transport->rail_closed(rail->rail))
+        return 1;
+    if (clock_now_ns() - rail->closed_ns < limit_ns)
+        return 0;
+    (void)error_set(&lost, EPD_CUDA, "rail: a swap has not left its stream in %.3g s: its device is given up",
+                    (double)limit_ns / 1e9);
+    lane_lose_device(lane, &lost);
+    rail->rail = NULL; /* the process takes it along */
+    return 1;
 }
 
 /* ---- the node's beginning ---- */
@@ -220,6 +242,11 @@ enum epd_status rails_open(struct node *node, uint32_t node_idx, uint32_t n_rank
     if (!rails)
         return error_set(error, EPD_NO_MEMORY, "rails: %u ranks", n_ranks);
     rails->transport = transport_find(node->backend->kind, error);
+    if (rails->transport->rails_end &&
+        quiet_create(node, end_of_lane, rails_free, rails, &rails->quiet, error)) {
+        free(rails);
+        return error->status;
+    }
     rails->n_ranks = n_ranks;
     rails->node = node_idx;
     rails->node_of_lanes = node;
@@ -291,7 +318,7 @@ void rails_close(struct rails *rails)
     rails->callback = ignore;
     if (rails->n_jobs_left == 0) {
         rails->closed = 1;
-        post_all(rails, run_close, NULL);
+        post_all(rails, run_close, rails->transport->rail_closed ? poll_close : NULL);
         return;
     }
     assert(!"rails that are being opened or connected are closed by their callback");

@@ -225,13 +225,13 @@ static enum epd_status nccl_rail_open(struct backend_device *device, uint32_t no
     rail->node = node;
     if (cuda_rail_open(device, TRANSPORT_RAIL_STREAMS, &rail->cuda, error))
         goto free_rail;
-    if (node == 0 && nccl_check(rail, rail->nccl->ncclGetUniqueId(&rail->id), "id", error))
-        goto free_rail;
-    rail->owns_id = node == 0;
     if (pthread_create(&rail->releaser, NULL, release, rail) != 0) {
         (void)error_set(error, EPD_SYSTEM, "rail: no thread for aborts");
-        goto return_id;
+        goto free_rail;
     }
+    if (node == 0 && nccl_check(rail, rail->nccl->ncclGetUniqueId(&rail->id), "id", error))
+        goto end_releaser;
+    rail->owns_id = node == 0;
     address->bytes = node == 0 ? sizeof rail->id : 1; /* the others are not looked for */
     address->node = node;
     memset(address->data, 0, address->bytes);
@@ -239,9 +239,9 @@ static enum epd_status nccl_rail_open(struct backend_device *device, uint32_t no
     *result = rail;
     return EPD_OK;
 
-return_id:
-    if (rail->owns_id)
-        nccl_comm_end_all(&(struct nccl_end){.id = &rail->id}, 1);
+end_releaser:
+    nccl_rail_close(rail);
+    (void)pthread_join(rail->releaser, NULL);
 free_rail:
     rail_free(rail);
     return error->status;

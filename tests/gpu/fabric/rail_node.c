@@ -22,6 +22,8 @@
 #define FREE_MS 1000
 /* A killed node must have been noticed. */
 #define NOTICED_MS 5000
+/* All that a rail has in streams must have left so soon after it was told to close. */
+#define LEAVE_MS 5000
 /* No call of a lane may take longer, whatever waits on the device. */
 #define STALL_MS 100
 
@@ -99,10 +101,17 @@ static void seat_close(struct seat *seat)
     uint64_t begun_ns = clock_now_ns();
     seat->transport->rail_close(seat->rail);
     const double closed_ms = ms_since(begun_ns);
-    begun_ns = clock_now_ns();
-    seat->transport->rail_end(seat->rail);
-    say("closed in %.1f ms, ended in %.1f ms", closed_ms, ms_since(begun_ns));
     want(closed_ms < STALL_MS, "closing waits");
+    begun_ns = clock_now_ns();
+    while (!seat->transport->rail_closed(seat->rail) && ms_since(begun_ns) < LEAVE_MS)
+        sleep_ms(1);
+    const double left_ms = ms_since(begun_ns);
+    want(left_ms < LEAVE_MS, "it has not left the streams after %.0f ms", left_ms);
+    begun_ns = clock_now_ns();
+    seat->transport->rails_end(&seat->rail, 1);
+    const double ended_ms = ms_since(begun_ns);
+    say("closed in %.1f ms, left streams in %.1f ms, ended in %.1f ms", closed_ms, left_ms, ended_ms);
+    want(ended_ms < TRANSPORT_END_MS + STALL_MS, "the quiet moment would last %.0f ms", ended_ms);
 }
 
 static void meet(const struct seat *seat)

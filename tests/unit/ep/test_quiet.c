@@ -61,7 +61,9 @@ static void complete_work(struct lane_job *job)
 static void post(struct harness *harness, struct moment *moment)
 {
     struct epd_error error;
-    ck_assert_int_eq(quiet_post(harness->node, run, on_done, moment, &error), EPD_OK);
+    struct quiet *quiet;
+    ck_assert_int_eq(quiet_create(harness->node, run, on_done, moment, &quiet, &error), EPD_OK);
+    quiet_post(quiet);
 }
 
 START_TEST(all_lanes_are_in_it_at_once)
