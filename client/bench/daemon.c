@@ -99,6 +99,17 @@ enum epd_status daemon_start(struct daemon *daemon, const struct daemon_options 
     return EPD_OK;
 }
 
+int daemon_has_ended(const struct daemon *daemon)
+{
+    siginfo_t info = {0};
+    if (daemon->pid <= 0 || waitid(P_PID, (id_t)daemon->pid, &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+        info.si_pid == 0)
+        return 0;
+    fprintf(stderr, "epd-bench: the daemon ended by itself, %s %d\n",
+            info.si_code == CLD_EXITED ? "exit status" : "signal", info.si_status);
+    return 1;
+}
+
 static void end_process(pid_t pid)
 {
     const struct timespec nap = {.tv_nsec = 10 * 1000 * 1000};

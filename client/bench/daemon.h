@@ -21,6 +21,8 @@ struct daemon_options {
 
 /* Starts it; it may still be opening its sockets (epd_open waits for them). Errors have been printed. */
 enum epd_status daemon_start(struct daemon *daemon, const struct daemon_options *options);
+/* Whether it has ended by itself; how has been printed. */
+int daemon_has_ended(const struct daemon *daemon);
 /* SIGTERM, waits, SIGKILL after DAEMON_STOP_S; removes the folder. Legal on a daemon that was not started. */
 void daemon_stop(struct daemon *daemon);
 /* The last lines of its log to stderr. */

@@ -226,8 +226,10 @@ enum epd_status loss_run(const struct job *job, uint32_t n_rounds, struct loss_r
 {
     const struct epd_open_options options = {.size = sizeof(options), .socket_path = job->socket_path};
     double *samples = calloc((size_t)n_rounds * 3, sizeof(double));
-    if (!samples)
+    if (!samples) {
+        fprintf(stderr, "epd-bench: no memory for %u rounds\n", n_rounds);
         return EPD_NO_MEMORY;
+    }
     struct loss loss = {.job = job,
                         .told = samples,
                         .reclaimed = samples + n_rounds,

@@ -1,6 +1,5 @@
 /* epd-bench: measures the ops of epd through real clients, beside the same computation in one process where
  * that can be said on the host. */
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 #include "client/bench/agreement.h"
 #include "client/bench/fabric.h"
 #include "client/bench/gpu.h"
+#include "client/bench/machine.h"
 #include "client/bench/options.h"
 #include "client/bench/plan_scale.h"
 #include "client/bench/rank.h"
@@ -25,10 +25,21 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
 #define HANDOFF_ITERATIONS_CUDA 20
 #define DEFAULT_RANKS           4
 #define LINK_ITERATIONS         20
+/* How long a daemon that was started may take to listen, and how often it is looked at meanwhile: CUDA contexts. */
+#define START_MS 20000
+#define LOOK_MS  250
 /* With uniform routing no rank gets this many times the even share. */
 #define CUDA_CAPACITY_FACTOR 1.25
-/* Share of the available memory that a job may plan to use. */
-#define MEMORY_SHARE 0.8
+
+/* The one word that is not in struct bench: a handler of signals sees nothing else. An interrupted benchmark still stops its daemon:
+ * whoever waits sees it by EINTR (crew_run ends the ranks and fails), whoever computes looks here. */
+static volatile sig_atomic_t interrupted;
+
+static void interrupt(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
 
 struct bench {
     struct options options;
@@ -40,25 +51,6 @@ struct bench {
     char device_name[64];
 };
 
-/* Bytes of MemAvailable; 0 if unknown. */
-static double available_bytes(void)
-{
-    char line[128];
-    double kib = 0;
-    FILE *file = fopen("/proc/meminfo", "re");
-    while (file && kib == 0 && fgets(line, sizeof(line), file))
-        (void)sscanf(line, "MemAvailable: %lf kB", &kib);
-    if (file)
-        fclose(file);
-    return kib * 1024;
-}
-
-static uint32_t n_processors(void)
-{
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
-}
-
 /* -1: the question does not arise. */
 static int mps_is_there(enum epd_backend_kind backend)
 {
@@ -66,14 +58,27 @@ static int mps_is_there(enum epd_backend_kind backend)
     return backend == EPD_BACKEND_CUDA ? mps_find(path, sizeof(path)) : -1;
 }
 
+/* Connects; a daemon of our own that is on its way is waited for, one that has ended is not. */
+static enum epd_status find_daemon(const struct bench *bench, struct epd_client **client)
+{
+    struct epd_open_options options = {.size = sizeof(options),
+                                       .socket_path = bench->options.job.socket_path};
+    const int ours = bench->fabric.n_nodes > 0;
+    options.timeout_ms = ours ? LOOK_MS : 0;
+    for (int ms = 0;; ms += LOOK_MS) {
+        const enum epd_status status = epd_open(&options, client);
+        if (status != EPD_DISCONNECTED || !ours || interrupted || ms >= START_MS ||
+            daemon_has_ended(&bench->fabric.nodes[0]))
+            return status;
+    }
+}
+
 /* Asks the daemon what it runs on. */
 static enum epd_status meet_daemon(struct bench *bench)
 {
-    const struct epd_open_options options = {.size = sizeof(options),
-                                             .socket_path = bench->options.job.socket_path};
     struct epd_client *client = NULL;
     struct epd_client_info info = {.size = sizeof(info)};
-    enum epd_status status = epd_open(&options, &client);
+    enum epd_status status = find_daemon(bench, &client);
     if (status == EPD_OK)
         status = epd_client_info(client, &info);
     if (status != EPD_OK)
@@ -151,7 +156,7 @@ static enum epd_status start_daemon(struct bench *bench)
     if (status != EPD_OK)
         return status;
     (void)snprintf(bench->devices, sizeof(bench->devices), "%u",
-                   n_processors() < n_ranks ? n_processors() : n_ranks);
+                   machine_processors() < n_ranks ? machine_processors() : n_ranks);
     if (!options->daemon.devices && strcmp(options->daemon.backend, "host") == 0)
         options->daemon.devices = bench->devices;
     status = fabric_start(&bench->fabric, n_nodes, &options->daemon);
@@ -187,9 +192,11 @@ static uint32_t handoff_factor(const struct job *job)
     return job->backend == EPD_BACKEND_CUDA ? HANDOFF_ITERATIONS_CUDA : HANDOFF_ITERATIONS;
 }
 
-static uint32_t max_iterations(const struct job *job)
+static uint32_t max_iterations(const struct options *options)
 {
-    return (job->n_iterations + job->n_warmup) * handoff_factor(job);
+    const struct job *job = &options->job;
+    const int handoff = options->wanted[JOB_HANDOFF_BARRIER] || options->wanted[JOB_HANDOFF_GROUPED_GEMM];
+    return (job->n_iterations + job->n_warmup) * (handoff ? handoff_factor(job) : 1);
 }
 
 /* The smallest group that can hand something off: the sizes do not matter, the row is one. */
@@ -208,8 +215,8 @@ static void make_handoff(struct job *job)
 
 static enum epd_status check_memory(const struct job *job)
 {
-    const double wanted = job_host_bytes(job), available = available_bytes();
-    if (available == 0 || wanted <= MEMORY_SHARE * available)
+    const double wanted = job_host_bytes(job), available = machine_available_bytes();
+    if (available == 0 || wanted <= MACHINE_MEMORY_SHARE * available)
         return EPD_OK;
     fprintf(stderr,
             "epd-bench: %s of %s needs about %.1f GiB, %.1f GiB are available: choose smaller --tokens, "
@@ -219,12 +226,20 @@ static enum epd_status check_memory(const struct job *job)
     return EPD_NO_MEMORY;
 }
 
+/* Computes without looking up. */
+static enum epd_status run_solo(const struct bench *bench, const struct job *job, struct result *result)
+{
+    const uint32_t n_nodes = job->n_nodes > 1 ? job->n_nodes : 1;
+    const enum epd_status status = solo_run(job, bench->report.n_devices * n_nodes, result);
+    return interrupted ? EPD_EVICTED : status;
+}
+
 /* The comparison runs before and after, and its better half counts: a machine that was busy for a while must not make the
  * daemon look good. */
-static enum epd_status run_solo_again(const struct job *job, uint32_t n_threads, struct result *best)
+static enum epd_status run_solo_again(const struct bench *bench, const struct job *job, struct result *best)
 {
     struct result again;
-    enum epd_status status = solo_run(job, n_threads, &again);
+    enum epd_status status = run_solo(bench, job, &again);
     if (status == EPD_OK && again.median_ns < best->median_ns)
         *best = again;
     return status;
@@ -255,6 +270,15 @@ static enum epd_status run_job(struct bench *bench, const struct job *job, struc
     return EPD_OK;
 }
 
+/* What ends a job in this process without a word. */
+static enum epd_status said(const struct job *job, enum epd_status status)
+{
+    if (status == EPD_NO_MEMORY || status == EPD_SYSTEM)
+        fprintf(stderr, "epd-bench: %s of %s: %s\n", job_op_name(job->op), job->case_name,
+                epd_status_text(status));
+    return status;
+}
+
 static enum epd_status measure_job(struct bench *bench, const struct job *job)
 {
     struct result result, solo;
@@ -263,9 +287,9 @@ static enum epd_status measure_job(struct bench *bench, const struct job *job)
     const int with_solo = host && job->op == JOB_MOE_FORWARD && job->dtype == EPD_F32;
     enum epd_status status = host ? check_memory(job) : EPD_OK;
     if (status == EPD_OK)
-        status = traffic_count(job, &traffic);
+        status = said(job, traffic_count(job, &traffic));
     if (status == EPD_OK && with_solo)
-        status = solo_run(job, bench->report.n_devices, &solo);
+        status = said(job, run_solo(bench, job, &solo));
     if (status == EPD_OK)
         status = run_job(bench, job, &result);
     if (status == EPD_OK && !(result.median_ns > 0)) {
@@ -274,7 +298,7 @@ static enum epd_status measure_job(struct bench *bench, const struct job *job)
         status = EPD_INTERNAL;
     }
     if (status == EPD_OK && with_solo)
-        status = run_solo_again(job, bench->report.n_devices, &solo);
+        status = said(job, run_solo_again(bench, job, &solo));
     /* GPUs that ranks share are not told apart by rank. */
     if (job->n_ranks > bench->report.n_devices)
         result.memory_bytes = -1;
@@ -293,14 +317,15 @@ static void name_group(struct job *job, enum job_op op)
 static enum epd_status bench_op(struct bench *bench, const char *case_name, enum job_op op)
 {
     struct job job = bench->options.job;
-    if (options_take_case(&bench->options, case_name, &job))
-        return EPD_INVALID_ARGUMENT;
+    enum epd_status status =
+        options_take_case(&bench->options, case_name, &job) ? EPD_INVALID_ARGUMENT : EPD_OK;
     name_group(&job, op);
-    if (is_handoff(op))
+    if (status == EPD_OK && is_handoff(op))
         make_handoff(&job);
-    const enum epd_status status = measure_job(bench, &job);
+    if (status == EPD_OK)
+        status = measure_job(bench, &job);
     if (status != EPD_OK)
-        report_failure(&bench->report, &job, status);
+        report_failure(&bench->report, job_op_name(op), &job, status);
     return status;
 }
 
@@ -312,6 +337,7 @@ static enum epd_status bench_link(struct bench *bench)
         if (!bench->options.link || bench->options.suite)
             return EPD_OK; /* nobody asked */
         fprintf(stderr, "epd-bench: --op link: needs the CUDA backend on at least two GPUs\n");
+        report_failure(&bench->report, "link", NULL, EPD_UNSUPPORTED);
         return EPD_UNSUPPORTED;
     }
     name_group(&job, JOB_LINK);
@@ -320,24 +346,26 @@ static enum epd_status bench_link(struct bench *bench)
     enum epd_status status = run_link(&job, &gb_per_s);
     if (status == EPD_OK)
         report_link(&bench->report, gb_per_s);
+    else
+        report_failure(&bench->report, "link", NULL, status);
     return status;
 }
 
-static enum epd_status bench_loss(struct bench *bench)
+static enum epd_status bench_loss(struct bench *bench, const char *case_name)
 {
     struct job job = bench->options.job;
     struct loss_result result;
-    const char *name = bench->options.suite ? "tiny" : bench->options.cases[0];
-    if (job.n_ranks < 2)
+    if (job.n_ranks < 2) /* one GPU: the ranks share it */
         job.n_ranks = 2;
-    if (options_take_case(&bench->options, name, &job))
-        return EPD_INVALID_ARGUMENT;
+    enum epd_status status =
+        options_take_case(&bench->options, case_name, &job) ? EPD_INVALID_ARGUMENT : EPD_OK;
     name_group(&job, JOB_PEER_LOSS);
-    enum epd_status status = loss_run(&job, bench->options.n_rounds, &result);
+    if (status == EPD_OK)
+        status = loss_run(&job, bench->options.n_rounds, &result);
     if (status == EPD_OK)
         report_loss(&bench->report, &job, &result);
     else
-        report_failure(&bench->report, &job, status);
+        report_failure(&bench->report, job_op_name(JOB_PEER_LOSS), &job, status);
     return status;
 }
 
@@ -348,6 +376,8 @@ static enum epd_status bench_sessions(struct bench *bench)
         sessions_run(bench->options.job.socket_path, bench->options.n_sessions, &sessions);
     if (status == EPD_OK)
         report_sessions(&bench->report, &sessions);
+    else
+        report_failure(&bench->report, "sessions", NULL, status);
     return status;
 }
 
@@ -371,7 +401,7 @@ static enum epd_status first_failure(enum epd_status first, enum epd_status then
 /* A suite goes on after a job that failed, but not after a signal. */
 static int goes_on(const struct bench *bench, enum epd_status status)
 {
-    return status == EPD_OK || (bench->options.suite && status != EPD_EVICTED);
+    return !interrupted && (status == EPD_OK || (bench->options.suite && status != EPD_EVICTED));
 }
 
 static enum epd_status bench_ops(struct bench *bench, uint32_t case_idx)
@@ -391,26 +421,22 @@ static enum epd_status bench_run(struct bench *bench)
         return status;
     if (wants_exchange(options))
         status = bench_link(bench);
-    crew_init(&bench->crew, max_iterations(&options->job));
+    crew_init(&bench->crew, max_iterations(options));
     for (uint32_t i = 0; goes_on(bench, status) && i < options->n_cases; i++)
         status = first_failure(status, bench_ops(bench, i));
     crew_fini(&bench->crew);
-    if (goes_on(bench, status) && options->peer_loss)
-        status = first_failure(status, bench_loss(bench));
+    const uint32_t n_losses = !options->peer_loss ? 0 : options->suite ? 1 : options->n_cases;
+    for (uint32_t i = 0; goes_on(bench, status) && i < n_losses; i++)
+        status = first_failure(status, bench_loss(bench, options->suite ? "tiny" : options->cases[i]));
     if (goes_on(bench, status) && options->sessions)
         status = first_failure(status, bench_sessions(bench));
+    if (interrupted)
+        status = first_failure(status, EPD_EVICTED);
     if (status == EPD_OK && bench->report.n_results == 0) {
         fprintf(stderr, "epd-bench: nothing was measured\n");
         status = EPD_INTERNAL;
     }
     return status;
-}
-
-/* An interrupted benchmark still stops its daemon: crew_run sees that its waiting was interrupted, ends the
- * ranks and fails. */
-static void interrupt(int number)
-{
-    (void)number;
 }
 
 /* Needs nothing of the rest. */
@@ -444,7 +470,11 @@ int main(int argc, char **argv)
     (void)sigaction(SIGTERM, &action, NULL);
     bench.report.json = bench.options.json;
     const enum epd_status status = bench_run(&bench);
-    if (status != EPD_OK)
+    if (interrupted)
+        fprintf(stderr, "epd-bench: interrupted\n");
+    /* What this program itself refused is none of the daemon's doing, nor is an end that was asked for. */
+    if (status != EPD_OK && !interrupted && status != EPD_INVALID_ARGUMENT && status != EPD_UNSUPPORTED &&
+        status != EPD_NO_MEMORY)
         fabric_print_logs(&bench.fabric);
     fabric_stop(&bench.fabric);
     return status == EPD_OK ? 0 : EXIT_FAILED;

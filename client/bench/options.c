@@ -6,9 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* It draws experts until they differ, which would take for ever where a few get everything. */
-#define PLAN_SCALE_MAX_ZIPF 4.0
-
 enum {
     OPTION_BACKEND = 256,
     OPTION_DEVICES,
@@ -438,13 +435,12 @@ static int options_check(const struct options *options)
         fprintf(stderr, "epd-bench: --suite names the ops, --op is one too many\n");
         return -1;
     }
-    if (options->plan_scale && n_ops(options) > 1) {
-        fprintf(stderr, "epd-bench: --op plan-scale runs without a daemon, alone\n");
+    if (options->peer_loss && options->job.n_ranks == 1) {
+        fprintf(stderr, "epd-bench: --op peer_loss: --ranks 1, want at least 2: one of them is killed\n");
         return -1;
     }
-    if (options->plan_scale && options->job.zipf > PLAN_SCALE_MAX_ZIPF) {
-        fprintf(stderr, "epd-bench: --op plan-scale: --zipf %g: want at most %g\n", options->job.zipf,
-                PLAN_SCALE_MAX_ZIPF);
+    if (options->plan_scale && n_ops(options) > 1) {
+        fprintf(stderr, "epd-bench: --op plan-scale runs without a daemon, alone\n");
         return -1;
     }
     if (options->socket_path && (daemon->backend || daemon->devices || daemon->program)) {

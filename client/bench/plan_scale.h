@@ -9,12 +9,20 @@
 #include <stdio.h>
 
 struct plan_scale_options {
-    uint32_t n_tokens, top_k, hidden; /* of a rank; 0: 1024, 8, 7168 */
+    uint32_t n_tokens, top_k, hidden; /* of a rank; 0: 1024, 8, 7168; top_k at most JOB_MAX_TOP_K */
     double zipf;                      /* 0: uniform */
     int json;
 };
 
-/* 0; 1 if a plan is wrong, memory is short, or planning a rank grows faster than ranks * log(ranks). */
+/* From the smallest number of ranks to the largest: how many times the time of a rank grew, how many times ranks * log(ranks)
+ * did, and what is allowed. Times in microseconds. */
+struct plan_scale_growth {
+    double time, sizes, allowed;
+};
+struct plan_scale_growth plan_scale_growth(double first_us, double last_us);
+int plan_scale_too_fast(const struct plan_scale_growth *growth);
+
+/* 0; 1 if a plan is wrong, memory is short, or planning a rank grows faster than ranks * log(ranks); why goes to stderr. */
 int plan_scale_run(const struct plan_scale_options *options, FILE *out);
 
 #endif

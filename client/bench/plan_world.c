@@ -45,6 +45,15 @@ static int init_hop(struct plan_world *world)
     return 1;
 }
 
+double plan_world_bytes(uint32_t n_ranks, uint32_t n_experts, uint32_t n_tokens, uint32_t top_k,
+                        double capacity_factor)
+{
+    const double n_nodes = n_ranks / PLAN_RANKS_PER_NODE, choices = (double)n_tokens * top_k;
+    const double routing = 2 * n_ranks * choices, slots = n_ranks * capacity_factor * choices;
+    const double rail = n_nodes * n_nodes * n_tokens + 2 * n_nodes * choices;
+    return sizeof(int32_t) * (routing + slots + rail + (double)n_ranks * n_experts);
+}
+
 enum epd_status plan_world_init(struct plan_world *world, uint32_t n_ranks, uint32_t n_experts,
                                 uint32_t n_tokens, uint32_t top_k, uint32_t hidden, double capacity_factor,
                                 struct epd_error *error)

@@ -27,6 +27,9 @@ struct plan_world {
     double *plan_ns; /* [R] */
 };
 
+/* Memory that plan_world_init takes, roughly. */
+double plan_world_bytes(uint32_t n_ranks, uint32_t n_experts, uint32_t n_tokens, uint32_t top_k,
+                        double capacity_factor);
 /* capacity_factor: rows of a rank over the mean. EPD_INVALID_ARGUMENT, EPD_NO_MEMORY. */
 EPD_MUST_CHECK enum epd_status plan_world_init(struct plan_world *world, uint32_t n_ranks, uint32_t n_experts,
                                                uint32_t n_tokens, uint32_t top_k, uint32_t hidden,

@@ -55,13 +55,30 @@ static double count_fds(pid_t pid)
     return n;
 }
 
+/* Sizes of the session pages that it maps; -1 if they cannot be seen. */
+static double page_bytes(pid_t pid)
+{
+    char path[64], line[512];
+    unsigned long long first, end;
+    double sum = 0;
+    (void)snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return -1;
+    while (fgets(line, sizeof(line), file))
+        if (strstr(line, "/memfd:epd-session-page") && sscanf(line, "%llx-%llx", &first, &end) == 2)
+            sum += (double)(end - first);
+    fclose(file);
+    return sum;
+}
+
 enum epd_status process_read(pid_t pid, struct process_use *use)
 {
     *use = (struct process_use){.anon_bytes = status_number(pid, "RssAnon") * 1024,
-                                .shared_bytes = status_number(pid, "RssShmem") * 1024,
+                                .page_bytes = page_bytes(pid),
                                 .cpu_ns = threads_cpu_ns(pid),
                                 .n_fds = count_fds(pid)};
-    return use->anon_bytes > 0 ? EPD_OK : EPD_SYSTEM;
+    return use->anon_bytes > 0 && use->page_bytes >= 0 ? EPD_OK : EPD_SYSTEM;
 }
 
 pid_t process_parent(pid_t pid)

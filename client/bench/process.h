@@ -6,9 +6,9 @@
 #include <sys/types.h>
 
 struct process_use {
-    double anon_bytes;   /* resident memory of its own */
-    double shared_bytes; /* resident shared memory: session pages, buffers */
-    double cpu_ns;       /* processor time of all its threads so far */
+    double anon_bytes; /* resident memory of its own */
+    double page_bytes; /* session pages that it maps: whole, they are allocated from the start */
+    double cpu_ns;     /* processor time of all its threads so far */
     double n_fds;
 };
 

@@ -19,6 +19,12 @@ static void add_real(json_t *line, const char *key, double value)
     (void)json_object_set_new(line, key, json_real(value));
 }
 
+/* A whole number, to its last digit. */
+static void add_count(json_t *line, const char *key, double value)
+{
+    (void)json_object_set_new(line, key, json_integer((json_int_t)value));
+}
+
 static json_t *open_line(const struct report *report, const char *op)
 {
     json_t *line = json_object();
@@ -51,11 +57,11 @@ static void add_traffic(json_t *line, const struct report *report, const struct 
                         double seconds)
 {
     const double wire = traffic->wire_bytes * 1e-9 / seconds;
-    add_real(line, "wire_bytes", traffic->wire_bytes);
+    add_count(line, "wire_bytes", traffic->wire_bytes);
     add_real(line, "wire_gb_per_s", wire);
-    add_real(line, "moved_bytes", traffic->moved_bytes);
+    add_count(line, "moved_bytes", traffic->moved_bytes);
     add_real(line, "moved_gb_per_s", traffic->moved_bytes * 1e-9 / seconds);
-    add_real(line, "received_rows", traffic->rows);
+    add_count(line, "received_rows", traffic->rows);
     if (report->link_gb_per_s > 0) {
         add_real(line, "link_gb_per_s", report->link_gb_per_s);
         add_real(line, "link_fraction", wire / report->link_gb_per_s);
@@ -68,7 +74,7 @@ static void add_cuda(json_t *line, const struct job *job, const struct result *r
     add_real(line, "client_kernel_us", job->client_kernel_us);
     (void)json_object_set_new(line, "memory", json_string(job->heap_memory ? "heap" : "own"));
     if (result->memory_bytes >= 0)
-        add_real(line, "group_bytes_per_rank", result->memory_bytes);
+        add_count(line, "group_bytes_per_rank", result->memory_bytes);
 }
 
 static void print_job_json(const struct report *report, const struct job *job, const struct result *result,
@@ -89,15 +95,15 @@ static void print_job_json(const struct report *report, const struct job *job, c
         add_cuda(line, job, result);
     if (traffic->moved_bytes > 0)
         add_traffic(line, report, traffic, seconds);
-    add_real(line, "flops", job_flops(job));
+    add_count(line, "flops", job_flops(job));
     add_real(line, "all_ranks_gflop_per_s", job->n_ranks * job_flops(job) * 1e-9 / seconds);
     if (result->copied_bytes >= 0)
-        add_real(line, "copied_bytes", result->copied_bytes);
+        add_count(line, "copied_bytes", result->copied_bytes);
     if (job->n_nodes > 1) {
         (void)json_object_set_new(line, "nodes", json_integer(job->n_nodes));
         add_real(line, "agreement_mean_us", result->agreement_ns / 1000);
-        add_real(line, "agreed_steps", result->n_agreed);
-        add_real(line, "agreed_ahead", result->n_ahead);
+        add_count(line, "agreed_steps", result->n_agreed);
+        add_count(line, "agreed_ahead", result->n_ahead);
     }
     if (solo) {
         add_real(line, "one_process_median_us", solo->median_ns / 1000);
@@ -110,9 +116,9 @@ static void print_job_json(const struct report *report, const struct job *job, c
 static void print_titles(struct report *report, const struct job *job)
 {
     if (!report->titles_printed)
-        printf("%-21s %-10s %-5s %5s %10s %10s %10s %10s %9s %9s %6s %11s %s\n", "op", "case", "dtype",
-               "ranks", "median us", "p10", "p90", "p99", "wire GB/s", "moved", "link", "GFLOP/s",
-               job->backend == EPD_BACKEND_CUDA ? "launch us  MiB" : "one process us  ratio");
+        printf("%-21s %-10s %-5s %5s %10s %10s %10s %10s %9s %10s %7s %11s %s\n", "op", "case", "dtype",
+               "ranks", "median us", "p10 us", "p90 us", "p99 us", "wire GB/s", "moved GB/s", "of link",
+               "GFLOP/s", job->backend == EPD_BACKEND_CUDA ? "launch us  MiB" : "one process us  ratio");
     report->titles_printed = 1;
 }
 
@@ -125,6 +131,12 @@ static void print_number(int width, int digits, double value, int there)
         printf(" %*s", width, "-");
 }
 
+/* A host moves some MB/s in a layer, a GPU hundreds of GB/s. */
+static int rate_digits(double gb_per_s)
+{
+    return gb_per_s < 10 ? 3 : 1;
+}
+
 static void print_job_row(struct report *report, const struct job *job, const struct result *result,
                           const struct traffic *traffic, const struct result *solo)
 {
@@ -133,9 +145,10 @@ static void print_job_row(struct report *report, const struct job *job, const st
     printf("%-21s %-10s %-5s %5u %10.1f %10.1f %10.1f %10.1f", job_op_name(job->op), job->case_name,
            job_dtype_name(job->dtype), job->n_ranks, result->median_ns / 1000, result->p10_ns / 1000,
            result->p90_ns / 1000, result->p99_ns / 1000);
-    print_number(9, 1, wire, traffic->wire_bytes > 0);
-    print_number(9, 1, traffic->moved_bytes * 1e-9 / seconds, traffic->moved_bytes > 0);
-    print_number(6, 2, wire / report->link_gb_per_s, wire > 0 && report->link_gb_per_s > 0);
+    const double moved = traffic->moved_bytes * 1e-9 / seconds;
+    print_number(9, rate_digits(wire), wire, traffic->wire_bytes > 0);
+    print_number(10, rate_digits(moved), moved, traffic->moved_bytes > 0);
+    print_number(7, 2, wire / report->link_gb_per_s, wire > 0 && report->link_gb_per_s > 0);
     print_number(11, 1, job->n_ranks * job_flops(job) * 1e-9 / seconds, job_flops(job) > 0);
     if (job->backend == EPD_BACKEND_CUDA) {
         print_number(9, 2, result->launch_ns / 1000, 1);
@@ -203,12 +216,14 @@ void report_loss(struct report *report, const struct job *job, const struct loss
     report_times(report, job, "serve", &result->serve);
 }
 
-void report_failure(const struct report *report, const struct job *job, enum epd_status status)
+void report_failure(const struct report *report, const char *op, const struct job *job,
+                    enum epd_status status)
 {
     if (!report->json)
         return;
-    json_t *line = open_line(report, job_op_name(job->op));
-    add_job(line, job);
+    json_t *line = open_line(report, op);
+    if (job)
+        add_job(line, job);
     (void)json_object_set_new(line, "failed", json_string(epd_status_name(status)));
     print_json(line);
 }

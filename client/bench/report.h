@@ -24,8 +24,9 @@ void report_job(struct report *report, const struct job *job, const struct resul
 /* Keeps the number for the lines that follow, too. */
 void report_link(struct report *report, double gb_per_s);
 void report_loss(struct report *report, const struct job *job, const struct loss_result *result);
-/* A job that could not be measured; only in JSON, people have read why. */
-void report_failure(const struct report *report, const struct job *job, enum epd_status status);
+/* What could not be measured; job: its sizes, NULL where it has none. Only in JSON: people have read why on stderr. */
+void report_failure(const struct report *report, const char *op, const struct job *job,
+                    enum epd_status status);
 void report_sessions(struct report *report, const struct sessions_result *result);
 
 #endif

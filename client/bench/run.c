@@ -79,8 +79,10 @@ static enum epd_status condense(const struct board *board, struct result *result
     const struct job *job = board_job(board);
     const uint32_t n = job->n_iterations;
     double *slowest = calloc(n, sizeof(double));
-    if (!slowest)
+    if (!slowest) {
+        fprintf(stderr, "epd-bench: no memory for %u times\n", n);
         return EPD_NO_MEMORY;
+    }
     *result = (struct result){
         .copied_bytes = *board_copied_bytes(board), .memory_bytes = -1, .slowest_rank_median_ns = -1};
     for (uint32_t rank = 0; rank < job->n_ranks; rank++) {

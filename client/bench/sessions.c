@@ -13,10 +13,11 @@
 /* Before each measurement: what the last connections set off has died down. */
 #define SETTLE_MS 300
 
-static void nap_ms(long ms)
+/* EPD_EVICTED: a signal wants an end. */
+static enum epd_status nap_ms(long ms)
 {
     const struct timespec nap = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
-    nanosleep(&nap, NULL);
+    return nanosleep(&nap, NULL) == 0 ? EPD_OK : EPD_EVICTED;
 }
 
 static enum epd_status open_session(const char *socket_path, struct epd_client **client)
@@ -51,16 +52,20 @@ static enum epd_status measure_idle(pid_t worker, double *share)
 {
     struct process_use before[2], after[2];
     const pid_t supervisor = process_parent(worker);
-    nap_ms(SETTLE_MS);
+    enum epd_status status = nap_ms(SETTLE_MS);
     const double start_ns = clock_ns();
-    enum epd_status status = process_read(worker, &before[0]);
+    if (status == EPD_OK)
+        status = process_read(worker, &before[0]);
     if (status == EPD_OK)
         status = process_read(supervisor, &before[1]);
-    nap_ms(IDLE_MEASURE_S * 1000);
+    if (status == EPD_OK)
+        status = nap_ms(IDLE_MEASURE_S * 1000);
     if (status == EPD_OK)
         status = process_read(worker, &after[0]);
     if (status == EPD_OK)
         status = process_read(supervisor, &after[1]);
+    if (status == EPD_EVICTED)
+        return status;
     if (status != EPD_OK) {
         fprintf(stderr, "epd-bench: /proc does not show the daemon's processes %d and %d\n", (int)supervisor,
                 (int)worker);
@@ -69,21 +74,6 @@ static enum epd_status measure_idle(pid_t worker, double *share)
     *share =
         (after[0].cpu_ns - before[0].cpu_ns + after[1].cpu_ns - before[1].cpu_ns) / (clock_ns() - start_ns);
     return EPD_OK;
-}
-
-/* Memory of all memfds of the machine: the session pages count from the start, whether a process has touched them or not. -1
- * if the kernel does not say. */
-static double machine_shmem_bytes(void)
-{
-    char line[128];
-    long long kib = -1;
-    FILE *file = fopen("/proc/meminfo", "r");
-    while (file && kib < 0 && fgets(line, sizeof(line), file))
-        if (sscanf(line, "Shmem: %lld kB", &kib) != 1)
-            kib = -1;
-    if (file)
-        fclose(file);
-    return kib < 0 ? -1 : (double)kib * 1024;
 }
 
 static enum epd_status measure(const char *socket_path, struct epd_client **clients, uint32_t n_sessions,
@@ -99,7 +89,6 @@ static enum epd_status measure(const char *socket_path, struct epd_client **clie
         status = measure_idle(worker, &result->idle_empty_share);
     if (status == EPD_OK)
         status = process_read(worker, &empty);
-    const double empty_shmem_bytes = machine_shmem_bytes();
     for (uint32_t i = 1; status == EPD_OK && i <= n_sessions; i++)
         status = open_session(socket_path, &clients[i]);
     if (status == EPD_OK)
@@ -110,7 +99,7 @@ static enum epd_status measure(const char *socket_path, struct epd_client **clie
         return status;
     result->n_sessions = n_sessions;
     result->anon_bytes_per_session = (full.anon_bytes - empty.anon_bytes) / n_sessions;
-    result->shared_bytes_per_session = (machine_shmem_bytes() - empty_shmem_bytes) / n_sessions;
+    result->shared_bytes_per_session = (full.page_bytes - empty.page_bytes) / n_sessions;
     result->fds_per_session = (full.n_fds - empty.n_fds) / n_sessions;
     return EPD_OK;
 }
@@ -123,8 +112,10 @@ enum epd_status sessions_run(const char *socket_path, uint32_t n_sessions, struc
         (void)setrlimit(RLIMIT_NOFILE, &limit); /* if it is not enough, epd_open says so */
     }
     struct epd_client **clients = calloc((size_t)n_sessions + 1, sizeof(struct epd_client *));
-    if (!clients)
+    if (!clients) {
+        fprintf(stderr, "epd-bench: no memory for %u sessions\n", n_sessions);
         return EPD_NO_MEMORY;
+    }
     enum epd_status status = measure(socket_path, clients, n_sessions, result);
     for (uint32_t i = 0; i <= n_sessions; i++)
         epd_close(clients[i]);

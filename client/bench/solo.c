@@ -23,7 +23,9 @@ struct solo {
     size_t *first;                      /* [n_experts + 1] first row of an expert */
     float *gathered, *preact, *act, *y; /* [n_pairs, ...] */
     pthread_barrier_t barrier;
-    double *samples; /* [n_iterations] */
+    pthread_mutex_t gate; /* held until all threads are there, or one could not be */
+    int called_off;       /* guarded by gate */
+    double *samples;      /* [n_iterations] */
 };
 
 struct solo_thread {
@@ -169,19 +171,32 @@ static void *solo_main(void *arg)
     return NULL;
 }
 
-static void solo_measure(struct solo *solo)
+static void *solo_thread(void *arg)
+{
+    struct solo *solo = ((struct solo_thread *)arg)->solo;
+    pthread_mutex_lock(&solo->gate);
+    const int called_off = solo->called_off;
+    pthread_mutex_unlock(&solo->gate);
+    return called_off ? NULL : solo_main(arg);
+}
+
+static enum epd_status solo_measure(struct solo *solo)
 {
     struct solo_thread threads[JOB_MAX_RANKS];
-    for (uint32_t i = 0; i < solo->n_threads; i++) {
-        threads[i] = (struct solo_thread){.solo = solo, .thread_idx = i};
-        if (i > 0 && pthread_create(&threads[i].thread, NULL, solo_main, &threads[i]) != 0) {
-            fprintf(stderr, "epd-bench: no thread for the computation in one process\n");
-            abort(); /* the threads already waiting could not be called back */
-        }
+    uint32_t n = 0;
+    pthread_mutex_lock(&solo->gate);
+    for (; n < solo->n_threads; n++) {
+        threads[n] = (struct solo_thread){.solo = solo, .thread_idx = n};
+        if (n > 0 && pthread_create(&threads[n].thread, NULL, solo_thread, &threads[n]) != 0)
+            break;
     }
-    solo_main(&threads[0]);
-    for (uint32_t i = 1; i < solo->n_threads; i++)
+    solo->called_off = n < solo->n_threads;
+    pthread_mutex_unlock(&solo->gate);
+    if (!solo->called_off)
+        solo_main(&threads[0]);
+    for (uint32_t i = 1; i < n; i++)
         pthread_join(threads[i].thread, NULL);
+    return solo->called_off ? EPD_SYSTEM : EPD_OK;
 }
 
 enum epd_status solo_run(const struct job *job, uint32_t n_threads, struct result *result)
@@ -198,8 +213,14 @@ enum epd_status solo_run(const struct job *job, uint32_t n_threads, struct resul
     }
     openblas_set_num_threads(1); /* parallel over ranks, as the daemon's lanes are */
     pthread_barrier_init(&solo.barrier, NULL, solo.n_threads);
-    solo_measure(&solo);
+    pthread_mutex_init(&solo.gate, NULL);
+    status = solo_measure(&solo);
+    pthread_mutex_destroy(&solo.gate);
     pthread_barrier_destroy(&solo.barrier);
+    if (status != EPD_OK) {
+        solo_free(&solo);
+        return status;
+    }
     sample_sort(solo.samples, job->n_iterations);
     *result = (struct result){.min_ns = solo.samples[0],
                               .median_ns = sample_quantile(solo.samples, job->n_iterations, 0.5),

@@ -1,5 +1,5 @@
 /* The same moe_forward computed directly in this process, without epd: gather rows by expert, two GEMMs by
- * the same CBLAS library, SwiGLU, weighted sum. fp32. It uses as many threads as the daemon has lanes, with
+ * the same CBLAS library, SwiGLU, weighted sum. fp32. It uses as many threads as the daemons have lanes, with
  * the experts and tokens of a rank on the thread of its lane, so that both sides may use the same processors.
  */
 #ifndef EPD_BENCH_SOLO_H
@@ -7,7 +7,7 @@
 
 #include "client/bench/run.h"
 
-/* Fills median, p99 and min. job->dtype must be EPD_F32. */
+/* Fills median, p99 and min. job->dtype must be EPD_F32. EPD_NO_MEMORY; EPD_SYSTEM without threads. */
 enum epd_status solo_run(const struct job *job, uint32_t n_threads, struct result *result);
 
 #endif

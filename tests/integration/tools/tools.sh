@@ -211,8 +211,11 @@ case_bench() {
         says "$work/out" "\"time\": \"$time\""
     done
     exits 0 "$bench" --daemon "$epd" --backend host --op dispatch --zipf 10 --topk 8 --iters 2
-    exits 1 "$bench" --daemon "$epd" --backend host --op link
+    exits 1 "$bench" --daemon "$epd" --backend host --op link --json
     says "$work/out" "needs the CUDA backend"
+    says "$work/out" '"failed": "EPD_UNSUPPORTED"'
+    exits 1 "$bench" --daemon "$epd" --backend host --op dispatch --experts 7 --json
+    says "$work/out" '"failed": "EPD_INVALID_ARGUMENT"'
     exits 1 "$bench" --daemon "$epd" --backend host --case dsv3 --tokens 1000000 --op moe_forward
     says "$work/out" "choose smaller"
     exits 2 "$bench" --case nonsense
@@ -220,12 +223,21 @@ case_bench() {
     exits 2 "$bench" --suite node --op dispatch
     exits 2 "$bench" --nodes 2 --ranks 3 --op handoff
     exits 2 "$bench" --nodes 2 --op peer_loss
-    exits 0 "$bench" --op plan-scale --tokens 64 --topk 4
-    says "$work/out" "1024 ranks"
+    # How fast it was is no matter of a test: the exit code of planning that grows too fast is allowed with its words.
+    local growth
+    for growth in "ranks x log(ranks) grows 160 times" '"ranks_log_ranks_growth": 160.00'; do
+        "$bench" --op plan-scale --tokens 16 --topk 4 --zipf 9 $([ "${growth:0:1}" = r ] || echo --json) >"$work/out" 2>"$work/why" ||
+            says "$work/why" "planning grows too fast"
+        says "$work/out" "$growth"
+    done
+    exits 1 "$bench" --op plan-scale --tokens 16000000 --topk 32
+    says "$work/out" "choose smaller"
     exits 2 "$bench" --op plan-scale,dispatch
-    exits 2 "$bench" --op plan-scale --zipf 9
+    exits 2 "$bench" --op peer_loss --ranks 1
     exits 2 "$bench" --socket "$work/epd.sock" --backend host
     exits 1 "$bench" --daemon /nonexistent
+    exits 1 "$bench" --daemon /bin/false
+    says "$work/out" "ended by itself, exit status 1"
 }
 
 case_bench_nodes() {

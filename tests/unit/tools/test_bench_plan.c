@@ -2,6 +2,7 @@
 #include <check.h>
 #include <stdlib.h>
 
+#include "client/bench/plan_scale.h"
 #include "client/bench/plan_world.h"
 
 #define N_RANKS  96u /* more than a daemon takes; nodes whose number is no power of two */
@@ -76,6 +77,20 @@ START_TEST(a_plan_that_is_wrong_is_noticed)
 }
 END_TEST
 
+/* 160 times is what ranks * log(ranks) grows from 16 to 1,024. */
+START_TEST(planning_that_grows_faster_than_ranks_times_their_logarithm_is_noticed)
+{
+    struct plan_scale_growth growth = plan_scale_growth(2, 300);
+    ck_assert_double_eq_tol(growth.time, 150, 1e-9);
+    ck_assert_double_eq_tol(growth.sizes, 160, 1e-9);
+    ck_assert_int_eq(plan_scale_too_fast(&growth), 0);
+    growth = plan_scale_growth(2, 2 * 64 * 64);
+    ck_assert_int_eq(plan_scale_too_fast(&growth), 1);
+    growth = plan_scale_growth(0, 1); /* below what the clock can tell */
+    ck_assert_int_eq(plan_scale_too_fast(&growth), 1);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("bench plan");
@@ -83,6 +98,7 @@ int main(void)
     tcase_add_test(tcase, plans_of_more_ranks_than_a_daemon_takes_are_whole);
     tcase_add_test(tcase, rows_over_the_capacity_are_left_out_and_counted);
     tcase_add_test(tcase, a_plan_that_is_wrong_is_noticed);
+    tcase_add_test(tcase, planning_that_grows_faster_than_ranks_times_their_logarithm_is_noticed);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
