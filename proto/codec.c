@@ -161,6 +161,10 @@ enum epd_status wire_encode(const struct message *message, void *datagram, size_
 {
     struct wire wire; /* some 50 KiB, of which a message touches what it uses */
 
+    if (message->kind == MESSAGE_LAUNCH && message->request_id == 0) {
+        *bytes = wire_encode_launch(&message->launch, datagram);
+        return EPD_OK;
+    }
     epd__v1__datagram__init(&wire.datagram);
     wire.datagram.request_id = message->request_id;
     wire.datagram.body_case = codec_kinds[message->kind].body;

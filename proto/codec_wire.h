@@ -86,6 +86,9 @@ WIRE_TABLE(WIRE_DECLARE)
 EPD_MUST_CHECK enum epd_status wire_encode(const struct message *message, void *datagram, size_t *bytes,
                                            struct epd_error *error);
 
+/* The same bytes for a launch with request_id 0, quickly. Returns how many; 64 are enough room. */
+size_t wire_encode_launch(const struct message_launch *launch, void *datagram);
+
 /* Copies exactly want bytes. */
 EPD_MUST_CHECK enum epd_status wire_get_bytes(const ProtobufCBinaryData *from, uint8_t *to, size_t want,
                                               const char *field, struct epd_error *error);

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/codec_wire.h"
 #include "tests/golden/samples.h"
 #include "tests/unit/proto/suite.h"
 
@@ -97,6 +98,32 @@ START_TEST(a_buffer_may_name_the_device_of_its_memfd)
 }
 END_TEST
 
+/* With a request id it goes the way of all messages: two bytes of it, then the same. */
+START_TEST(a_launch_has_the_bytes_of_the_general_packer)
+{
+    static const uint64_t values[] = {0, 1, 127, 128, 16383, 16384, 0xffffffff, 1ull << 56, UINT64_MAX};
+    const size_t n = sizeof values / sizeof values[0];
+    unsigned char quick[64], general[64];
+    struct epd_error error;
+
+    for (size_t i = 0; i < n * n; i++) {
+        struct message message = {.kind = MESSAGE_LAUNCH,
+                                  .launch = {.plan_id = values[i / n],
+                                             .seq = values[i % n],
+                                             .n_tokens = (uint32_t)values[(i + 3) % n],
+                                             .shape_hash = values[(i / n + 5) % n],
+                                             .n_repeats = (uint32_t)values[(i + 7) % n]}};
+        size_t quick_bytes, general_bytes;
+
+        ck_assert_int_eq(wire_encode(&message, quick, &quick_bytes, &error), EPD_OK);
+        message.request_id = 1;
+        ck_assert_int_eq(wire_encode(&message, general, &general_bytes, &error), EPD_OK);
+        ck_assert_uint_eq(quick_bytes, general_bytes - 2);
+        ck_assert_mem_eq(quick, general + 2, quick_bytes);
+    }
+}
+END_TEST
+
 int main(void)
 {
     TCase *tcase = tcase_create("codec_round_trip");
@@ -106,5 +133,6 @@ int main(void)
     tcase_add_loop_test(tcase, most_values_of_every_kind_come_back, MESSAGE_NONE + 1, MESSAGE_KIND_COUNT);
     tcase_add_test(tcase, broken_runs_of_parts_keep_their_order);
     tcase_add_test(tcase, a_buffer_may_name_the_device_of_its_memfd);
+    tcase_add_test(tcase, a_launch_has_the_bytes_of_the_general_packer);
     return suite_run("codec_round_trip", tcase);
 }
