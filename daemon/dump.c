@@ -10,6 +10,7 @@
 
 #include "daemon/clock.h"
 #include "daemon/document.h"
+#include "daemon/dump_file.h"
 #include "daemon/session.h"
 
 struct dump {
@@ -26,9 +27,8 @@ struct dump {
     int fd;         /* owned: the sealed document */
     uint64_t bytes;
 
-    char directory[CONFIG_TEXT_BYTES], path[CONFIG_TEXT_BYTES + 64], why[EPD_ERROR_TEXT_BYTES];
-    int pid;
-    uint32_t serial;
+    struct dump_file file;
+    char why[EPD_ERROR_TEXT_BYTES];
 
     struct epd_error error;
 };
@@ -37,23 +37,6 @@ void dump_init(struct dumps *dumps)
 {
     *dumps = (struct dumps){0};
     list_init(&dumps->running);
-}
-
-static void choose_directory(const struct config *config, char *directory, size_t bytes)
-{
-    if (config->dump_directory[0]) {
-        (void)snprintf(directory, bytes, "%s", config->dump_directory);
-        return;
-    }
-    const char *slash = strrchr(config->control_socket, '/');
-    (void)snprintf(directory, bytes, "%.*s", slash ? (int)(slash - config->control_socket) : 1,
-                   slash ? config->control_socket : ".");
-}
-
-static void write_file(struct dump *dump)
-{
-    (void)!recorder_dump(&dump->copy, dump->directory, dump->pid, dump->serial, dump->path,
-                         sizeof(dump->path), &dump->error);
 }
 
 static void seal_document(struct dump *dump)
@@ -71,21 +54,12 @@ static void *dump_main(void *arg)
     if (dump->session)
         seal_document(dump);
     else
-        write_file(dump);
+        (void)!dump_file_write(&dump->file, &dump->copy, &dump->error);
     (void)malloc_trim(0); /* megabytes of small pieces, in an arena that nobody may use again for days */
     atomic_store(&dump->ended, 1);
     atomic_fetch_add(&worker->dumps.n_ended, 1);
     (void)uv_async_send(&worker->notify);
     return NULL;
-}
-
-static void log_file(const struct dump *dump)
-{
-    if (dump->error.status == EPD_OK)
-        log_write(dump->worker->log, LOG_WARN, "flight recorder written path %s because %s", dump->path,
-                  dump->why);
-    else
-        log_write(dump->worker->log, LOG_ERROR, "flight recorder not written: %s", dump->error.text);
 }
 
 static void answer(const struct dump *dump)
@@ -114,7 +88,7 @@ static void dump_end(struct dump *dump)
     if (session)
         answer(dump);
     else
-        log_file(dump);
+        dump_file_log(&dump->file, dump->worker->log, dump->why, &dump->error);
     dump_free(dump);
     if (session)
         session_release(session);
@@ -154,10 +128,9 @@ static struct dump *file_create(struct worker *worker, const char *why, struct e
     struct dump *dump = dump_create(worker, error);
     if (!dump)
         return NULL;
-    choose_directory(&worker->config, dump->directory, sizeof(dump->directory));
+    dump_file_init(&dump->file, &worker->config, worker->start.supervisor_pid, worker->start.generation + 1,
+                   ++worker->n_dumps);
     (void)snprintf(dump->why, sizeof(dump->why), "%s", why);
-    dump->pid = worker->start.supervisor_pid;
-    dump->serial = (uint32_t)worker->start.generation + worker->n_dumps++;
     return dump;
 }
 
@@ -182,7 +155,7 @@ void dump_to_file_last(struct worker *worker, const char *why)
     }
     if (dump_start(dump, &error) == EPD_OK)
         return;
-    write_file(dump);
+    (void)!dump_file_write(&dump->file, &dump->copy, &dump->error);
     dump_end(dump);
 }
 
@@ -223,7 +196,7 @@ void dump_poll(struct worker *worker)
     }
 }
 
-void dump_settle(struct worker *worker, uint64_t limit_ms)
+int dump_settle(struct worker *worker, uint64_t limit_ms)
 {
     const struct timespec pause = {.tv_nsec = CLOCK_NS_PER_MS};
     const uint64_t end_ns = clock_ns() + clock_ms_to_ns(limit_ms);
@@ -231,16 +204,5 @@ void dump_settle(struct worker *worker, uint64_t limit_ms)
         dump_poll(worker);
         (void)nanosleep(&pause, NULL);
     }
-}
-
-void dump_fini(struct worker *worker)
-{
-    struct dumps *dumps = &worker->dumps;
-    while (!list_empty(&dumps->running)) {
-        struct dump *dump = list_owner(dumps->running.next, struct dump, in_running);
-        (void)pthread_join(dump->thread, NULL);
-        list_remove(&dump->in_running);
-        dumps->n_running--;
-        dump_end(dump);
-    }
+    return worker->dumps.n_running == 0;
 }

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "daemon/list.h"
+#include "proto/status.h"
 
 struct session;
 struct worker;
@@ -32,9 +33,8 @@ void dump_to_file_last(struct worker *worker, const char *why);
 void dump_answer(struct session *session, uint64_t request_id, json_t *header);
 /* Ends what the threads have ended; called whenever the loop is notified. */
 void dump_poll(struct worker *worker);
-/* Waits for those under way, but no longer than this: a disk may not answer. */
-void dump_settle(struct worker *worker, uint64_t limit_ms);
-/* Waits for all of them. */
-void dump_fini(struct worker *worker);
+/* Waits for those under way, but no longer than this: a disk may not answer. 1: none is left; else the process has to end with
+ * their threads in it. */
+EPD_MUST_CHECK int dump_settle(struct worker *worker, uint64_t limit_ms);
 
 #endif

@@ -1,5 +1,6 @@
 #include "daemon/failpoint.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,7 +70,8 @@ static enum epd_status act(const struct failpoint *point, struct epd_error *erro
         return error_set(error, EPD_SYSTEM, "failpoint %s", point->name);
     case FAILPOINT_SLEEP: {
         struct timespec time = {point->sleep_ms / 1000, (long)(point->sleep_ms % 1000) * 1000000};
-        (void)nanosleep(&time, NULL);
+        while (nanosleep(&time, &time) != 0 && errno == EINTR) /* what hangs does not hear signals */
+            continue;
         return EPD_OK;
     }
     case FAILPOINT_ABORT:

@@ -5,7 +5,7 @@
  * place is met
  *
  * Loop thread. Places: session_open, hello_reply, group_open, buffer_ready, plan_ready, launch_received,
- * step_submit, step_done, worker_start, drain. */
+ * step_submit, step_done, worker_start, worker_open, drain. */
 #ifndef EPD_DAEMON_FAILPOINT_H
 #define EPD_DAEMON_FAILPOINT_H
 

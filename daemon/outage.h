@@ -7,7 +7,7 @@
 #include <sys/types.h>
 
 struct outage {
-    const char *worker; /* "ending", "waiting" for its start, or "starting" */
+    const char *worker; /* "ending" (or killed, and not gone yet), "waiting" for its start, or "starting" */
     uint64_t generation, failures, restart_in_ms;
     const char *last_exit;
 };

@@ -5,45 +5,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "daemon/clock.h"
+#include "daemon/dump_file.h"
 
 struct postmortem {
     pthread_t thread;
     atomic_int ended;
     struct log log; /* a copy: the level of the original may change */
     struct recorder recorder;
-    int pid;
-    uint32_t generation;
-    char directory[CONFIG_TEXT_BYTES], last_exit[64];
+    struct dump_file file;
+    char why[96];
 };
 
 static void *write_it(void *arg)
 {
     struct postmortem *postmortem = arg;
-    char path[CONFIG_TEXT_BYTES + 64];
     struct epd_error error = {0};
-    if (recorder_dump(&postmortem->recorder, postmortem->directory, postmortem->pid, postmortem->generation,
-                      path, sizeof(path), &error) == EPD_OK)
-        log_write(&postmortem->log, LOG_WARN, "flight recorder written path %s because worker ended by %s",
-                  path, postmortem->last_exit);
-    else
-        log_write(&postmortem->log, LOG_ERROR, "flight recorder not written: %s", error.text);
+    (void)!dump_file_write(&postmortem->file, &postmortem->recorder, &error);
+    dump_file_log(&postmortem->file, &postmortem->log, postmortem->why, &error);
     atomic_store(&postmortem->ended, 1);
     return NULL;
-}
-
-static void fill(struct postmortem *postmortem, const struct postmortem_of *of, const struct log *log)
-{
-    const char *given = of->config->dump_directory, *slash = strrchr(of->control_path, '/');
-    postmortem->log = *log;
-    postmortem->pid = (int)getpid();
-    postmortem->generation = of->generation;
-    (void)snprintf(postmortem->last_exit, sizeof(postmortem->last_exit), "%s", of->last_exit);
-    if (given[0])
-        (void)snprintf(postmortem->directory, sizeof(postmortem->directory), "%s", given);
-    else
-        (void)snprintf(postmortem->directory, sizeof(postmortem->directory), "%.*s",
-                       slash ? (int)(slash - of->control_path) : 1, slash ? of->control_path : ".");
 }
 
 static enum epd_status start(const struct recorder *recorder, const struct postmortem_of *of,
@@ -54,7 +38,9 @@ static enum epd_status start(const struct recorder *recorder, const struct postm
         return error_set(error, EPD_NO_MEMORY, "no memory");
     if (recorder_copy(recorder, &postmortem->recorder, error) != EPD_OK)
         goto free_it;
-    fill(postmortem, of, log);
+    postmortem->log = *log;
+    dump_file_init(&postmortem->file, of->config, (int)getpid(), of->generation, 0);
+    (void)snprintf(postmortem->why, sizeof(postmortem->why), "worker ended by %s", of->last_exit);
     const int failed = pthread_create(&postmortem->thread, NULL, write_it, postmortem);
     if (failed) {
         error_set(error, EPD_SYSTEM, "pthread_create: %s", strerror(failed));
@@ -70,6 +56,14 @@ free_it:
     return error->status;
 }
 
+static void clean(struct postmortem **current)
+{
+    (void)pthread_join((*current)->thread, NULL);
+    recorder_copy_free(&(*current)->recorder);
+    free(*current);
+    *current = NULL;
+}
+
 void postmortem_start(struct postmortem **current, const struct recorder *recorder,
                       const struct postmortem_of *of, const struct log *log)
 {
@@ -81,17 +75,22 @@ void postmortem_start(struct postmortem **current, const struct recorder *record
         log_write(&copy, LOG_WARN, "flight recorder not written: that of the worker before still is");
         return;
     }
-    postmortem_finish(current);
+    if (*current)
+        clean(current);
     if (start(recorder, of, log, current, &error) != EPD_OK)
         log_write(&copy, LOG_ERROR, "flight recorder not written: %s", error.text);
 }
 
-void postmortem_finish(struct postmortem **current)
+void postmortem_finish(struct postmortem **current, struct log *log, uint64_t limit_ms)
 {
+    const struct timespec pause = {.tv_nsec = CLOCK_NS_PER_MS};
+    const uint64_t end_ns = clock_ns() + clock_ms_to_ns(limit_ms);
     if (!*current)
         return;
-    (void)pthread_join((*current)->thread, NULL);
-    recorder_copy_free(&(*current)->recorder);
-    free(*current);
-    *current = NULL;
+    while (!atomic_load(&(*current)->ended) && clock_ns() < end_ns)
+        (void)nanosleep(&pause, NULL);
+    if (atomic_load(&(*current)->ended))
+        clean(current);
+    else
+        log_write(log, LOG_ERROR, "flight recorder not written in time: %s", (*current)->file.directory);
 }

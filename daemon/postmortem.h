@@ -12,17 +12,17 @@ struct postmortem; /* one that is being written */
 
 /* Of whom, and where to. */
 struct postmortem_of {
-    const struct config *config;
-    const char *control_path; /* its directory takes the file where the configuration names none */
+    const struct config *config; /* says where to */
     const char *last_exit;
-    uint32_t generation;
+    uint64_t generation; /* the how manyeth worker, from 1 */
 };
 
 /* Starts one from a copy of the recorder and puts it into *current, or logs why not: an earlier one that is still being
  * written is not waited for. An empty recorder leaves nothing. */
 void postmortem_start(struct postmortem **current, const struct recorder *recorder,
                       const struct postmortem_of *of, const struct log *log);
-/* Waits for the one there is, if there is. */
-void postmortem_finish(struct postmortem **current);
+/* Waits for the one there is, if there is, but no longer than this: a disk may not answer. Then it stays in *current, and goes
+ * with the process. */
+void postmortem_finish(struct postmortem **current, struct log *log, uint64_t limit_ms);
 
 #endif

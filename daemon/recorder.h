@@ -71,11 +71,5 @@ void recorder_copy_free(struct recorder *copy);
  * wait_ns, run_ns, phase_ns {}, text}], oldest first; wait_ns is from the last request to the submission.
  * NULL without memory. */
 json_t *recorder_document(const struct recorder *recorder, uint64_t now_ns);
-/* Writes the document to a new file `<directory>/epd-dump-<pid>-<serial % RECORDER_MAX_FILES>.json`; path
- * says which. */
-#define RECORDER_MAX_FILES 8
-EPD_MUST_CHECK enum epd_status recorder_dump(const struct recorder *recorder, const char *directory, int pid,
-                                             uint32_t serial, char *path, size_t path_bytes,
-                                             struct epd_error *error);
 
 #endif

@@ -19,8 +19,10 @@
 #include "daemon/postmortem.h"
 #include "daemon/worker.h"
 
+_Static_assert(SUPERVISOR_KILL_MS >= WORKER_END_MS + 500, "a worker that ends as it should is not killed");
+
 enum supervisor_state {
-    SUPERVISOR_STARTING, /* a worker runs that has not said "ready" */
+    SUPERVISOR_STARTING, /* a worker runs that has not said "ready"; killed at kill_at_ns if it does not even listen */
     SUPERVISOR_RUNNING,  /* a worker serves */
     SUPERVISOR_WAITING,  /* no worker; the next one starts at restart_at_ns */
     SUPERVISOR_STOPPING, /* the worker was told to end; it is killed at kill_at_ns */
@@ -42,8 +44,10 @@ struct supervisor {
     int channel_fd;      /* -1: none */
     uint64_t generation; /* workers started so far */
     uint64_t failures;   /* in a row */
-    uint64_t started_ns, restart_at_ns, kill_at_ns;
-    int listens;         /* the worker: callers are its own */
+    uint64_t started_ns, restart_at_ns;
+    uint64_t listens_ns; /* since when the worker serves: callers are its own; 0: not yet */
+    uint64_t kill_at_ns; /* the worker; CLOCK_NEVER: it may live */
+    char killed_why[48]; /* "" while it was not killed by us */
     uint64_t look_at_ns; /* when callers of a running worker are looked at again */
     char last_exit[64];
 };
@@ -97,7 +101,9 @@ static enum epd_status spawn(struct supervisor *supervisor, struct epd_error *er
     supervisor->generation++;
     supervisor->started_ns = clock_ns();
     supervisor->state = SUPERVISOR_STARTING;
-    supervisor->listens = 0;
+    supervisor->listens_ns = 0;
+    supervisor->kill_at_ns = supervisor->started_ns + clock_ms_to_ns(supervisor->config.start_deadline_ms);
+    supervisor->killed_why[0] = 0;
     struct epd_error ignored = {0};
     if (channel_send_config(channel[0], &supervisor->config, &ignored) != EPD_OK)
         log_write(supervisor->log, LOG_WARN, "worker pid %d: %s", (int)pid,
@@ -132,6 +138,7 @@ static void schedule_restart(struct supervisor *supervisor)
 static void start_worker(struct supervisor *supervisor)
 {
     struct epd_error error = {0};
+    recorder_clear(&supervisor->recorder); /* of the worker before: this one may die before it can */
     if (spawn(supervisor, &error) == EPD_OK)
         return;
     log_write(supervisor->log, LOG_ERROR, "worker not started: %s", error.text);
@@ -144,7 +151,9 @@ static void start_worker(struct supervisor *supervisor)
 
 static void describe_exit(struct supervisor *supervisor, int status)
 {
-    if (WIFSIGNALED(status))
+    if (WIFSIGNALED(status) && supervisor->killed_why[0])
+        (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "%s", supervisor->killed_why);
+    else if (WIFSIGNALED(status))
         (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "signal %d (%s)",
                        WTERMSIG(status), strsignal(WTERMSIG(status)));
     else
@@ -156,10 +165,16 @@ static void describe_exit(struct supervisor *supervisor, int status)
 static void dump_recorder(struct supervisor *supervisor)
 {
     const struct postmortem_of of = {.config = &supervisor->config,
-                                     .control_path = supervisor->control.path,
                                      .last_exit = supervisor->last_exit,
-                                     .generation = (uint32_t)supervisor->generation};
+                                     .generation = supervisor->generation};
     postmortem_start(&supervisor->postmortem, &supervisor->recorder, &of, supervisor->log);
+}
+
+/* However long a start took that led to nothing, it was a failure like the one before. */
+static int was_healthy(const struct supervisor *supervisor)
+{
+    return supervisor->listens_ns &&
+           clock_ns() - supervisor->listens_ns >= clock_ms_to_ns(supervisor->config.restart_healthy_ms);
 }
 
 static void worker_failed(struct supervisor *supervisor, int status)
@@ -169,7 +184,7 @@ static void worker_failed(struct supervisor *supervisor, int status)
               supervisor->last_exit);
     if (WIFSIGNALED(status))
         dump_recorder(supervisor);
-    if (clock_ns() - supervisor->started_ns >= clock_ms_to_ns(config->restart_healthy_ms))
+    if (was_healthy(supervisor))
         supervisor->failures = 0;
     supervisor->failures++;
     if (WIFEXITED(status) && WEXITSTATUS(status) == WORKER_EXIT_CONFIG) {
@@ -190,7 +205,8 @@ static int ended_as_told(const struct supervisor *supervisor, int status)
 {
     if (WIFEXITED(status))
         return WEXITSTATUS(status) == WORKER_EXIT_DONE;
-    return supervisor->state == SUPERVISOR_STOPPING && !supervisor->listens && WTERMSIG(status) == SIGTERM;
+    return supervisor->state == SUPERVISOR_STOPPING && !supervisor->listens_ns &&
+           (WTERMSIG(status) == SIGTERM || supervisor->killed_why[0]);
 }
 
 static void reap(struct supervisor *supervisor)
@@ -219,9 +235,11 @@ static void stop_worker(struct supervisor *supervisor)
         return;
     }
     const int again = supervisor->state == SUPERVISOR_STOPPING;
-    const uint64_t patience_ms = SUPERVISOR_KILL_MS + (again ? 0 : supervisor->config.drain_ms);
+    const int drains = supervisor->listens_ns && !again;
+    const uint64_t patience_ms = SUPERVISOR_KILL_MS + (drains ? supervisor->config.drain_ms : 0);
     supervisor->state = SUPERVISOR_STOPPING;
     supervisor->kill_at_ns = clock_ns() + clock_ms_to_ns(patience_ms);
+    supervisor->killed_why[0] = 0;
     (void)notify_send("STOPPING=1");
     log_write(supervisor->log, LOG_INFO, "worker pid %d told to %s", (int)supervisor->worker,
               again ? "stop" : "drain");
@@ -265,21 +283,27 @@ static void on_channel(struct supervisor *supervisor)
     struct config unused;
     struct epd_error error = {0};
     const enum channel_event event = channel_receive(supervisor->channel_fd, &unused, &error);
-    if (event == CHANNEL_LISTENING)
-        supervisor->listens = 1;
+    if (event == CHANNEL_LISTENING) {
+        supervisor->listens_ns = clock_ns();
+        if (supervisor->state == SUPERVISOR_STARTING && !supervisor->killed_why[0])
+            supervisor->kill_at_ns = CLOCK_NEVER;
+    }
     if (event == CHANNEL_READY && supervisor->state == SUPERVISOR_STARTING) {
         supervisor->state = SUPERVISOR_RUNNING;
         (void)notify_send("READY=1\nSTATUS=serving");
     }
-    if (event == CHANNEL_ENDED) { /* SIGCHLD says the rest */
+    if (event ==
+        CHANNEL_ENDED) { /* SIGCHLD says the rest, and soon: the worker has nobody to serve any more */
         (void)close(supervisor->channel_fd);
         supervisor->channel_fd = -1;
+        if (supervisor->kill_at_ns == CLOCK_NEVER)
+            supervisor->kill_at_ns = clock_ns() + clock_ms_to_ns(SUPERVISOR_KILL_MS);
     }
 }
 
 static const char *worker_state(const struct supervisor *supervisor)
 {
-    if (supervisor->listens && supervisor->worker)
+    if (supervisor->worker && (supervisor->listens_ns || supervisor->killed_why[0]))
         return "ending";
     return supervisor->state == SUPERVISOR_WAITING ? "waiting" : "starting";
 }
@@ -289,8 +313,8 @@ static void on_control(struct supervisor *supervisor)
 {
     const uint64_t now_ns = clock_ns();
     const uint64_t at_ns = supervisor->restart_at_ns;
-    if (supervisor->worker && supervisor->listens && supervisor->channel_fd >= 0 &&
-        !outage_began(supervisor->worker)) {
+    if (supervisor->worker && supervisor->listens_ns && supervisor->channel_fd >= 0 &&
+        !supervisor->killed_why[0] && !outage_began(supervisor->worker)) {
         supervisor->look_at_ns = now_ns + clock_ms_to_ns(OUTAGE_LOOK_MS);
         return;
     }
@@ -312,12 +336,12 @@ static uint64_t patient_until_ns(const struct supervisor *supervisor)
                                       : CLOCK_NEVER;
 }
 
-/* When callers are looked at: 0 while there is no worker. */
+/* When callers are looked at: 0 while there is no worker, or one that was killed: a driver may hold it for long. */
 static uint64_t callers_at_ns(const struct supervisor *supervisor)
 {
-    if (supervisor->state == SUPERVISOR_WAITING)
+    if (supervisor->state == SUPERVISOR_WAITING || supervisor->killed_why[0])
         return 0;
-    return supervisor->listens ? supervisor->look_at_ns : patient_until_ns(supervisor);
+    return supervisor->listens_ns ? supervisor->look_at_ns : patient_until_ns(supervisor);
 }
 
 static int answers_control(const struct supervisor *supervisor, uint64_t now_ns)
@@ -330,12 +354,11 @@ static int answers_control(const struct supervisor *supervisor, uint64_t now_ns)
 /* From the same moment as what is polled: else a time that passes in between is waited for by nobody. */
 static int timeout_ms(const struct supervisor *supervisor, uint64_t now_ns)
 {
-    uint64_t at_ns = CLOCK_NEVER;
+    uint64_t at_ns = supervisor->worker ? supervisor->kill_at_ns : CLOCK_NEVER;
     if (supervisor->state == SUPERVISOR_WAITING)
         at_ns = supervisor->restart_at_ns;
-    else if (supervisor->state == SUPERVISOR_STOPPING)
-        at_ns = supervisor->kill_at_ns;
-    else if (!answers_control(supervisor, now_ns))
+    else if (supervisor->state != SUPERVISOR_STOPPING && !answers_control(supervisor, now_ns) &&
+             callers_at_ns(supervisor) < at_ns)
         at_ns = callers_at_ns(supervisor);
     if (at_ns == CLOCK_NEVER)
         return -1;
@@ -343,17 +366,31 @@ static int timeout_ms(const struct supervisor *supervisor, uint64_t now_ns)
     return wait_ms < 60000 ? (int)wait_ms : 60000;
 }
 
+/* Said once, tried again: in a call of a driver a process may outlive the signal. */
+static void kill_worker(struct supervisor *supervisor, uint64_t now_ns)
+{
+    char *why = supervisor->killed_why;
+    const size_t bytes = sizeof(supervisor->killed_why);
+    supervisor->kill_at_ns = now_ns + clock_ms_to_ns(SUPERVISOR_KILL_MS);
+    (void)kill(supervisor->worker, SIGKILL);
+    if (why[0])
+        return;
+    if (supervisor->state == SUPERVISOR_STARTING && !supervisor->listens_ns)
+        (void)snprintf(why, bytes, "did not serve within %" PRIu64 " ms, killed",
+                       supervisor->config.start_deadline_ms);
+    else
+        (void)snprintf(why, bytes, "did not end in time, killed");
+    (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "%s", why);
+    log_write(supervisor->log, LOG_ERROR, "worker pid %d %s", (int)supervisor->worker, why);
+}
+
 static void on_time(struct supervisor *supervisor)
 {
     const uint64_t now_ns = clock_ns();
     if (supervisor->state == SUPERVISOR_WAITING && now_ns >= supervisor->restart_at_ns)
         start_worker(supervisor);
-    if (supervisor->state == SUPERVISOR_STOPPING && now_ns >= supervisor->kill_at_ns) {
-        log_write(supervisor->log, LOG_ERROR, "worker pid %d did not end in time, killed",
-                  (int)supervisor->worker);
-        supervisor->kill_at_ns = now_ns + clock_ms_to_ns(SUPERVISOR_KILL_MS);
-        (void)kill(supervisor->worker, SIGKILL);
-    }
+    if (supervisor->worker && now_ns >= supervisor->kill_at_ns)
+        kill_worker(supervisor, now_ns);
 }
 
 static void run_loop(struct supervisor *supervisor)
@@ -414,10 +451,10 @@ static enum epd_status open_signals(struct supervisor *supervisor, struct epd_er
 
 static void close_all(struct supervisor *supervisor)
 {
-    postmortem_finish(&supervisor->postmortem);
     endpoint_close(&supervisor->rank);
     endpoint_close(&supervisor->control);
     recorder_close(&supervisor->recorder);
+    postmortem_finish(&supervisor->postmortem, supervisor->log, SUPERVISOR_RECORD_MS);
     const int fds[] = {supervisor->recorder_fd, supervisor->signal_fd, supervisor->channel_fd};
     for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
         if (fds[i] >= 0)

@@ -351,6 +351,8 @@ static enum epd_status start(struct worker *worker, struct epd_error *error)
     if (status == EPD_OK)
         status = fabric_create(worker, backend, &worker->fabric, error); /* before any thread runs */
     if (status == EPD_OK)
+        status = failpoint_hit(&worker->failpoints, "worker_open", error);
+    if (status == EPD_OK)
         status = open_node(worker, backend, error);
     if (status == EPD_OK)
         status = watch_devices(worker, error);
@@ -370,7 +372,6 @@ static void close_handle(uv_handle_t *handle, void *arg)
 
 static void finish(struct worker *worker)
 {
-    dump_fini(worker);
     node_close(worker->node);
     uv_walk(&worker->loop, close_handle, NULL);
     (void)uv_run(&worker->loop, UV_RUN_DEFAULT);
@@ -419,10 +420,10 @@ static int serve(struct worker *worker)
     const int code = (int)worker->exit_code;
     /* With a lost device or stuck lanes an orderly end may never come; the process's end frees everything
      * too. */
-    if (code == WORKER_EXIT_FATAL || !all_gone(worker)) {
-        log_write(worker->log, LOG_WARN, "worker ends at once code %d sessions %zu", code,
-                  registry_count(&worker->registry, REGISTRY_SESSION));
-        dump_settle(worker, WORKER_STOP_MS);
+    const int orderly = code != WORKER_EXIT_FATAL && all_gone(worker);
+    if (!dump_settle(worker, WORKER_DUMP_MS) || !orderly) {
+        log_write(worker->log, LOG_WARN, "worker ends at once code %d sessions %zu dumps_unwritten %u", code,
+                  registry_count(&worker->registry, REGISTRY_SESSION), worker->dumps.n_running);
         _exit(code);
     }
     log_write(worker->log, LOG_INFO, "worker ends code %d", code);

@@ -36,9 +36,13 @@ enum worker_exit {
 
 /* With the second SIGTERM, or when the sessions do not go away, the worker waits no longer than this. */
 #define WORKER_STOP_MS 3000
+/* At its end a dump that is being written is waited for, no longer than this. */
+#define WORKER_DUMP_MS 1000
 /* Hello deadlines, replies crowded out and the end of a drain are looked at this often, while there is something to
  * look for. */
 #define WORKER_SWEEP_MS 50
+/* From the end of the drain to the end of the process, at most: two deadlines that the sweep looks at, and the dumps. */
+#define WORKER_END_MS (WORKER_STOP_MS + 2 * WORKER_SWEEP_MS + WORKER_DUMP_MS)
 /* How often the GPUs are asked whether they still work. */
 #define WORKER_DEVICE_LOOK_MS 500
 /* At most one dump file in this time. */

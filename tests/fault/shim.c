@@ -1,4 +1,4 @@
-/* Preloaded into a daemon: lets its n-th allocation fail, its fds not be taken, and its wall clock jump. Only calls made by the epd
+/* Preloaded into a daemon: lets its n-th allocation fail, its fds not be taken, its disk not answer, and its wall clock jump. Only calls made by the epd
  * program itself count: libuv and the C library end the process when they have no memory, which is theirs to
  * decide. */
 #include "tests/fault/shim.h"
@@ -7,7 +7,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <stdarg.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -21,6 +23,7 @@ EXPORT void *calloc(size_t n, size_t bytes);
 EXPORT void *realloc(void *old, size_t bytes);
 EXPORT void *mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
 EXPORT int memfd_create(const char *name, unsigned flags);
+EXPORT int open(const char *path, int flags, ...);
 EXPORT int clock_gettime(clockid_t clock, struct timespec *time);
 EXPORT ssize_t sendmsg(int socket, const struct msghdr *header, int flags);
 
@@ -102,6 +105,20 @@ void *mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t
 int memfd_create(const char *name, unsigned flags)
 {
     return fails(__builtin_return_address(0)) ? -1 : (int)syscall(SYS_memfd_create, name, flags);
+}
+
+int open(const char *path, int flags, ...)
+{
+    va_list rest;
+    va_start(rest, flags);
+    const int mode = flags & O_CREAT ? va_arg(rest, int) : 0;
+    va_end(rest);
+    if (shim && strstr(path, "epd-dump-") && atomic_load(&shim->stuck)) {
+        atomic_fetch_add(&shim->n_stuck, 1);
+        while (atomic_load(&shim->stuck))
+            (void)usleep(1000);
+    }
+    return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
 
 int clock_gettime(clockid_t clock, struct timespec *time)

@@ -1,9 +1,10 @@
-/* No memory, at every single allocation of the daemon in the life of a client; no room for fds; and a wall clock
- * that jumps.
+/* No memory, at every single allocation of the daemon in the life of a client; no room for fds; a wall clock that jumps;
+ * and a disk that does not answer.
  * The daemon runs with a preloaded library (shim.h) that the sanitizers do not get along with: there these
  * tests are not built. */
 #include <check.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,6 +22,7 @@
 #define MAX_ALLOCATIONS 2000 /* of one life; more mean that the count never ends */
 #define N_MEMFD_BYTES   65536
 #define DAY_S           86400
+#define STUCK_END_MS    4500 /* less than a worker has before it is killed */
 
 static struct daemon_process epd_daemon;
 static struct shim *shim;
@@ -238,6 +240,52 @@ START_TEST(fds_that_the_kernel_does_not_take_are_sent_later)
 }
 END_TEST
 
+/* The daemon ends with 0 although the record of its last failure cannot be written. */
+static void stop_with_a_stuck_disk(void)
+{
+    const double begin = now_ms();
+    ck_assert_int_gt(atomic_load(&shim->n_stuck), 0);
+    daemon_stop(&epd_daemon);
+    ck_assert_msg(now_ms() - begin < STUCK_END_MS, "%.0f ms", now_ms() - begin);
+    start(); /* for the fixture */
+}
+
+static void wait_until_stuck(void)
+{
+    for (int waited = 0; !atomic_load(&shim->n_stuck); waited++) {
+        ck_assert_int_lt(waited, WIRE_DEADLINE_MS);
+        sleep_ms(1);
+    }
+}
+
+START_TEST(a_disk_that_does_not_take_the_record_of_a_timeout_does_not_hold_up_the_end)
+{
+    atomic_store(&shim->stuck, 1);
+    ck_assert_uint_eq(ranks_run(epd_daemon.socket_path, "stuck", 2, deadline_rank, NULL), 0);
+    wait_until_stuck();
+    stop_with_a_stuck_disk();
+}
+END_TEST
+
+START_TEST(a_disk_that_does_not_take_the_record_of_a_killed_worker_does_not_hold_up_the_end)
+{
+    static struct wire wire;
+    wire_open(&wire, epd_daemon.socket_path);
+    struct message plan = wire_barrier_message(wire_join_alone(&wire, "stuck"));
+    ck_assert_int_eq(wire_call(&wire, &plan, -1), EPD_OK);
+    const struct message_reply_plan reply = wire.reply.reply_plan;
+    ck_assert_int_eq(wire_launch(&wire, &reply, 1), 0);
+    ck_assert_int_eq(wire_done(&wire, &reply), EPD_OK);
+    atomic_store(&shim->stuck, 1);
+    const pid_t worker = daemon_worker(&epd_daemon);
+    kill(worker, SIGKILL);
+    wait_until_stuck();
+    (void)daemon_wait_worker(&epd_daemon, worker);
+    wire_close(&wire);
+    stop_with_a_stuck_disk();
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -245,6 +293,8 @@ int main(void)
         documents_without_memory_are_refused_or_answered_and_the_worker_lives,
         deadlines_do_not_care_for_a_wall_clock_that_jumps_by_a_day,
         fds_that_the_kernel_does_not_take_are_sent_later,
+        a_disk_that_does_not_take_the_record_of_a_timeout_does_not_hold_up_the_end,
+        a_disk_that_does_not_take_the_record_of_a_killed_worker_does_not_hold_up_the_end,
     };
     return suite_run("memory", tests, SUITE_COUNT(tests), start, stop);
 }

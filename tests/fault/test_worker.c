@@ -26,8 +26,17 @@ static struct daemon_process epd_daemon;
 
 static void start(void)
 {
-    const char *const fast[] = {
-        "--restart-first", "1ms", "--restart-max", "1ms", "--restart-limit", "0", NULL};
+    const char *const fast[] = {"--restart-first",
+                                "1ms",
+                                "--restart-max",
+                                "1ms",
+                                "--restart-limit",
+                                "0",
+                                "--warn",
+                                "1s",
+                                "--stuck",
+                                "3s",
+                                NULL};
     daemon_start(&epd_daemon, 2, fast);
 }
 
@@ -323,6 +332,52 @@ START_TEST(what_a_killed_worker_did_last_is_written_down)
 }
 END_TEST
 
+/* The end of the first worker has its own file, also when the next worker writes one. */
+START_TEST(records_of_one_worker_after_the_other_are_all_kept)
+{
+    static struct wire wire, peer;
+    for (int worker = 1; worker <= 2; worker++) {
+        char pattern[160];
+        glob_t found;
+        const pid_t pid = daemon_worker(&epd_daemon);
+        wire_open(&wire, epd_daemon.socket_path);
+        wire_open(&peer, epd_daemon.socket_path);
+        struct message join[] = {wire_join_message("missed", 2, 0), wire_join_message("missed", 2, 1)};
+        ck_assert_int_eq(wire_send(&wire, &join[0], -1), 0);
+        ck_assert_int_eq(wire_call(&peer, &join[1], -1), EPD_OK);
+        ck_assert_int_eq(wire_answer(&wire), EPD_OK);
+        struct message plan = wire_barrier_message(peer.reply.reply_group.group_id);
+        struct message same = plan;
+        ck_assert_int_eq(wire_send(&wire, &plan, -1), 0);
+        ck_assert_int_eq(wire_call(&peer, &same, -1), EPD_OK);
+        ck_assert_int_eq(wire_answer(&wire), EPD_OK);
+        const struct message_reply_plan reply = wire.reply.reply_plan;
+        ck_assert_int_eq(wire_launch(&wire, &reply, 1), 0);
+        ck_assert_int_eq(wire_done(&wire, &reply), EPD_TIMEOUT); /* its peer does not come: the first dump */
+        snprintf(pattern, sizeof pattern, "%s/epd-dump-%d-*Z-%d-1.json", epd_daemon.directory,
+                 (int)epd_daemon.pid, worker);
+        for (int waited = 0; glob(pattern, 0, NULL, &found) != 0; waited += 5, sleep_ms(5))
+            ck_assert_msg(waited < RECOVER_MS, "no %s", pattern);
+        globfree(&found);
+        kill(pid, SIGKILL);
+        snprintf(pattern, sizeof pattern, "%s/epd-dump-%d-*Z-%d-end.json", epd_daemon.directory,
+                 (int)epd_daemon.pid, worker);
+        for (int waited = 0; glob(pattern, 0, NULL, &found) != 0; waited += 5, sleep_ms(5))
+            ck_assert_msg(waited < RECOVER_MS, "no %s", pattern);
+        globfree(&found);
+        (void)daemon_wait_worker(&epd_daemon, pid);
+        wire_close(&wire);
+        wire_close(&peer);
+    }
+    char pattern[160];
+    glob_t found;
+    snprintf(pattern, sizeof pattern, "%s/epd-dump-*.json", epd_daemon.directory);
+    ck_assert_int_eq(glob(pattern, 0, NULL, &found), 0);
+    ck_assert_uint_eq(found.gl_pathc, 4);
+    globfree(&found);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -333,6 +388,7 @@ int main(void)
         while_no_worker_runs_the_control_socket_says_why_and_ranks_wait,
         a_worker_that_cannot_run_with_its_configuration_is_not_restarted,
         what_a_killed_worker_did_last_is_written_down,
+        records_of_one_worker_after_the_other_are_all_kept,
     };
     return suite_run("worker", tests, SUITE_COUNT(tests), start, stop);
 }

@@ -1,5 +1,6 @@
 /* Small parts by themselves: ids, quotas, counters, log limits, queues, recorder, failpoints. */
 #include <fcntl.h>
+#include <glob.h>
 #include <jansson.h>
 #include <poll.h>
 #include <signal.h>
@@ -11,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "daemon/dump_file.h"
 #include "daemon/failpoint.h"
 #include "daemon/histogram.h"
 #include "daemon/launch_queue.h"
@@ -271,15 +273,65 @@ START_TEST(recorder_keeps_the_newest_steps_and_names_missing_ranks)
     ck_assert_uint_eq(json_array_size(missing), 1);
     ck_assert_int_eq(json_integer_value(json_array_get(missing, 0)), 2);
     json_decref(ops);
-    char path[128];
-    ck_assert_int_eq(recorder_dump(&recorder, "/tmp", (int)getpid(), 9, path, sizeof(path), &error), EPD_OK);
-    struct stat info;
-    ck_assert_int_eq(stat(path, &info), 0);
-    ck_assert_uint_eq(info.st_mode & 0777, 0600);
-    unlink(path);
-    ck_assert_int_eq(recorder_dump(&recorder, "/nonexistent", 1, 9, path, sizeof(path), &error), EPD_SYSTEM);
     recorder_close(&recorder);
     close(fd);
+}
+END_TEST
+
+static uint32_t count_dumps(const char *directory)
+{
+    char pattern[96];
+    glob_t found;
+    snprintf(pattern, sizeof(pattern), "%s/epd-dump-*.json", directory);
+    const uint32_t n = glob(pattern, 0, NULL, &found) == 0 ? (uint32_t)found.gl_pathc : 0;
+    globfree(&found);
+    return n;
+}
+
+static void remove_folder(const char *directory)
+{
+    char command[96];
+    snprintf(command, sizeof(command), "rm -r %s", directory);
+    ck_assert_int_eq(system(command), 0);
+}
+
+/* The end of one worker, and the dumps of the next. */
+START_TEST(dumps_are_never_written_over_and_the_oldest_go)
+{
+    struct recorder recorder;
+    struct config config;
+    struct dump_file file, end;
+    struct stat info;
+    char directory[] = "/tmp/epd-unit-XXXXXX", stranger[64];
+    int fd;
+    ck_assert_ptr_nonnull(mkdtemp(directory));
+    ck_assert_int_eq(recorder_create(&fd, &error), EPD_OK);
+    ck_assert_int_eq(recorder_open(&recorder, fd, &error), EPD_OK);
+    recorder_clear(&recorder);
+    config_init(&config);
+    snprintf(config.control_socket, sizeof(config.control_socket), "%s/epd-control.sock", directory);
+    snprintf(stranger, sizeof(stranger), "%s/epd-dump-12-keep.json", directory);
+    close(open(stranger, O_CREAT | O_WRONLY, 0600));
+    dump_file_init(&end, &config, 1, 1, 0);
+    ck_assert_msg(dump_file_write(&end, &recorder, &error) == EPD_OK, "%s", error.text);
+    ck_assert_int_eq(stat(end.path, &info), 0);
+    ck_assert_uint_eq(info.st_mode & 0777, 0600);
+    for (uint32_t worker = 2; worker < 5; worker++)
+        for (uint32_t number = 0; number < 3; number++) {
+            dump_file_init(&file, &config, 1, worker, number);
+            ck_assert_msg(dump_file_write(&file, &recorder, &error) == EPD_OK, "%s", error.text);
+            ck_assert_int_eq(stat(file.path, &info), 0);
+            if (worker == 2)
+                ck_assert_int_eq(stat(end.path, &info), 0);
+        }
+    ck_assert_uint_eq(count_dumps(directory), DUMP_FILE_MAX + 1);
+    ck_assert_int_eq(stat(stranger, &info), 0);
+    snprintf(config.dump_directory, sizeof(config.dump_directory), "/nonexistent");
+    dump_file_init(&file, &config, 1, 1, 1);
+    ck_assert_int_eq(dump_file_write(&file, &recorder, &error), EPD_SYSTEM);
+    recorder_close(&recorder);
+    close(fd);
+    remove_folder(directory);
 }
 END_TEST
 
@@ -384,6 +436,7 @@ int main(void)
                                   log_is_limited_per_key_and_says_what_it_left_out,
                                   launch_queue_keeps_order_while_it_grows_and_wraps,
                                   recorder_keeps_the_newest_steps_and_names_missing_ranks,
+                                  dumps_are_never_written_over_and_the_oldest_go,
                                   peers_are_watched_by_socket_by_pid_or_not_at_all,
                                   a_process_that_ends_is_told_from_one_that_lives,
                                   failpoints_are_parsed_and_refused,

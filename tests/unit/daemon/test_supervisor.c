@@ -294,6 +294,49 @@ START_TEST(worker_that_fails_at_every_start_is_tried_with_backoff_then_given_up)
     epd_clean(&epd);
 }
 END_TEST
+
+/* Restarted with growing pauses, though it takes longer than a healthy worker has to live; and told to whoever asks. */
+START_TEST(worker_that_hangs_at_its_start_is_killed_started_again_and_given_up)
+{
+    static const char *const flags[] = {"--start-deadline",
+                                        "400ms",
+                                        "--restart-first",
+                                        "300ms",
+                                        "--restart-healthy",
+                                        "1ms",
+                                        "--restart-limit",
+                                        "3",
+                                        NULL};
+    epd_prepare(&epd);
+    setenv("EPD_FAILPOINTS", "worker_open=sleep:60000", 1);
+    epd_spawn(&epd, flags);
+    unsetenv("EPD_FAILPOINTS");
+    char *text = raw_control(epd.control, CONTROL_STATUS);
+    json_t *document = json_loads(text, 0, NULL);
+    ck_assert_int_ge(json_integer_value(json_object_get(document, "generation")), 1);
+    ck_assert_msg(strstr(json_string_value(json_object_get(document, "last_exit")),
+                         "did not serve within 400 ms, killed") != NULL,
+                  "%s", text);
+    json_decref(document);
+    free(text);
+    ck_assert_int_eq(epd_wait(&epd), 4);
+    epd_clean(&epd);
+}
+END_TEST
+
+/* It has served nobody, so there is nothing to drain and nothing is lost. */
+START_TEST(worker_that_hangs_at_its_start_is_not_waited_for_when_epd_is_to_end)
+{
+    epd_prepare(&epd);
+    setenv("EPD_FAILPOINTS", "worker_open=sleep:60000", 1);
+    epd_spawn(&epd, NULL);
+    unsetenv("EPD_FAILPOINTS");
+    usleep(500000);
+    kill(epd.pid, SIGTERM);
+    ck_assert_int_eq(epd_wait(&epd), 0);
+    epd_clean(&epd);
+}
+END_TEST
 #endif
 
 int main(void)
@@ -312,6 +355,8 @@ int main(void)
                                   readiness_is_notified,
 #ifdef EPD_FAILPOINTS
                                   worker_that_fails_at_every_start_is_tried_with_backoff_then_given_up,
+                                  worker_that_hangs_at_its_start_is_killed_started_again_and_given_up,
+                                  worker_that_hangs_at_its_start_is_not_waited_for_when_epd_is_to_end,
 #endif
                                   NULL};
     return suite_run("daemon_supervisor", tests, NULL, NULL);
