@@ -21,40 +21,47 @@ from collections.abc import Callable
 from .errors import Closed, Error
 
 
+class _Depth(threading.local):
+    """How many calls this thread is in."""
+
+    value = 0
+
+
 class Calls:
     """The calls of one client's objects: how deep each thread is in them, and the handles to end afterwards."""
 
     def __init__(self) -> None:
-        self._depth = threading.local()
-        self._retired: collections.deque[Handle] = collections.deque()
+        self.depth = _Depth()
+        self.retired: collections.deque[Handle] = collections.deque()
         self._pid = os.getpid()
 
     def enter(self) -> None:
-        self._depth.value = getattr(self._depth, "value", 0) + 1
+        self.depth.value += 1
 
     def leave(self) -> None:
-        self._depth.value -= 1
-        if self._retired and self._depth.value == 0:
-            self._end_retired()
+        self.depth.value -= 1
+        if self.retired and self.depth.value == 0:
+            self.end_retired()
 
     def retire(self, handle: Handle) -> None:
         """Ends a handle whose owner is gone, now or after the call in which this thread is."""
         if os.getpid() != self._pid:
             return  # after fork() the native objects are the parent's
-        self._retired.append(handle)
-        if getattr(self._depth, "value", 0) == 0:
-            self._end_retired()
+        self.retired.append(handle)
+        if self.depth.value == 0:
+            self.end_retired()
 
-    def _end_retired(self) -> None:
-        self._depth.value = 1
+    def end_retired(self) -> None:
+        """Of a thread that is in no call."""
+        self.depth.value = 1
         try:
-            while self._retired:
+            while self.retired:
                 with contextlib.suppress(Error):  # what the daemon refuses to give up ends with its group
-                    self._retired.popleft().end()
+                    self.retired.popleft().end()
         except IndexError:  # another thread took the last one
             pass
         finally:
-            self._depth.value = 0
+            self.depth.value = 0
 
 
 class Handle:
@@ -70,6 +77,7 @@ class Handle:
     ) -> None:
         self.calls = calls
         self.what = what
+        self._depth, self._retired = calls.depth, calls.retired
         self._pointer: int | None = pointer
         self._release = release
         self._parent = parent
@@ -97,17 +105,26 @@ class Handle:
             if self._pointer is None:
                 self._state.notify_all()
 
+    # Every launch comes through these two: what Calls and _use, _unuse do, without calling them.
     def __enter__(self) -> int:
-        self.calls.enter()
-        pointer = self._use()
-        if pointer is None:
-            self.calls.leave()
-            raise Closed(f"{self.what}: used after its end")
-        return pointer
+        self._depth.value += 1
+        with self._lock:
+            pointer = self._pointer
+            if pointer is not None:
+                self._users += 1
+                return pointer
+        self.calls.leave()
+        raise Closed(f"{self.what}: used after its end")
 
     def __exit__(self, *_: object) -> None:
-        self._unuse()
-        self.calls.leave()
+        with self._lock:
+            self._users -= 1
+            if self._pointer is None:
+                self._state.notify_all()
+        depth = self._depth
+        depth.value -= 1
+        if self._retired and depth.value == 0:
+            self.calls.end_retired()
 
     def _close(self) -> int | None:
         """Lets nobody in and waits until all are out. The pointer to end, once; None to everybody else."""
