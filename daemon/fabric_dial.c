@@ -1,8 +1,10 @@
 #include "daemon/fabric_dial.h"
 
 #include <stdio.h>
+#include <unistd.h>
 
 #include "daemon/clock.h"
+#include "daemon/tcp_port.h"
 #include "daemon/worker.h"
 
 static void on_connection(uv_stream_t *server, int status)
@@ -75,6 +77,7 @@ enum epd_status fabric_listen(struct fabric *fabric, struct epd_error *error)
     const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     const char *host = fabric->config.host, *port = fabric->config.port;
     const char *shown = fabric->config.rendezvous;
+    tcp_port_advise(fabric->worker->log, port);
     uv_loop_t *loop = &fabric->worker->loop;
     int failed = uv_getaddrinfo(loop, &fabric->lookup, NULL, host, port, &hints);
     if (failed) /* other than these two it may work later: a name server that is not up yet */
@@ -84,10 +87,18 @@ enum epd_status fabric_listen(struct fabric *fabric, struct epd_error *error)
     struct addrinfo *found = fabric->lookup.addrinfo;
     (void)uv_tcp_init(loop, &fabric->server);
     fabric->server.data = fabric;
-    failed = uv_tcp_bind(&fabric->server, found->ai_addr, 0);
-    if (!failed)
-        failed = uv_listen((uv_stream_t *)&fabric->server, FABRIC_MAX_STRANGERS, on_connection);
+    int fd = -1;
+    struct epd_error why;
+    const enum epd_status status = tcp_port_listen(found->ai_addr, found->ai_addrlen, FABRIC_MAX_STRANGERS,
+                                                   TCP_PORT_PATIENCE_MS, &fd, &why);
     uv_freeaddrinfo(found);
+    if (status != EPD_OK)
+        return error_set(error, status, "fabric rendezvous %.120s: %.120s", shown, why.text);
+    failed = uv_tcp_open(&fabric->server, fd);
+    if (failed)
+        (void)close(fd);
+    else
+        failed = uv_listen((uv_stream_t *)&fabric->server, FABRIC_MAX_STRANGERS, on_connection);
     if (failed)
         return error_set(error, EPD_SYSTEM, "fabric rendezvous %.150s: %s", shown, uv_strerror(failed));
     return EPD_OK;

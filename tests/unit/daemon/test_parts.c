@@ -2,7 +2,9 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <jansson.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +25,7 @@
 #include "daemon/recorder.h"
 #include "daemon/registry.h"
 #include "daemon/stats.h"
+#include "daemon/tcp_port.h"
 #include "tests/unit/daemon/suite.h"
 
 static struct epd_error error;
@@ -405,6 +408,61 @@ START_TEST(a_process_that_ends_is_told_from_one_that_lives)
 }
 END_TEST
 
+START_TEST(ports_that_the_system_gives_away_are_known)
+{
+    static const struct {
+        uint16_t port;
+        const char *range, *reserved;
+        int given_away;
+    } cases[] = {
+        {7741, "32768\t60999", "", 0},
+        {32767, "32768\t60999", "", 0},
+        {32768, "32768\t60999", "", 1},
+        {60999, "32768\t60999", "", 1},
+        {61000, "32768\t60999", "", 0},
+        {40000, "32768\t60999", "40000", 0},
+        {40000, "32768\t60999", "1,39999-40001,50000", 0},
+        {40000, "32768\t60999", "39999,40001", 1},
+        {40000, "", "", 0},
+        {40000, "nonsense", "x", 0},
+        {40000, "1 65535", "x", 1},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        ck_assert_msg(tcp_port_is_given_away(cases[i].port, cases[i].range, cases[i].reserved) ==
+                          cases[i].given_away,
+                      "case %zu", i);
+}
+END_TEST
+
+static void *close_soon(void *arg)
+{
+    usleep(300000);
+    close(*(int *)arg);
+    return NULL;
+}
+
+START_TEST(a_port_that_something_else_has_for_a_moment_is_waited_for)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t bytes = sizeof(address);
+    int fd = -1, holder = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_eq(bind(holder, (struct sockaddr *)&address, bytes), 0);
+    ck_assert_int_eq(getsockname(holder, (struct sockaddr *)&address, &bytes), 0);
+    ck_assert_int_eq(tcp_port_listen((struct sockaddr *)&address, bytes, 4, 60, &fd, &error), EPD_SYSTEM);
+    ck_assert_ptr_nonnull(strstr(error.text, "tried for 60 ms"));
+    ck_assert_int_eq(fd, -1);
+    pthread_t thread;
+    ck_assert_int_eq(pthread_create(&thread, NULL, close_soon, &holder), 0);
+    ck_assert_msg(tcp_port_listen((struct sockaddr *)&address, bytes, 4, 5000, &fd, &error) == EPD_OK, "%s",
+                  error.text);
+    (void)pthread_join(thread, NULL);
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_eq(connect(client, (struct sockaddr *)&address, bytes), 0);
+    close(client);
+    close(fd);
+}
+END_TEST
+
 START_TEST(failpoints_are_parsed_and_refused)
 {
     struct failpoints points;
@@ -439,6 +497,8 @@ int main(void)
                                   dumps_are_never_written_over_and_the_oldest_go,
                                   peers_are_watched_by_socket_by_pid_or_not_at_all,
                                   a_process_that_ends_is_told_from_one_that_lives,
+                                  ports_that_the_system_gives_away_are_known,
+                                  a_port_that_something_else_has_for_a_moment_is_waited_for,
                                   failpoints_are_parsed_and_refused,
                                   NULL};
     return suite_run("daemon_parts", tests, NULL, NULL);
