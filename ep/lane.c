@@ -42,6 +42,8 @@ struct lane {
     uint32_t n_out; /* in a ring or running */
     uint32_t n_backlog;
     struct lane_job *backlog_first, *backlog_last;
+    struct epd_error given_up; /* the first reason, written before gave_up */
+    _Atomic int gave_up;       /* read by the lane */
 
     /* Lane thread. */
     struct backend_device *device;
@@ -205,6 +207,8 @@ void lane_lose_device(struct lane *lane, const struct epd_error *error)
 
 enum epd_status lane_check_device(struct lane *lane, struct epd_error *error)
 {
+    if (!lane->lost.status && atomic_load(&lane->gave_up))
+        lane_lose_device(lane, &lane->given_up);
     if (!lane->lost.status)
         return lane->backend->device_check(lane->device, error);
     *error = lane->lost;
@@ -334,6 +338,14 @@ void lane_wait(struct lane *lane)
     if (lane->n_out && ring_empty(&lane->out))
         futex_wait(&lane->ended, ended, NULL);
     atomic_store(&lane->waited, 0);
+}
+
+void lane_give_up(struct lane *lane, const struct epd_error *error)
+{
+    if (atomic_load(&lane->gave_up))
+        return;
+    lane->given_up = *error;
+    atomic_store(&lane->gave_up, 1);
 }
 
 uint32_t lane_n_jobs(const struct lane *lane)

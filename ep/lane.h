@@ -39,6 +39,8 @@ void lane_wait(struct lane *lane);
 /* Jobs given and not yet completed. */
 uint32_t lane_n_jobs(const struct lane *lane);
 void lane_info(const struct lane *lane, struct device_info *info);
+/* As lane_lose_device: what was promised to clients of this device cannot be kept. */
+void lane_give_up(struct lane *lane, const struct epd_error *error);
 
 /* Lane thread: what jobs work with. */
 const struct backend *lane_backend(const struct lane *lane);

@@ -114,6 +114,8 @@ enum epd_status nccl_comm_begin_device(struct cuda_rail *rail, char *memory, siz
         await_passed(rail, until_ns, error) == EPD_OK)
         return EPD_OK;
     /* Before its stream goes: NCCL still has it. Nothing else runs on the device yet. */
+    if (!end.comm)
+        end.id = &id;
     nccl_comm_end_all(&end, 1);
     return error->status;
 }

@@ -287,16 +287,29 @@ static void refusal_complete(struct lane_job *job)
     plan_let_go(plan);
 }
 
-static void plan_hand_back(struct plan *plan)
+/* Where work is done at once: no other launch of the plan is in flight. */
+static void hand_back_now(struct plan *plan)
 {
     struct page_plan *words = &plan->flag.page->plans[plan->flag.idx];
-    struct plan_refusal *refusal = NULL;
-    if (plan->team->node->backend->works_later)
-        refusal = calloc(1, sizeof *refusal);
-    if (!refusal) { /* work is done at once: no other launch of the plan is in flight */
-        atomic_fetch_add(&words->completed, 1);
-        atomic_store(&words->ready, 0);
-        flag_set(&words->done);
+    atomic_fetch_add(&words->completed, 1);
+    atomic_store(&words->ready, 0);
+    flag_set(&words->done);
+}
+
+static void plan_hand_back(struct plan *plan)
+{
+    if (!plan->team->node->backend->works_later) {
+        hand_back_now(plan);
+        return;
+    }
+    struct plan_refusal *refusal = calloc(1, sizeof *refusal);
+    if (!refusal) {
+        /* Its flags would come in front of those of launches in the queue, and so would be taken for theirs. The client,
+         * which finds it not completed, releases its stream when this process has ended. */
+        struct epd_error error = {.status = EPD_OK};
+        (void)error_set(&error, EPD_CUDA, "%s: no memory to hand back a launch: its device is given up",
+                        op_name(plan->op));
+        lane_give_up(plan->lane, &error);
         return;
     }
     refusal->job = (struct lane_job){.run = refusal_run, .poll = refusal_poll, .complete = refusal_complete};

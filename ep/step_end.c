@@ -207,11 +207,27 @@ static void end_dead(struct step_lane *lane)
         step_break(lane);
 }
 
+/* Now and then, and at once when another lane has met an error or aborted them. */
+static int is_time_for_rails(const struct step_lane *lane)
+{
+    struct team_lane *asking = lane->team_lane;
+    const uint64_t now_ns = clock_now_ns();
+    struct epd_error ignored;
+    if (!asking->rails_seen_broken && rails_broken(lane->step->team->rails, &ignored))
+        asking->rails_seen_broken = 1;
+    else if (now_ns - asking->rails_asked_ns < STEP_RAILS_NS)
+        return 0;
+    asking->rails_asked_ns = now_ns;
+    return 1;
+}
+
 /* A rail that has failed ends what its stream waits for; so must the others of this node. */
 static void check_rails(const struct step_lane *lane)
 {
     const struct step *step = lane->step;
     struct epd_error error = {.status = EPD_OK};
+    if (!is_time_for_rails(lane))
+        return;
     for (uint32_t i = 0; i < lane->n_ranks; i++)
         if (rails_check(step->team->rails, lane->ranks[i], &error)) {
             rails_abort(step->team->rails, &error);

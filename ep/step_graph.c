@@ -46,20 +46,39 @@ static enum epd_status record(const struct rank_run *run, struct epd_error *erro
     return EPD_OK;
 }
 
-int step_replays(const struct step_lane *lane)
+static int may_replay(const struct step_lane *lane)
+{
+    const struct plan *plan = plan_of(lane);
+    return lane->committed && plan->recordable && plan->team->node->replays;
+}
+
+int step_is_recorded(const struct step_lane *lane)
+{
+    const struct plan *plan = plan_of(lane);
+    return may_replay(lane) && plan->graph && plan->graph_tokens == n_tokens_of(lane);
+}
+
+/* Any lane; the first one says why. */
+static void note_unrecorded(struct team *team, const struct epd_error *why)
+{
+    if (atomic_fetch_add(&team->n_unrecorded, 1))
+        return;
+    team->unrecorded = *why;
+    atomic_store(&team->unrecorded_told, 1);
+}
+
+int step_record(const struct step_lane *lane)
 {
     struct plan *plan = plan_of(lane);
-    struct epd_error ignored = {.status = EPD_OK};
-    uint32_t n_tokens = n_tokens_of(lane);
-    if (!lane->committed || !plan->recordable || !plan->team->node->replays)
-        return 0;
-    if (plan->graph && plan->graph_tokens == n_tokens)
-        return 1;
-    if (plan->last_tokens != n_tokens + 1)
+    struct epd_error error = {.status = EPD_OK};
+    if (!may_replay(lane) || plan->last_tokens != n_tokens_of(lane) + 1)
         return 0;
     const struct rank_run run = step_rank_run(lane, lane->ranks[0]);
-    plan->recordable = record(&run, &ignored) == EPD_OK;
-    return plan->recordable;
+    if (record(&run, &error) == EPD_OK)
+        return 1;
+    plan->recordable = 0;
+    note_unrecorded(plan->team, &error);
+    return 0;
 }
 
 enum epd_status step_replay(struct step_lane *lane, struct epd_error *error)

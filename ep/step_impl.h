@@ -24,6 +24,9 @@ struct step_rank {
 /* How long a fused step may run once every rank's stream has reached it. Then it is ended: nothing on a device
  * waits for ever. */
 #define STEP_DEAD_NS 60000000000ull
+/* How often a lane asks its rails whether what waits in its streams still can end well: that takes locks, and a lane looks
+ * at its steps without a pause. */
+#define STEP_RAILS_NS 100000ull
 _Static_assert(STEP_MAX_BARRIERS *STEP_BARRIER_SETS <= BACKEND_MARKS, "every barrier has its mark");
 
 /* What the step came to; the same on every lane. */
@@ -92,13 +95,18 @@ struct rank_run step_rank_run(const struct step_lane *lane, uint32_t idx);
 /* Ends the waiting of a fused step that this lane has not launched, or that does not end. */
 void step_break(struct step_lane *lane);
 /* step_graph.c: the phases of a step that is like the ones before it, as recorded work. */
-/* 1 if there is such work for this step, recorded now if it was not yet. */
-int step_replays(const struct step_lane *lane);
+/* 1 if there is such work for this step. */
+int step_is_recorded(const struct step_lane *lane);
+/* Records it if that is due: 1 if it is there then. A plan that cannot be recorded is not tried again; the team counts it
+ * and keeps why. */
+int step_record(const struct step_lane *lane);
 EPD_MUST_CHECK enum epd_status step_replay(struct step_lane *lane, struct epd_error *error);
 /* Notes that the phases were run one by one. */
 void step_note_run(struct step_lane *lane);
 void step_fail_rank(struct step_lane *lane, uint32_t idx, const struct epd_error *error,
                     enum epd_phase phase);
+/* What a rank has come to cannot be told, to this node or to others. */
+void step_fail_report(struct step_lane *lane, uint32_t idx, const struct epd_error *error);
 /* step_end.c */
 int step_lane_poll(struct lane_job *job, struct lane *lane);
 /* step_verdict.c */

@@ -16,6 +16,7 @@
 #include <assert.h>
 
 #include "ep/clock.h"
+#include "ep/rails.h"
 
 static struct step_lane *step_lane_of_job(struct lane_job *job)
 {
@@ -194,7 +195,7 @@ static int run_phases(struct step_lane *lane)
         const struct rank_run run = step_rank_run(lane, lane->ranks[i]);
         moe_begin_step(&run);
     }
-    if (step_replays(lane))
+    if (step_is_recorded(lane) || step_record(lane))
         return run_graph(lane);
     for (uint32_t i = 0; i < pipeline->n_phases; i++) {
         const struct phase *phase = &pipeline->phases[i];
@@ -248,6 +249,15 @@ static enum epd_status copy_routing(const struct step *step, uint32_t idx, const
                                   routing->slots.sent, row_bytes, 0, error);
 }
 
+/* The rails break, and with them the group on all nodes: they may have this one's report already, and it says that all is
+ * well. */
+void step_fail_report(struct step_lane *lane, uint32_t idx, const struct epd_error *error)
+{
+    step_fail_rank(lane, idx, error, EPD_PHASE_NONE);
+    if (step_reports(lane->step))
+        rails_abort(lane->step->team->rails, error);
+}
+
 /* What the kernels recorded, which the next step finds zeroed, and what was counted. */
 static void copy_reports(struct step_lane *lane, int with_counts)
 {
@@ -258,14 +268,14 @@ static void copy_reports(struct step_lane *lane, int with_counts)
         struct epd_error error = {.status = EPD_OK};
         if (run.plan->records && run.backend->copy_out(run.queue, step->ranks[idx].records, run.plan->records,
                                                        sizeof step->ranks[idx].records, 1, &error))
-            step_fail_rank(lane, idx, &error, EPD_PHASE_NONE);
+            step_fail_report(lane, idx, &error);
         if (step->counts && with_counts && copy_routing(step, idx, &run, &error))
-            step_fail_rank(lane, idx, &error, EPD_PHASE_NONE);
+            step_fail_report(lane, idx, &error);
         if (step->splits &&
             run.backend->copy_out(run.queue, step->splits, run.plan->splits,
                                   (uint64_t)run.plan->bindings.dims[DIM_GROUPS] * sizeof *step->splits, 0,
                                   &error))
-            step_fail_rank(lane, idx, &error, EPD_PHASE_NONE);
+            step_fail_report(lane, idx, &error);
     }
 }
 

@@ -157,10 +157,8 @@ void step_report(struct step_lane *lane)
         if (host.error.status)
             host.rank = (int32_t)run.plan->rank;
         const struct hop_verdict verdict = to_hop(step, &host);
-        if (step->team->hop->report(&run, &verdict, step->reports + (size_t)idx * n_nodes, &error)) {
-            rails_abort(step->team->rails, &error); /* nobody waits for it */
-            step_fail_rank(lane, idx, &error, EPD_PHASE_NONE);
-        }
+        if (step->team->hop->report(&run, &verdict, step->reports + (size_t)idx * n_nodes, &error))
+            step_fail_report(lane, idx, &error);
     }
 }
 
@@ -178,30 +176,35 @@ static struct hop_verdict missing(const struct step *step, uint32_t node)
     return verdict;
 }
 
-/* What a rank of another node says that it came to. */
-static struct hop_verdict reported(const struct step *step, uint32_t idx, uint32_t node)
+/* 0: a rank of another node says that all is well. Else what it came to. */
+static int reports_failure(const struct step *step, uint32_t idx, uint32_t node, struct hop_verdict *failure)
 {
     const struct problem *problem = &step->team->problem;
     const struct hop_report *report = &step->reports[(size_t)idx * problem->n_nodes + node];
     struct step_verdict verdict = {.error = {.status = EPD_OK}, .rank = -1};
     if (report->step != step->number || report->step_again != step->number || !status_known(report->status) ||
-        report->phase >= EPD_PHASE_COUNT)
-        return missing(step, node);
+        report->phase >= EPD_PHASE_COUNT || report->rank < -1 ||
+        report->rank >= (int64_t)problem->world_size) {
+        *failure = missing(step, node);
+        return 1;
+    }
     if (report->status) {
         /* Its devices are not ours. */
         const int lost = report->status == EPD_CUDA || report->status == EPD_NCCL;
-        struct hop_verdict host = {.status = lost ? EPD_PEER_LOST : report->status,
-                                   .rank = report->rank,
-                                   .phase = report->phase,
-                                   .order = report->order};
-        memcpy(host.text, report->text, sizeof host.text - 1);
-        return host;
+        *failure = (struct hop_verdict){.status = lost ? EPD_PEER_LOST : report->status,
+                                        .rank = report->rank,
+                                        .phase = report->phase,
+                                        .order = report->order};
+        memcpy(failure->text, report->text, sizeof failure->text - 1);
+        return 1;
     }
     for (int record = 0; record < PLAN_RECORD_COUNT; record++)
         if (takes_record(step, node * problem->ranks_per_node + idx, record, &report->records[record],
-                         &verdict))
-            break;
-    return to_hop(step, &verdict);
+                         &verdict)) {
+            *failure = to_hop(step, &verdict);
+            return 1;
+        }
+    return 0;
 }
 
 /* Of all ranks of all nodes; every lane of every node comes to the same. */
@@ -209,14 +212,15 @@ static struct step_verdict decide_jointly(const struct step *step)
 {
     const struct problem *problem = &step->team->problem;
     const struct step_verdict mine = step_decide_here(step);
-    struct hop_verdict first = to_hop(step, &mine);
+    struct hop_verdict first = {.status = EPD_OK, .rank = -1}, other;
+    if (mine.error.status)
+        first = to_hop(step, &mine);
     for (uint32_t idx = 0; idx < step->n_ranks; idx++)
-        for (uint32_t node = 0; node < problem->n_nodes; node++) {
-            const struct hop_verdict other = node == problem->node ? first : reported(step, idx, node);
-            if (hop_counts_before(&other, &first))
+        for (uint32_t node = 0; node < problem->n_nodes; node++)
+            if (node != problem->node && reports_failure(step, idx, node, &other) &&
+                hop_counts_before(&other, &first))
                 first = other;
-        }
-    return from_hop(&first);
+    return first.status ? from_hop(&first) : mine;
 }
 
 struct step_verdict step_decide(const struct step_lane *lane)

@@ -199,6 +199,14 @@ int team_is_fused(const struct team *team)
     return team->fused;
 }
 
+uint32_t team_n_unrecorded(const struct team *team, struct epd_error *why)
+{
+    const int told = atomic_load(&team->unrecorded_told);
+    if (why && told)
+        *why = team->unrecorded;
+    return told ? atomic_load(&team->n_unrecorded) : 0;
+}
+
 int64_t team_capacity_rows(const struct team *team)
 {
     return team->problem.capacity_rows;

@@ -39,6 +39,9 @@ uint32_t team_n_local_experts(const struct team *team);
  * two ranks share a device, or the device has no room for more blocks that may wait at once. Decided when the team is
  * created. */
 int team_is_fused(const struct team *team);
+/* Plans that were to be replayed as graphs and cannot be recorded: they run launch by launch. why: the first one's reason;
+ * NULL: not wanted. */
+uint32_t team_n_unrecorded(const struct team *team, struct epd_error *why);
 /* Owned bytes of one rank now: scratch, routing and saved contexts of its plans. */
 uint64_t team_heap_bytes(const struct team *team, uint32_t rank);
 

@@ -14,7 +14,10 @@ struct team_lane {
     struct team *team;
     uint32_t n_ranks;
     uint32_t ranks[EPD_MAX_WORLD_SIZE]; /* positions among the ranks of this node, rising */
-    uint32_t n_committed;               /* lane thread: fused steps that are launched and have not ended */
+    /* Lane thread. */
+    uint32_t n_committed;    /* fused steps that are launched and have not ended */
+    uint64_t rails_asked_ns; /* when its rails were last asked how they are, for all of its steps */
+    int rails_seen_broken;
     struct lane_job end_job;
 };
 
@@ -42,8 +45,11 @@ struct team {
     /* A fused op was not launched on all ranks: their workspaces are void until the lanes have reset them, and
      * every step until then is refused. Any lane. */
     _Atomic int broken;
-    _Atomic uint32_t n_breaks; /* ever */
-    _Atomic uint32_t n_reset;  /* lanes that have reset theirs since the last */
+    _Atomic uint32_t n_breaks;     /* ever */
+    _Atomic uint32_t n_reset;      /* lanes that have reset theirs since the last */
+    _Atomic uint32_t n_unrecorded; /* plans that could not be made graphs; any lane */
+    struct epd_error unrecorded;   /* the first one's reason, written before unrecorded_told */
+    _Atomic int unrecorded_told;
     /* Loop thread. */
     uint32_t n_plans;
     uint64_t n_joint_steps; /* ever submitted, of all ranks */

@@ -2,6 +2,7 @@
  * itself, so one that counts though its `done` never comes is a stream that waits for ever.
  *
  * The backend is the host's with the ends of its work held back, or failing, as the test says. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "ep/device_watch.h"
@@ -25,6 +26,19 @@ static _Atomic uint64_t n_tickets; /* of the lost queue */
 static struct backend_device *_Atomic lost_device;
 static struct backend_queue *_Atomic lost_queue;
 static struct backend later; /* made before any lane runs */
+static int no_memory;        /* for the next calloc of the loop thread */
+static _Thread_local int on_loop;
+
+void *__real_calloc(size_t n, size_t bytes);
+void *__wrap_calloc(size_t n, size_t bytes);
+
+void *__wrap_calloc(size_t n, size_t bytes)
+{
+    if (!on_loop || !no_memory)
+        return __real_calloc(n, bytes);
+    no_memory = 0;
+    return NULL;
+}
 
 static enum epd_status open_device(const struct node_config *config, uint32_t device_idx,
                                    struct backend_device **device, struct device_info *info,
@@ -256,6 +270,29 @@ START_TEST(a_refused_launch_on_a_lost_device_is_left_to_the_client_to_end)
 }
 END_TEST
 
+/* Its `done` would overtake the launch in front of it. */
+START_TEST(a_refused_launch_that_no_memory_is_there_for_is_left_to_the_client_to_end)
+{
+    struct pair pair;
+    struct outcome outcome;
+    pair_init(&pair);
+    atomic_store(&state, BUSY);
+    launch_start(&pair.plan, (uint32_t[N_RANKS]){0}, 0, &outcome);
+    while (atomic_load(&words(&pair, LOST)->ready)) /* until the lane has it */
+        ;
+    on_loop = no_memory = 1;
+    refuse(&pair);
+    ck_assert_int_eq(no_memory, 0);
+    ck_assert_uint_eq(atomic_load(&words(&pair, LOST)->ready), 1);
+    expect_words(&pair, LOST, 0, 1, 0);
+    atomic_store(&state, WELL);
+    harness_wait(&pair.harness, &outcome.ended);
+    expect_words(&pair, LOST, 1, 1, 0);
+    expect_worker_told(&pair);
+    pair_fini(&pair);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -264,6 +301,7 @@ int main(void)
         a_step_that_never_ends_on_its_device_costs_the_device,
         a_refused_launch_counts_as_failed_at_once_and_as_completed_with_its_done_flag,
         a_refused_launch_on_a_lost_device_is_left_to_the_client_to_end,
+        a_refused_launch_that_no_memory_is_there_for_is_left_to_the_client_to_end,
     };
     return suite_run("lost", tests, COUNT(tests));
 }
