@@ -174,8 +174,9 @@ static json_t *rank_document(const struct group *group, uint32_t rank)
     struct member *member = group->members[rank];
     set(object, "rank", number(rank));
     set(object, "present", json_boolean(member != NULL));
-    if (group->span)
-        set(object, "node", number(rank / group->span->n_ranks));
+    uint32_t node;
+    if (group->span && group_span_node(group, rank, &node))
+        set(object, "node", number(node));
     if (!member)
         return object;
     const int missing = group->gather.n_arrived && !(group->gather.arrived >> rank & 1);

@@ -17,8 +17,8 @@
  * (rank|control), state, pid, uid, connected_ms, idle_ms, requests, groups, buffers, plans, heap_bytes,
  * imported_bytes, saved_bytes, in_flight, output_bytes}] groups   groups [{group_id, name, uid, state
  * (joining|open|broken), reason, epoch, world_size, dtype, overflow, n_experts, top_k, hidden, ffn,
- * max_tokens, capacity_rows, alignment, deadline_ms, launches, failed, in_flight, ranks [{rank, present, node (of a group that spans nodes),
- * session_id, pid, device_idx, queued, waiting_for (bool), heap_bytes}]}] plans    plans [{plan_id,
+ * max_tokens, capacity_rows, alignment, deadline_ms, launches, failed, in_flight, ranks [{rank, present, node (of a
+ * group that spans nodes: its number in the fabric; left out while it is not known), session_id, pid, device_idx, queued, waiting_for (bool), heap_bytes}]}] plans    plans [{plan_id,
  * session_id, group_id, rank, op, plan_key, state, shape_hash (hex text), saved_bytes, launches, failed,
  * queued, in_flight, flag_idx}] devices  backend, devices [{device_idx, uuid (hex text), name, memory_bytes,
  * heap_bytes, heap_peak_bytes, imported_bytes, n_imports, jobs_done, jobs_queued, busy_ns}] drain draining:
@@ -28,8 +28,9 @@
  *   fabric   n_nodes (1: none, and nothing follows), node, rendezvous, complete (bool), fabric_epoch, last_error,
  * agreement {steps, mean_ns, max_ns, ahead: steps that were agreed upon while an earlier one of their group was on the
  * lanes}, nodes [{node, state (self|present|missing), linked (bool), address, version, since_ms, rtt_ns, losses,
- * sent_bytes, received_bytes, last_error}], groups [{group_id, name, state, first_rank, n_ranks, steps, announced,
- * rails {swaps, swap_ns, nodes [{node, sent_bytes, received_bytes}]}}]; status says fabric_complete (bool)
+ * sent_bytes, received_bytes, last_error}], groups [{group_id, name, state, n_nodes, nodes (their numbers in the fabric, in
+ * the order of the ranks; none while it is being joined), first_rank, n_ranks, steps, announced, rails {swaps, swap_ns,
+ * nodes [{node, sent_bytes, received_bytes}]}}]; status says fabric_complete (bool)
  *
  * While no worker runs, the supervisor answers STATUS itself with {"verb", "version", "pid": 0,
  * "supervisor_pid", "worker": "starting"|"waiting"|"failed", "generation", "last_exit", "restart_in_ms",

@@ -8,6 +8,7 @@
 #include "daemon/clock.h"
 #include "daemon/fabric_coordinator.h"
 #include "daemon/fabric_dial.h"
+#include "daemon/fabric_nodes.h"
 #include "daemon/group_span.h"
 #include "daemon/worker.h"
 #include "ep/transport.h"
@@ -28,15 +29,6 @@ static int is_coordinator(const struct fabric *fabric)
 /* The state and the receiving part call each other: links are ended by what they bring. */
 static void on_message(void *arg, struct fabric_link *link, const void *data, size_t bytes);
 
-void fabric_name_missing(uint32_t n_nodes, uint64_t there, char *text, size_t bytes)
-{
-    size_t length = 0;
-    text[0] = 0;
-    for (uint32_t node = 0; node < n_nodes && length < bytes; node++)
-        if (!(there >> node & 1))
-            length += (size_t)snprintf(text + length, bytes - length, " %u", node);
-}
-
 int fabric_complete(const struct fabric *fabric)
 {
     return fabric->complete;
@@ -56,7 +48,8 @@ static void note_complete(struct fabric *fabric, int complete)
 {
     struct worker *worker = fabric->worker;
     char missing[96];
-    fabric_name_missing(fabric->config.n_nodes, present(fabric), missing, sizeof(missing));
+    fabric_nodes_name(fabric_nodes_first(fabric->config.n_nodes) & ~present(fabric), missing,
+                      sizeof(missing));
     if (complete && !fabric->complete)
         log_write(worker->log, LOG_INFO, "fabric complete nodes %u node %u epoch %" PRIu64,
                   fabric->config.n_nodes, fabric->config.node, fabric->epoch);
@@ -378,6 +371,7 @@ static void on_beat(uv_timer_t *beat)
     for (uint32_t node = 0; node < fabric->config.n_nodes; node++)
         if (fabric->nodes[node].link)
             check_link(fabric, &fabric->nodes[node], now_ns);
+    group_span_beat(fabric, now_ns);
     if (is_coordinator(fabric))
         coordinator_check(fabric->coordinator, now_ns);
     else
@@ -474,6 +468,7 @@ void fabric_stop(struct fabric *fabric)
         return;
     fabric->stopped = 1;
     (void)uv_timer_stop(&fabric->beat);
+    group_span_beat(fabric, UINT64_MAX); /* nothing waits for the next */
     for (size_t i = 0; i < FABRIC_MAX_STRANGERS; i++)
         if (fabric->strangers[i])
             fabric_link_close(fabric->strangers[i], &why);

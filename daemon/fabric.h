@@ -3,7 +3,8 @@
  *
  * A node is there once both sides have shown the secret and it has said hello. The fabric is complete when all nodes
  * are there, and each time it becomes so it begins a new epoch. A node that has not been heard of for node_dead, or whose
- * connection ended, is lost: groups that span it end at once with an error that names it, and it may come back. */
+ * connection ended, is lost: groups that span it end at once with an error that names it, and it may come back. What a
+ * group needs is node 0 and its own nodes: it is joined and goes on whether or not the others are there. */
 #ifndef EPD_DAEMON_FABRIC_H
 #define EPD_DAEMON_FABRIC_H
 
@@ -83,8 +84,6 @@ EPD_MUST_CHECK enum epd_status fabric_ask(struct fabric *fabric, const struct fa
 /* The coordinator to a node (itself too); dropped if it is not there. */
 void fabric_tell(struct fabric *fabric, uint32_t node, const struct fabric_message *message);
 int fabric_complete(const struct fabric *fabric);
-/* " 1 3": the nodes whose bit is not set in `there`. */
-void fabric_name_missing(uint32_t n_nodes, uint64_t there, char *text, size_t bytes);
 /* The control socket's document: see control.h. */
 void fabric_fill_document(const struct fabric *fabric, json_t *document);
 

@@ -1,5 +1,5 @@
-/* What node 0 does for the groups that span nodes: brings their joins, their collective plans and their steps together.
- * It decides the order of all steps of all groups, once for the whole fabric: every node begins them in that order, so no
+/* What node 0 does for the groups that span nodes, those that it is not in itself too: brings their joins, their
+ * collective plans and their steps together. Groups may have any nodes in common. It decides the order of all steps of all groups, once for the whole fabric: every node begins them in that order, so no
  * two nodes can wait for each other's steps. Loop thread of node 0. */
 #ifndef EPD_DAEMON_FABRIC_COORDINATOR_H
 #define EPD_DAEMON_FABRIC_COORDINATOR_H
@@ -25,7 +25,7 @@ void coordinator_destroy(struct coordinator *coordinator);
 EPD_MUST_CHECK enum epd_status coordinator_receive(struct coordinator *coordinator, uint32_t node,
                                                    const struct fabric_message *message,
                                                    struct epd_error *error);
-/* Its groups end on all other nodes. */
+/* Its groups end on their other nodes; those that it is not in go on. */
 void coordinator_lose(struct coordinator *coordinator, uint32_t node, const struct epd_error *why);
 /* What it keeps: groups, and plans of all of them that are not settled. */
 void coordinator_count(const struct coordinator *coordinator, uint64_t *n_groups, uint64_t *n_plans);

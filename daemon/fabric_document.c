@@ -48,13 +48,11 @@ static json_t *rails_document(const struct group *group)
     struct rails_traffic traffic;
     json_t *nodes = json_array();
     rails_traffic(group->span->rails, &traffic);
-    for (uint32_t node = 0; node < group->span->n_nodes; node++) {
-        json_t *object = json_object();
-        if (node == group->span->node) {
-            json_decref(object);
+    for (uint32_t node = 0; group->span->id && node < group->span->n_nodes; node++) {
+        if (node == group->span->node)
             continue;
-        }
-        set(object, "node", number(node));
+        json_t *object = json_object();
+        set(object, "node", number(group->span->nodes[node]));
         set(object, "sent_bytes", number(traffic.sent_bytes[node]));
         set(object, "received_bytes", number(traffic.received_bytes[node]));
         (void)json_array_append_new(nodes, object);
@@ -70,10 +68,14 @@ static json_t *rails_document(const struct group *group)
 static json_t *group_document(const struct group *group)
 {
     const struct group_span *span = group->span;
-    json_t *object = json_object();
+    json_t *object = json_object(), *nodes = json_array();
+    for (uint32_t node = 0; span->id && node < span->n_nodes; node++)
+        (void)json_array_append_new(nodes, number(span->nodes[node]));
     set(object, "group_id", number(group->id));
     set(object, "name", json_string(group->name));
     set(object, "state", json_string(group_span_state_name(span->state)));
+    set(object, "n_nodes", number(span->n_nodes));
+    set(object, "nodes", nodes);
     set(object, "first_rank", number(span->first_rank));
     set(object, "n_ranks", number(span->n_ranks));
     set(object, "steps", number(span->n_gone));

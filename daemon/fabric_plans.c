@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "daemon/clock.h"
+#include "daemon/fabric_nodes.h"
 #include "daemon/fabric_span.h"
 #include "daemon/worker.h"
 
@@ -32,11 +33,11 @@ void matter_hear(struct matter *matter, uint32_t node, const struct fabric_messa
     }
 }
 
-void matter_overdue(struct matter *matter, const struct coordinator *coordinator, const struct span *span,
-                    const char *what, uint64_t number, uint64_t limit_ms)
+void matter_overdue(struct matter *matter, const struct span *span, const char *what, uint64_t number,
+                    uint64_t limit_ms)
 {
     char missing[96];
-    fabric_name_missing(coordinator_n_nodes(coordinator), matter->there, missing, sizeof(missing));
+    fabric_nodes_name(span->nodes & ~matter->there, missing, sizeof(missing));
     (void)error_set(&matter->error, EPD_TIMEOUT,
                     "%s %" PRIu64 " (%s) of group %s: not asked for within %" PRIu64 " ms by node%s", what,
                     number, op_name((enum epd_op)matter->op), span->name, limit_ms, missing);
@@ -92,7 +93,7 @@ static void tell_plan(struct coordinator *coordinator, const struct span *span, 
     message.number = key;
     message.error = *error;
     message.rank = rank;
-    coordinator_tell(coordinator, &message, coordinator_all_nodes(coordinator));
+    coordinator_tell(coordinator, &message, span->nodes);
 }
 
 /* Every node has spoken, or there is no need to wait for the others. A failed plan stays until all have heard of it:
@@ -132,7 +133,7 @@ enum epd_status span_take_plan(struct coordinator *coordinator, struct span *spa
                         " (%s) of group %s: node %u and node %u differ in its modes, its dtypes, "
                         "its context or which tensors are bound",
                         found->key, op_name((enum epd_op)matter->op), span->name, node, matter->first_node);
-    if (!decided && (matter->error.status || matter->there == coordinator_all_nodes(coordinator)))
+    if (!decided && (matter->error.status || matter->there == span->nodes))
         decide_plan(coordinator, span, found);
     return EPD_OK;
 }
@@ -151,7 +152,7 @@ void span_take_heard(struct coordinator *coordinator, struct span *span, uint32_
                         found->key, span->name, node);
         tell_plan(coordinator, span, found->key, &matter->error, -1);
     }
-    if (found->heard == coordinator_all_nodes(coordinator))
+    if (found->heard == span->nodes)
         free_plan(span, found);
 }
 
@@ -171,7 +172,7 @@ void span_check_plans(struct coordinator *coordinator, struct span *span, uint64
         if (matter->error.status ||
             now_ns < matter->first_ns + clock_ms_to_ns(limit_ms + COORDINATOR_GRACE_MS))
             continue;
-        matter_overdue(matter, coordinator, span, "plan", found->key, limit_ms);
+        matter_overdue(matter, span, "plan", found->key, limit_ms);
         decide_plan(coordinator, span, found);
     }
 }

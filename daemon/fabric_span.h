@@ -6,6 +6,7 @@
 #include "daemon/fabric.h"
 #include "daemon/fabric_coordinator.h"
 #include "daemon/group_fields.h"
+#include "daemon/list.h"
 
 /* What nodes have said about one plan or one step. */
 struct matter {
@@ -26,15 +27,18 @@ struct plan_matter {
     struct matter matter;
 };
 
-/* A group that spans nodes: being joined until id is not 0. */
+/* A group that spans nodes: being joined until id is not 0. Its nodes are those that have joined, each with one block of
+ * the ranks. */
 struct span {
     struct list in_coordinator;
     uint64_t id;
     char name[EPD_MAX_NAME_BYTES];
-    uint32_t uid, world_size, first_node;
+    uint32_t uid, world_size, n_nodes, first_node;
     int64_t config[GROUP_N_FIELDS];
-    uint64_t joined;                   /* bit per node */
-    uint64_t local_ids[EPD_MAX_NODES]; /* what each node calls it */
+    uint64_t nodes;                    /* bit per node of the fabric that has joined */
+    uint64_t blocks;                   /* bit per block of ranks that one of them has */
+    uint32_t node_of[EPD_MAX_NODES];   /* by block; where its bit is set */
+    uint64_t local_ids[EPD_MAX_NODES]; /* by node: what it calls the group */
     uint64_t first_ns;
     struct fabric_address *addresses; /* [world_size] owned */
     struct list plans;                /* struct plan_matter: not decided, or not all have heard how */
@@ -57,20 +61,31 @@ static inline uint32_t coordinator_n_nodes(const struct coordinator *coordinator
     return coordinator->fabric->config.n_nodes;
 }
 
-/* Bit per node. */
-static inline uint64_t coordinator_all_nodes(const struct coordinator *coordinator)
+static inline int span_has_node(const struct span *span, uint32_t node)
 {
-    return coordinator_n_nodes(coordinator) == 64 ? UINT64_MAX
-                                                  : (1ull << coordinator_n_nodes(coordinator)) - 1;
+    return (int)(span->nodes >> node & 1);
 }
 
+/* nodes: bit per node of the fabric. */
 void coordinator_tell(struct coordinator *coordinator, const struct fabric_message *message, uint64_t nodes);
 
 /* A node's word. The first error counts. */
 void matter_hear(struct matter *matter, uint32_t node, const struct fabric_message *message);
 /* Not all nodes have spoken in time: its error names those that have not. what: "plan", "step". */
-void matter_overdue(struct matter *matter, const struct coordinator *coordinator, const struct span *span,
-                    const char *what, uint64_t number, uint64_t limit_ms);
+void matter_overdue(struct matter *matter, const struct span *span, const char *what, uint64_t number,
+                    uint64_t limit_ms);
+
+/* fabric_join.c: JOIN of a node, and the deadline of groups that are being joined. EPD_PROTOCOL if no honest node says
+ * so. */
+EPD_MUST_CHECK enum epd_status span_take_join(struct coordinator *coordinator, uint32_t node,
+                                              const struct fabric_message *message, struct epd_error *error);
+void span_check_join(struct coordinator *coordinator, struct span *span, uint64_t now_ns);
+/* The node is gone; it may come back in time. */
+void span_unjoin(struct coordinator *coordinator, struct span *span, uint32_t node);
+/* An open group ends: its nodes but `from` are told what it said. Frees the span. */
+void span_end(struct coordinator *coordinator, struct span *span, uint32_t from,
+              const struct fabric_message *message);
+void span_free(struct coordinator *coordinator, struct span *span);
 
 /* fabric_plans.c: PLAN and HEARD of a node, deadlines, the end of the group. EPD_PROTOCOL if no honest node says so. */
 EPD_MUST_CHECK enum epd_status span_take_plan(struct coordinator *coordinator, struct span *span,

@@ -117,8 +117,9 @@ static uint64_t check_join(struct group *group, uint64_t now_ns)
         return end_ns;
     struct epd_error error;
     if (group->n_members == group_n_ranks(group)) {
-        (void)error_set(&error, EPD_TIMEOUT, "group %s: not joined within %" PRIu64 " ms by all other nodes",
-                        group->name, limit_ms);
+        (void)error_set(&error, EPD_TIMEOUT,
+                        "group %s: not joined within %" PRIu64 " ms by all of its other nodes", group->name,
+                        limit_ms);
         group_fail_join(group, &error);
         return CLOCK_NEVER;
     }
@@ -194,7 +195,7 @@ static enum epd_status compare(const struct group *group, const struct message_g
                          group->name, group_field_name(i), join->rank, given_text, group->first_joiner,
                          want_text);
     }
-    return EPD_OK;
+    return group_span_compare(group, join, error);
 }
 
 static struct group *find_by_name(const struct worker *worker, uint32_t uid, const char *name)

@@ -8,6 +8,8 @@
 
 /* Position of the deadline in milliseconds. */
 #define GROUP_FIELD_DEADLINE 9
+/* Position of the number of nodes. */
+#define GROUP_FIELD_NODES 10
 
 const char *group_field_name(size_t field);
 void group_field_values(const struct message_group_config *config, int64_t values[GROUP_N_FIELDS]);

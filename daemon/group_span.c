@@ -30,6 +30,11 @@ const char *group_span_state_name(enum group_span_state state)
     return state_names[state];
 }
 
+static struct fabric *fabric_of(const struct group *group)
+{
+    return group->worker->fabric;
+}
+
 uint32_t group_first_rank(const struct group *group)
 {
     return group->span ? group->span->first_rank : 0;
@@ -40,9 +45,14 @@ uint32_t group_n_ranks(const struct group *group)
     return group->span ? group->span->n_ranks : group->world_size;
 }
 
-static struct fabric *fabric_of(const struct group *group)
+int group_span_node(const struct group *group, uint32_t rank, uint32_t *node)
 {
-    return group->worker->fabric;
+    const struct group_span *span = group->span;
+    const uint32_t block = rank / span->n_ranks;
+    if (!span->id && block != span->node)
+        return 0;
+    *node = block == span->node ? fabric_of(group)->config.node : span->nodes[block];
+    return 1;
 }
 
 /* ---- joining ---- */
@@ -57,20 +67,28 @@ enum epd_status group_span_check(const struct worker *worker, const struct messa
     if (!fabric)
         return error_set(error, EPD_UNSUPPORTED, "group %s n_nodes: %u, this daemon is in no fabric",
                          join->name, n_nodes);
-    if (n_nodes != fabric->config.n_nodes)
-        return error_set(error, EPD_INVALID_ARGUMENT,
-                         "group %s n_nodes: %u, want 1 or %u (all of the fabric)", join->name, n_nodes,
-                         fabric->config.n_nodes);
+    if (n_nodes > fabric->config.n_nodes)
+        return error_set(error, EPD_INVALID_ARGUMENT, "group %s n_nodes: %u, the fabric has %u", join->name,
+                         n_nodes, fabric->config.n_nodes);
     if (join->world_size % n_nodes)
         return error_set(
             error, EPD_INVALID_ARGUMENT,
             "group %s world_size: %u, want a multiple of n_nodes %u: each node has as many ranks", join->name,
             join->world_size, n_nodes);
-    const uint32_t n_ranks = join->world_size / n_nodes, first = n_ranks * fabric->config.node;
-    if (join->rank < first || join->rank - first >= n_ranks)
-        return error_set(error, EPD_INVALID_ARGUMENT, "group %s rank: %u, want %u..%u on node %u of %u",
-                         join->name, join->rank, first, first + n_ranks - 1, fabric->config.node, n_nodes);
     return rails_available(worker->node, error) ? EPD_OK : error->status;
+}
+
+enum epd_status group_span_compare(const struct group *group, const struct message_group_join *join,
+                                   struct epd_error *error)
+{
+    const struct group_span *span = group->span;
+    if (!span || join->rank / span->n_ranks == span->node)
+        return EPD_OK;
+    return error_set(error, EPD_GROUP_MISMATCH,
+                     "group %s rank: node %u has rank %u and therefore %u..%u, rank %u is of another node "
+                     "(world_size %u on n_nodes %u)",
+                     group->name, fabric_of(group)->config.node, group->first_joiner, span->first_rank,
+                     span->first_rank + span->n_ranks - 1, join->rank, group->world_size, span->n_nodes);
 }
 
 enum epd_status group_span_create(struct group *group, struct epd_error *error)
@@ -81,8 +99,8 @@ enum epd_status group_span_create(struct group *group, struct epd_error *error)
     if (!span)
         return error_set(error, EPD_NO_MEMORY, "group: no memory");
     span->n_nodes = group->config.n_nodes;
-    span->node = fabric_of(group)->config.node;
     span->n_ranks = group->world_size / span->n_nodes;
+    span->node = group->first_joiner / span->n_ranks;
     span->first_rank = span->n_ranks * span->node;
     group->span = span;
     return EPD_OK;
@@ -120,6 +138,7 @@ static void join_nodes(struct group *group)
     struct fabric_message message;
     struct fabric_address addresses[EPD_MAX_WORLD_SIZE];
     join_message(group, &message);
+    message.block = span->node;
     message.n_config = GROUP_N_FIELDS;
     group_field_values(&group->config, message.config);
     for (uint32_t i = 0; i < span->n_ranks; i++) {
@@ -184,7 +203,30 @@ static void on_rails_connected(void *arg, const struct epd_error *error)
     group_release(group);
 }
 
-/* All nodes have joined, or the join has come to nothing. */
+/* What node 0 says of the group's nodes: each once, and this one where it has joined. */
+static enum epd_status take_nodes(struct group *group, const struct fabric_message *message,
+                                  struct epd_error *error)
+{
+    struct group_span *span = group->span;
+    const struct fabric *fabric = fabric_of(group);
+    uint64_t seen = 0;
+    int good = message->n_addresses == group->world_size && message->n_nodes == span->n_nodes &&
+               message->nodes[span->node] == fabric->config.node;
+    for (uint32_t i = 0; good && i < span->n_nodes; i++) {
+        good = message->nodes[i] < fabric->config.n_nodes && !(seen >> message->nodes[i] & 1);
+        seen |= 1ull << message->nodes[i];
+    }
+    if (!good)
+        return error_set(error, EPD_PROTOCOL,
+                         "group %s: node 0 opens it with %u addresses on %u nodes, which are not those of "
+                         "%u ranks on %u nodes with node %u",
+                         group->name, message->n_addresses, message->n_nodes, group->world_size,
+                         span->n_nodes, fabric->config.node);
+    memcpy(span->nodes, message->nodes, sizeof(span->nodes));
+    return EPD_OK;
+}
+
+/* All its nodes have joined, or the join has come to nothing. */
 static void take_open(struct group *group, const struct fabric_message *message)
 {
     struct group_span *span = group->span;
@@ -192,21 +234,23 @@ static void take_open(struct group *group, const struct fabric_message *message)
     struct epd_error error = message->error;
     if (span->state != SPAN_JOINED)
         return;
-    if (error.status == EPD_OK && message->n_addresses != group->world_size)
-        (void)error_set(&error, EPD_PROTOCOL, "group %s: %u addresses, want %u", group->name,
-                        message->n_addresses, group->world_size);
     if (error.status != EPD_OK) {
         span->state = SPAN_ENDED;
         group_fail_join(group, &error);
         return;
     }
     span->id = message->group;
+    span->state = SPAN_CONNECTING;
+    if (take_nodes(group, message, &error) != EPD_OK) {
+        group_fail_join(group, &error);
+        return;
+    }
     for (uint32_t i = 0; i < group->world_size; i++) {
         addresses[i].bytes = message->addresses[i].bytes;
+        addresses[i].node = span->nodes[i / span->n_ranks];
         memcpy(addresses[i].data, message->addresses[i].data, message->addresses[i].bytes);
     }
     const struct config *config = &group->worker->config;
-    span->state = SPAN_CONNECTING;
     if (rails_connect(span->rails, span->n_nodes, addresses, 2 * clock_ms_to_ns(config->dead_ms),
                       on_rails_connected, group, &error) != EPD_OK) {
         group_fail_join(group, &error);
@@ -218,6 +262,19 @@ static void take_open(struct group *group, const struct fabric_message *message)
 
 /* ---- ends ---- */
 
+/* What other nodes hear of it: a rank is known to them by its number, anything else is a matter of this node. That its
+ * daemon drains or starts again is not what theirs does. */
+static void set_passed(const struct group *group, int32_t rank, const struct epd_error *error,
+                       struct epd_error *passed)
+{
+    const int ours = error->status == EPD_RESTARTED || error->status == EPD_DRAINING;
+    if (rank >= 0)
+        *passed = *error;
+    else
+        (void)error_set(passed, ours ? EPD_PEER_LOST : error->status, "node %u: %.200s",
+                        fabric_of(group)->config.node, error->text);
+}
+
 void group_span_end(struct group *group, int32_t rank, const struct epd_error *error)
 {
     struct group_span *span = group->span;
@@ -226,15 +283,15 @@ void group_span_end(struct group *group, int32_t rank, const struct epd_error *e
         return;
     if (span->state == SPAN_JOINED) {
         join_message(group, &message);
-        message.error = *error;
+        set_passed(group, rank, error, &message.error);
         tell(group, &message);
     } else if (span->id) {
         fabric_message_init(&message, FABRIC_BREAK);
         message.group = span->id;
         message.number = span->n_gone;
-        message.node = span->node;
+        message.node = fabric_of(group)->config.node;
         message.rank = rank;
-        message.error = *error;
+        set_passed(group, rank, error, &message.error);
         tell(group, &message);
     }
     span->state = SPAN_ENDED;
@@ -461,6 +518,18 @@ void group_span_rejoin(struct fabric *fabric)
     }
 }
 
+static void lose(struct group *group, const struct epd_error *why)
+{
+    struct group_span *span = group->span;
+    span->state = SPAN_ENDED;
+    if (span->rails && span->n_gone)
+        span->abort_at_ns = clock_ns() + clock_ms_to_ns(SPAN_ABORT_MS);
+    if (group->state == GROUP_JOINING)
+        group_fail_join(group, why);
+    else
+        group_break(group, -1, why);
+}
+
 void group_span_lose_all(struct fabric *fabric, const struct epd_error *why)
 {
     for (int again = 1; again;) { /* breaking one may free others */
@@ -470,14 +539,23 @@ void group_span_lose_all(struct fabric *fabric, const struct epd_error *why)
             struct group *group = list_owner(node, struct group, in_worker);
             if (!group->span || !group->span->id || group->span->state == SPAN_ENDED)
                 continue;
-            struct fabric_message message;
-            fabric_message_init(&message, FABRIC_BREAK);
-            message.error = *why;
             group_hold(group);
-            take_break(group, &message);
+            lose(group, why);
             group_release(group);
             again = 1;
             break;
         }
+    }
+}
+
+void group_span_beat(struct fabric *fabric, uint64_t now_ns)
+{
+    list_each(node, after, &fabric->worker->groups)
+    {
+        struct group *group = list_owner(node, struct group, in_worker);
+        if (!group->span || !group->span->abort_at_ns || now_ns < group->span->abort_at_ns)
+            continue;
+        group->span->abort_at_ns = 0;
+        rails_abort(group->span->rails, &group->lost);
     }
 }

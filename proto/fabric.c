@@ -49,10 +49,13 @@ enum epd_status fabric_encode(const struct fabric_message *from, void *data, siz
     Epd__Fabric__V1__Message wire = EPD__FABRIC__V1__MESSAGE__INIT;
     ProtobufCBinaryData addresses[EPD_MAX_WORLD_SIZE];
     int64_t config[FABRIC_MAX_CONFIG];
-    if (from->n_addresses > EPD_MAX_WORLD_SIZE || from->n_config > FABRIC_MAX_CONFIG)
-        return error_set(error, EPD_INTERNAL, "fabric %s: %u addresses, %u fields",
-                         fabric_kind_name(from->kind), from->n_addresses, from->n_config);
+    uint32_t nodes[EPD_MAX_NODES];
+    if (from->n_addresses > EPD_MAX_WORLD_SIZE || from->n_config > FABRIC_MAX_CONFIG ||
+        from->n_nodes > EPD_MAX_NODES)
+        return error_set(error, EPD_INTERNAL, "fabric %s: %u addresses, %u fields, %u nodes",
+                         fabric_kind_name(from->kind), from->n_addresses, from->n_config, from->n_nodes);
     memcpy(config, from->config, sizeof config);
+    memcpy(nodes, from->nodes, sizeof nodes);
     for (uint32_t i = 0; i < from->n_addresses; i++)
         addresses[i] = (ProtobufCBinaryData){.len = from->addresses[i].bytes,
                                              .data = (uint8_t *)(uintptr_t)from->addresses[i].data};
@@ -77,6 +80,9 @@ enum epd_status fabric_encode(const struct fabric_message *from, void *data, siz
     wire.config = config;
     wire.n_addresses = from->n_addresses;
     wire.addresses = addresses;
+    wire.block = from->block;
+    wire.n_nodes = from->n_nodes;
+    wire.nodes = nodes;
     *bytes = epd__fabric__v1__message__get_packed_size(&wire);
     if (*bytes > FABRIC_MAX_MESSAGE_BYTES)
         return error_set(error, EPD_INTERNAL, "fabric %s: %zu bytes, at most %d",
@@ -135,6 +141,23 @@ static enum epd_status get_addresses(const Epd__Fabric__V1__Message *wire, struc
     return EPD_OK;
 }
 
+static enum epd_status get_nodes(const Epd__Fabric__V1__Message *wire, struct fabric_message *message,
+                                 struct epd_error *error)
+{
+    if (wire->block >= EPD_MAX_NODES || wire->n_nodes > EPD_MAX_NODES)
+        return error_set(error, EPD_PROTOCOL, "fabric %s: block %u, %zu nodes: out of range",
+                         fabric_kind_name(message->kind), wire->block, wire->n_nodes);
+    for (size_t i = 0; i < wire->n_nodes; i++) {
+        if (wire->nodes[i] >= EPD_MAX_NODES)
+            return error_set(error, EPD_PROTOCOL, "fabric nodes: %u, want less than %d", wire->nodes[i],
+                             EPD_MAX_NODES);
+        message->nodes[i] = wire->nodes[i];
+    }
+    message->block = wire->block;
+    message->n_nodes = (uint32_t)wire->n_nodes;
+    return EPD_OK;
+}
+
 static enum epd_status get_all(const Epd__Fabric__V1__Message *wire, struct arena *arena,
                                struct fabric_message *message, struct epd_error *error)
 {
@@ -167,7 +190,8 @@ static enum epd_status get_all(const Epd__Fabric__V1__Message *wire, struct aren
     for (size_t i = 0; i < wire->n_config; i++)
         message->config[i] = wire->config[i];
     if (get_text(&wire->text, message->error.text, sizeof message->error.text, "text", error) ||
-        get_text(&wire->name, message->name, sizeof message->name, "name", error))
+        get_text(&wire->name, message->name, sizeof message->name, "name", error) ||
+        get_nodes(wire, message, error))
         return error->status;
     return get_addresses(wire, arena, message, error);
 }

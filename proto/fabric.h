@@ -9,7 +9,7 @@
 #include "proto/limits.h"
 #include "proto/words.h"
 
-#define FABRIC_PROTOCOL 2u
+#define FABRIC_PROTOCOL 3u
 /* The largest message: the addresses of all ranks. */
 #define FABRIC_MAX_MESSAGE_BYTES (EPD_MAX_WORLD_SIZE * (EPD_MAX_RAIL_ADDRESS_BYTES + 8) + 2048)
 /* What unpacking one may take. */
@@ -51,6 +51,9 @@ struct fabric_message {
     int64_t config[FABRIC_MAX_CONFIG];
     uint32_t n_addresses;
     const struct fabric_address *addresses; /* borrowed: in the arena, or the sender's */
+    uint32_t block;
+    uint32_t n_nodes;
+    uint32_t nodes[EPD_MAX_NODES];
 };
 
 /* A message of this kind that says nothing. */

@@ -68,7 +68,9 @@ static int same(const struct fabric_message *a, const struct fabric_message *b)
            a->hash == b->hash && a->present == b->present && a->time_ns == b->time_ns &&
            strcmp(a->name, b->name) == 0 && a->uid == b->uid && a->world_size == b->world_size &&
            a->n_config == b->n_config &&
-           memcmp(a->config, b->config, a->n_config * sizeof(*a->config)) == 0 && same_addresses(a, b);
+           memcmp(a->config, b->config, a->n_config * sizeof(*a->config)) == 0 && a->block == b->block &&
+           a->n_nodes == b->n_nodes && memcmp(a->nodes, b->nodes, a->n_nodes * sizeof(*a->nodes)) == 0 &&
+           same_addresses(a, b);
 }
 
 /* 0: refused, and said why. What is taken can be sent on as it came. */
@@ -97,7 +99,7 @@ static int decode(const struct fabric_part *part, struct fabric_message *message
 static uint64_t groups[MAX_PARTS];
 static size_t n_groups;
 
-/* These stand in for daemon/fabric.c, which is not linked. Everything that is told must be able to travel. */
+/* This stands in for daemon/fabric.c, which is not linked. Everything that is told must be able to travel. */
 void fabric_tell(struct fabric *fabric, uint32_t node, const struct fabric_message *message)
 {
     static uint8_t encoded[FABRIC_MAX_MESSAGE_BYTES];
@@ -105,13 +107,10 @@ void fabric_tell(struct fabric *fabric, uint32_t node, const struct fabric_messa
     size_t bytes;
     assert(node < fabric->config.n_nodes);
     assert(fabric_encode(message, encoded, &bytes, &error) == EPD_OK);
-    if (message->kind == FABRIC_OPEN && node == 0 && message->group && n_groups < MAX_PARTS)
+    const int first =
+        n_groups == 0 || groups[n_groups - 1] != message->group; /* of the nodes that are told */
+    if (message->kind == FABRIC_OPEN && message->group && first && n_groups < MAX_PARTS)
         groups[n_groups++] = message->group;
-}
-
-void fabric_name_missing(uint32_t n_nodes, uint64_t there, char *text, size_t bytes)
-{
-    snprintf(text, bytes, "all but %llx of %u", (unsigned long long)there, n_nodes);
 }
 
 static void run_messages(struct fabric_script *script)

@@ -46,22 +46,38 @@ static struct fabric_message of_group(enum fabric_kind kind, uint64_t group, uin
     return message;
 }
 
-/* All nodes join, make a plan, take two steps; then one breaks the group. `how`: NULL, the node. */
-static void say_life(struct seed *seed, const uint8_t *how)
+/* `how`: NULL, the node. */
+static void say_join(struct seed *seed, const uint8_t *how, const char *name, uint8_t node, uint32_t n_nodes,
+                     uint32_t block)
 {
     static const struct fabric_address addresses[2] = {{.bytes = 4, .data = "one"},
                                                        {.bytes = 4, .data = "two"}};
+    struct fabric_message message = of_group(FABRIC_JOIN, 100u + node, 0);
+    (void)snprintf(message.name, sizeof(message.name), "%s", name);
+    message.world_size = 2 * n_nodes;
+    message.n_config = 11;
+    message.config[9] = 1000;
+    message.config[10] = n_nodes;
+    message.block = block;
+    message.n_addresses = 2;
+    message.addresses = addresses;
+    say(seed, how ? *how : node, &message);
+}
+
+static void say_step(struct seed *seed, uint8_t node, uint64_t group, uint64_t number)
+{
+    struct fabric_message message = of_group(FABRIC_STEP, group, number);
+    message.op = EPD_OP_MOE_FORWARD;
+    message.hash = 1;
+    say(seed, node, &message);
+}
+
+/* All nodes join, make a plan, take two steps; then one breaks the group. */
+static void say_life(struct seed *seed, const uint8_t *how)
+{
     struct fabric_message message;
-    for (uint8_t node = 0; node < N_NODES; node++) {
-        message = of_group(FABRIC_JOIN, 100u + node, 0);
-        strcpy(message.name, "layer");
-        message.world_size = 2 * N_NODES;
-        message.n_config = 11;
-        message.config[9] = 1000;
-        message.n_addresses = 2;
-        message.addresses = addresses;
-        say(seed, how ? *how : node, &message);
-    }
+    for (uint8_t node = 0; node < N_NODES; node++)
+        say_join(seed, how, "layer", node, N_NODES, node);
     for (uint8_t node = 0; node < N_NODES; node++) {
         message = of_group(FABRIC_PLAN, 1, 1);
         message.op = EPD_OP_MOE_FORWARD;
@@ -69,16 +85,34 @@ static void say_life(struct seed *seed, const uint8_t *how)
         say(seed, how ? *how : node, &message);
     }
     for (uint64_t step = 1; step <= 2; step++)
-        for (uint8_t node = 0; node < N_NODES; node++) {
-            message = of_group(FABRIC_STEP, 1, step);
-            message.op = EPD_OP_MOE_FORWARD;
-            message.hash = 1;
-            say(seed, how ? *how : node, &message);
-        }
+        for (uint8_t node = 0; node < N_NODES; node++)
+            say_step(seed, how ? *how : node, 1, step);
     message = of_group(FABRIC_BREAK, 1, 2);
     message.rank = 3;
     (void)error_set(&message.error, EPD_PEER_LOST, "rank 3 has left");
     say(seed, how ? *how : 1, &message);
+}
+
+/* Groups of two of the three nodes, which step in turn; a block that is taken, a name that is; then words of a node that is
+ * not in the group, whose link ends for it. */
+static void say_parts(struct seed *seed)
+{
+    say_join(seed, NULL, "a", 1, 2, 0);
+    say_join(seed, NULL, "a", 0, 2, 1);
+    say_join(seed, NULL, "b", 2, 2, 1);
+    say_join(seed, NULL, "b", 1, 2, 0);
+    for (uint64_t step = 1; step <= 2; step++) {
+        say_step(seed, 1, 1, step);
+        say_step(seed, 1, 2, step);
+        say_step(seed, 2, 2, step);
+        say_step(seed, 0, 1, step);
+    }
+    say_join(seed, NULL, "c", 0, 2, 0);
+    say_join(seed, NULL, "c", 2, 2, 0);
+    say_join(seed, NULL, "a", 2, 2, 0);
+    say_join(seed, NULL, "d", 1, 2, 1);
+    say_step(seed, 2, 1, 3);
+    say_join(seed, NULL, "d", 2, 2, 2);
 }
 
 static void say_each(struct seed *seed)
@@ -119,6 +153,9 @@ static int save_all(const char *directory)
     struct seed *seed = begin(FABRIC_WAY_MESSAGES);
     say_life(seed, NULL);
     failed |= save(directory, "life", seed);
+    seed = begin(FABRIC_WAY_MESSAGES);
+    say_parts(seed);
+    failed |= save(directory, "parts", seed);
     seed = begin(FABRIC_WAY_MEMBER);
     say_each(seed);
     say_life(seed, &marked);

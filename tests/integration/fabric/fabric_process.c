@@ -154,10 +154,26 @@ static unsigned free_port(void)
     abort();
 }
 
+static void choose_group_nodes(struct fabric_process *fabric)
+{
+    const char *text = getenv("EPD_TEST_GROUP_NODES");
+    for (unsigned i = 0; !text && i < fabric->n_nodes; i++)
+        fabric->group_nodes[fabric->n_group_nodes++] = i;
+    for (; text && *text; text += *text == ',') {
+        char *end;
+        const unsigned long node = strtoul(text, &end, 10);
+        if (end == text || node >= fabric->n_nodes || fabric->n_group_nodes == FABRIC_PROCESS_MAX_NODES)
+            die(fabric, "EPD_TEST_GROUP_NODES has numbers of nodes, with commas between them");
+        fabric->group_nodes[fabric->n_group_nodes++] = (unsigned)node;
+        text = end;
+    }
+}
+
 void fabric_prepare(struct fabric_process *fabric, unsigned n_nodes, unsigned n_devices, int in_namespaces)
 {
     *fabric =
         (struct fabric_process){.n_nodes = n_nodes, .n_devices = n_devices, .in_namespaces = in_namespaces};
+    choose_group_nodes(fabric);
     snprintf(fabric->directory, sizeof(fabric->directory), "/tmp/epd-fabric-XXXXXX");
     if (!mkdtemp(fabric->directory))
         abort();
@@ -274,11 +290,19 @@ void fabric_print_logs(const struct fabric_process *fabric)
 void fabric_ranks_start(const struct fabric_process *fabric, struct rank_team *team, const char *group,
                         unsigned world_size, rank_function function, const void *arg)
 {
+    const unsigned n = fabric->n_group_nodes;
+    fabric_ranks_start_on(fabric, team, fabric->group_nodes, world_size % n ? 1 : n, group, world_size,
+                          function, arg);
+}
+
+void fabric_ranks_start_on(const struct fabric_process *fabric, struct rank_team *team, const unsigned *nodes,
+                           unsigned n_nodes, const char *group, unsigned world_size, rank_function function,
+                           const void *arg)
+{
     const char *paths[FABRIC_PROCESS_MAX_NODES];
-    for (unsigned i = 0; i < fabric->n_nodes; i++)
-        paths[i] = fabric->nodes[i].socket_path;
-    ranks_start_on(team, paths, world_size % fabric->n_nodes ? 1 : fabric->n_nodes, group, world_size,
-                   function, arg);
+    for (unsigned i = 0; i < n_nodes; i++)
+        paths[i] = fabric->nodes[nodes[i]].socket_path;
+    ranks_start_on(team, paths, n_nodes, group, world_size, function, arg);
 }
 
 unsigned fabric_run(const struct fabric_process *fabric, const char *group, unsigned world_size,

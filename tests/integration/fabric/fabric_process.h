@@ -10,6 +10,8 @@
 
 struct fabric_process {
     unsigned n_nodes, n_devices;
+    /* Of fabric_run and fabric_ranks_start, in the order of their ranks: $EPD_TEST_GROUP_NODES ("2,0"), or all. */
+    unsigned n_group_nodes, group_nodes[FABRIC_PROCESS_MAX_NODES];
     int in_namespaces;
     char directory[64], secret_path[96], rendezvous[64];
     struct daemon_process nodes[FABRIC_PROCESS_MAX_NODES];
@@ -43,10 +45,14 @@ void fabric_cut(const struct fabric_process *fabric, unsigned node, int cut);
 /* Lines of a node's log that hold the text. */
 unsigned fabric_log_count(const struct fabric_process *fabric, unsigned node, const char *text);
 void fabric_print_logs(const struct fabric_process *fabric);
-/* Ranks on all nodes, if they divide by them, else on the first; how many failed (logs are printed then). */
+/* Ranks on the nodes of groups, if they divide by them, else on the first; how many failed (logs are printed then). */
 unsigned fabric_run(const struct fabric_process *fabric, const char *group, unsigned world_size,
                     rank_function function, const void *arg);
 void fabric_ranks_start(const struct fabric_process *fabric, struct rank_team *team, const char *group,
                         unsigned world_size, rank_function function, const void *arg);
+/* Ranks on these nodes in this order, as many on each. */
+void fabric_ranks_start_on(const struct fabric_process *fabric, struct rank_team *team, const unsigned *nodes,
+                           unsigned n_nodes, const char *group, unsigned world_size, rank_function function,
+                           const void *arg);
 
 #endif

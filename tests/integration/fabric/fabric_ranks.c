@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "client/epdctl/link.h"
 #include "tests/reference/op_cases.h"
 
 const char *const fabric_quick[] = {"--node-dead", FABRIC_NODE_DEAD, "--join", "3s", "--plan", "3s", NULL};
@@ -94,4 +95,35 @@ void fabric_ranks_end(const struct fabric_process *fabric, struct rank_team *tea
 unsigned fabric_world_size(void)
 {
     return op_case_named(FABRIC_CASE)->world_size;
+}
+
+void fabric_ahead_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[FORWARD_COUNT];
+    layer_open(&layer, rank, op_case_named(FABRIC_CASE));
+    struct epd_plan *plans[40];
+    plans[0] = fabric_forward_plan(&layer, f);
+    for (int i = 1; i < 40; i++)
+        plans[i] = fabric_barrier_plan(&layer);
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < 40; i++)
+            RANK_CHECK(epd_plan_launch(plans[i], NULL) == EPD_OK);
+        for (int i = 0; i < 40; i++)
+            RANK_CHECK(epd_plan_wait(plans[i], 0) == EPD_OK);
+    }
+    layer_close(&layer);
+}
+
+json_t *fabric_ask_document(const struct fabric_process *fabric, unsigned node, enum control_verb verb)
+{
+    struct link link;
+    struct epd_error error = {0};
+    json_t *document = NULL;
+    ck_assert_msg(link_open(&link, fabric->nodes[node].control_path, 5000, &error) == EPD_OK &&
+                      link_request(&link, &(struct message_control){.verb = verb}, &document, &error) ==
+                          EPD_OK,
+                  "%s", error.text);
+    link_close(&link);
+    return document;
 }

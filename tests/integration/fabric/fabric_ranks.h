@@ -2,6 +2,9 @@
 #ifndef EPD_TESTS_INTEGRATION_FABRIC_RANKS_H
 #define EPD_TESTS_INTEGRATION_FABRIC_RANKS_H
 
+#include <jansson.h>
+
+#include "proto/message.h"
 #include "tests/integration/fabric/fabric_process.h"
 #include "tests/integration/layer.h"
 
@@ -37,8 +40,12 @@ struct epd_plan *fabric_forward_plan(struct layer *layer, struct layer_tensor *f
 struct epd_plan *fabric_barrier_plan(struct layer *layer);
 /* Some steps, all well. arg: the op case, or NULL for FABRIC_CASE. */
 void fabric_healthy_rank(const struct rank *rank);
+/* Launches far ahead of their ends. */
+void fabric_ahead_rank(const struct rank *rank);
 /* Steps until one fails; it must say whose fault it was, in time. arg: the name of the node. */
 void fabric_until_lost_rank(const struct rank *rank);
+/* What the node's control socket says. To be released. */
+json_t *fabric_ask_document(const struct fabric_process *fabric, unsigned node, enum control_verb verb);
 /* The first n_kept ranks must end well, the others are ended. */
 void fabric_ranks_end(const struct fabric_process *fabric, struct rank_team *team, unsigned n_kept);
 

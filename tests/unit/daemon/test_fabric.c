@@ -209,11 +209,18 @@ START_TEST(messages_travel_whole_and_bad_ones_are_refused)
     sent.config[3] = -5;
     sent.n_addresses = EPD_MAX_WORLD_SIZE;
     sent.addresses = addresses;
+    sent.block = 63;
+    sent.n_nodes = EPD_MAX_NODES;
+    for (uint32_t i = 0; i < EPD_MAX_NODES; i++)
+        sent.nodes[i] = 63 - i;
     ck_assert_int_eq(fabric_encode(&sent, data, &bytes, &error), EPD_OK); /* the largest there is */
     ck_assert_int_eq(fabric_decode(data, bytes, &arena, &got, &error), EPD_OK);
     ck_assert_str_eq(got.name, "a group");
     ck_assert_int_eq(got.config[3], -5);
     ck_assert_uint_eq(got.n_addresses, EPD_MAX_WORLD_SIZE);
+    ck_assert_uint_eq(got.block, 63);
+    ck_assert_uint_eq(got.n_nodes, EPD_MAX_NODES);
+    ck_assert(!memcmp(got.nodes, sent.nodes, sizeof(got.nodes)));
     ck_assert(!memcmp(got.addresses, addresses, sizeof(addresses)));
     unsigned n_refused = 0;
     ck_assert_uint_gt(bytes, 200 * 300);
@@ -232,6 +239,15 @@ START_TEST(messages_travel_whole_and_bad_ones_are_refused)
     printf("%u of 20000 random messages refused\n", n_refused);
     ck_assert_uint_gt(n_refused, 10000);
     fabric_message_init(&sent, (enum fabric_kind)5);
+    ck_assert_int_eq(fabric_encode(&sent, data, &bytes, &error), EPD_OK);
+    ck_assert_int_eq(fabric_decode(data, bytes, &arena, &got, &error), EPD_PROTOCOL);
+    fabric_message_init(&sent, FABRIC_JOIN);
+    sent.block = EPD_MAX_NODES;
+    ck_assert_int_eq(fabric_encode(&sent, data, &bytes, &error), EPD_OK);
+    ck_assert_int_eq(fabric_decode(data, bytes, &arena, &got, &error), EPD_PROTOCOL);
+    fabric_message_init(&sent, FABRIC_OPEN);
+    sent.n_nodes = 2;
+    sent.nodes[1] = EPD_MAX_NODES;
     ck_assert_int_eq(fabric_encode(&sent, data, &bytes, &error), EPD_OK);
     ck_assert_int_eq(fabric_decode(data, bytes, &arena, &got, &error), EPD_PROTOCOL);
     fabric_message_init(&sent, FABRIC_STEP);
@@ -253,21 +269,12 @@ static struct told {
 } told[MAX_TOLD];
 static size_t n_told;
 
-/* Stand in for daemon/fabric.c, which is not linked. */
+/* Stands in for daemon/fabric.c, which is not linked. */
 void fabric_tell(struct fabric *fabric, uint32_t node, const struct fabric_message *message)
 {
     (void)fabric;
     ck_assert_uint_lt(n_told, MAX_TOLD);
     told[n_told++] = (struct told){node, *message};
-}
-
-void fabric_name_missing(uint32_t n_nodes, uint64_t there, char *text, size_t bytes)
-{
-    size_t length = 0;
-    text[0] = 0;
-    for (uint32_t node = 0; node < n_nodes && length < bytes; node++)
-        if (!(there >> node & 1))
-            length += (size_t)snprintf(text + length, bytes - length, " %u", node);
 }
 
 static struct fabric *fabric;
@@ -297,18 +304,35 @@ static enum epd_status say(uint32_t node, const struct fabric_message *message)
     return coordinator_receive(coordinator, node, message, &error);
 }
 
-static void say_join(uint32_t node, int64_t hidden)
+/* One rank on each of n_nodes nodes. */
+static struct fabric_message join_of(uint32_t node, const char *name, uint32_t n_nodes, uint32_t block)
 {
-    static const struct fabric_address address = {.bytes = 1};
+    static struct fabric_address addresses[EPD_MAX_NODES];
     struct fabric_message message;
     fabric_message_init(&message, FABRIC_JOIN);
-    strcpy(message.name, "g");
+    (void)snprintf(message.name, sizeof(message.name), "%s", name);
     message.group = 100 + node;
-    message.world_size = 3;
+    message.world_size = n_nodes;
     message.n_config = GROUP_N_FIELDS;
-    message.config[2] = hidden;
+    message.config[2] = 64;
+    message.config[GROUP_FIELD_NODES] = n_nodes;
+    message.block = block;
     message.n_addresses = 1;
-    message.addresses = &address;
+    addresses[node] = (struct fabric_address){.bytes = 1, .data = {(uint8_t)(100 + node)}};
+    message.addresses = &addresses[node];
+    return message;
+}
+
+static void say_join(uint32_t node, int64_t hidden)
+{
+    struct fabric_message message = join_of(node, "g", 3, node);
+    message.config[2] = hidden;
+    ck_assert_int_eq(say(node, &message), EPD_OK);
+}
+
+static void say_join_to(uint32_t node, const char *name, uint32_t n_nodes, uint32_t block)
+{
+    const struct fabric_message message = join_of(node, name, n_nodes, block);
     ck_assert_int_eq(say(node, &message), EPD_OK);
 }
 
@@ -464,13 +488,7 @@ END_TEST
 
 START_TEST(more_groups_than_there_is_room_for_are_refused_to_who_asks)
 {
-    static const struct fabric_address address = {.bytes = 1};
-    struct fabric_message message;
-    fabric_message_init(&message, FABRIC_JOIN);
-    message.world_size = 3;
-    message.n_config = GROUP_N_FIELDS;
-    message.n_addresses = 1;
-    message.addresses = &address;
+    struct fabric_message message = join_of(0, "", 3, 0);
     for (uint32_t i = 0; i <= COORDINATOR_MAX_GROUPS; i++) {
         ck_assert_uint_eq(n_told, 0);
         snprintf(message.name, sizeof(message.name), "g%u", i);
@@ -563,6 +581,229 @@ START_TEST(a_failed_plan_goes_when_all_nodes_have_heard_of_it)
 }
 END_TEST
 
+/* ---- groups of some of the nodes ---- */
+
+/* Opens a group of two nodes, `first` with the first block, and returns its id. */
+static uint64_t join_two(const char *name, uint32_t first, uint32_t second)
+{
+    n_told = 0;
+    say_join_to(second, name, 2, 1);
+    ck_assert_uint_eq(n_told, 0);
+    say_join_to(first, name, 2, 0);
+    ck_assert_uint_eq(n_told, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct fabric_message *open = &told[i].message;
+        ck_assert_uint_eq(told[i].node, i ? second : first);
+        ck_assert_int_eq(open->kind, FABRIC_OPEN);
+        ck_assert_int_eq(open->error.status, EPD_OK);
+        ck_assert_uint_eq(open->number, 100 + told[i].node);
+        ck_assert_uint_eq(open->n_nodes, 2);
+        ck_assert_uint_eq(open->nodes[0], first);
+        ck_assert_uint_eq(open->nodes[1], second);
+        ck_assert_uint_eq(open->n_addresses, 2);
+        ck_assert_uint_eq(open->addresses[0].data[0], 100 + first);
+        ck_assert_uint_eq(open->addresses[1].data[0], 100 + second);
+    }
+    n_told = 0;
+    return told[0].message.group;
+}
+
+static uint64_t n_spanning(void)
+{
+    uint64_t n_groups, n_plans;
+    coordinator_count(coordinator, &n_groups, &n_plans);
+    return n_groups;
+}
+
+START_TEST(a_group_has_the_nodes_that_join_it_in_the_order_of_their_ranks)
+{
+    const uint64_t one = join_two("one", 2, 0), other = join_two("other", 1, 2);
+    ck_assert_int_eq(say_step(2, one, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_int_eq(say_step(2, other, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_int_eq(say_step(1, other, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 2); /* the nodes of the other alone, whatever the first waits for */
+    for (size_t i = 0; i < 2; i++) {
+        ck_assert_int_eq(told[i].message.kind, FABRIC_GO);
+        ck_assert_uint_eq(told[i].message.group, other);
+        ck_assert_uint_eq(told[i].node, 1 + i);
+    }
+    n_told = 0;
+    ck_assert_int_eq(say_step(0, one, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 2);
+    ck_assert_uint_eq(told[0].node, 0);
+    ck_assert_uint_eq(told[1].node, 2);
+}
+END_TEST
+
+START_TEST(a_lost_node_leaves_the_groups_alone_that_it_is_not_in)
+{
+    const struct epd_error why = {EPD_PEER_LOST, "node 2 is lost: cut"};
+    const uint64_t apart = join_two("apart", 0, 1), with = join_two("with", 1, 2);
+    say_join_to(1, "joining", 2, 0); /* waits for any node */
+    say_join_to(2, "half", 2, 0);
+    coordinator_lose(coordinator, 2, &why);
+    ck_assert_uint_eq(n_told, 1);
+    ck_assert_uint_eq(told[0].node, 1);
+    ck_assert_int_eq(told[0].message.kind, FABRIC_BREAK);
+    ck_assert_uint_eq(told[0].message.group, with);
+    ck_assert_uint_eq(n_spanning(), 2); /* apart, joining */
+    n_told = 0;
+    ck_assert_int_eq(say_step(0, apart, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_int_eq(say_step(1, apart, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 2);
+    ck_assert_int_eq(told[0].message.kind, FABRIC_GO);
+    n_told = 0;
+    say_join_to(0, "joining", 2, 1); /* no need of node 2 */
+    ck_assert_uint_eq(n_told, 2);
+    ck_assert_int_eq(told[0].message.error.status, EPD_OK);
+    (void)join_two("half", 0, 1); /* it had joined, and its block is free */
+}
+END_TEST
+
+START_TEST(two_nodes_with_the_same_ranks_are_both_told)
+{
+    say_join_to(0, "moe", 2, 0);
+    say_join_to(2, "moe", 2, 0);
+    ck_assert_uint_eq(n_told, 2);
+    for (size_t i = 0; i < 2; i++) {
+        ck_assert_uint_eq(told[i].node, 2 * i);
+        ck_assert_int_eq(told[i].message.error.status, EPD_GROUP_MISMATCH);
+        ck_assert_str_eq(told[i].message.error.text,
+                         "group moe rank: node 2 says 0, node 0 says 0 too: each rank joins once, and groups "
+                         "of other nodes need names of their own");
+    }
+    n_told = 0;
+    say_join_to(0, "moe", 2, 0);
+    say_join_to(1, "moe", 3, 1);
+    ck_assert_uint_eq(n_told, 2);
+    ck_assert_str_eq(told[0].message.error.text, "group moe world_size: node 1 says 3, node 0 says 2");
+    ck_assert_uint_eq(n_spanning(), 0);
+}
+END_TEST
+
+START_TEST(a_name_stands_for_one_group_at_a_time)
+{
+    const uint64_t group = join_two("moe", 0, 2);
+    struct fabric_message other_uid = join_of(1, "moe", 2, 0), ended;
+    say_join_to(1, "moe", 2, 0);
+    ck_assert_uint_eq(n_told, 1);
+    ck_assert_uint_eq(told[0].node, 1);
+    ck_assert_uint_eq(told[0].message.number, 101);
+    ck_assert_int_eq(told[0].message.error.status, EPD_IN_USE);
+    ck_assert_str_eq(told[0].message.error.text,
+                     "group moe: open on nodes 0 2; groups of other nodes need names of their own");
+    other_uid.uid = 7;
+    ck_assert_int_eq(say(1, &other_uid), EPD_OK);
+    ck_assert_uint_eq(n_told, 1);
+    fabric_message_init(&ended, FABRIC_BREAK);
+    ended.group = group;
+    ck_assert_int_eq(say(2, &ended), EPD_OK);
+    (void)join_two("moe", 1, 2); /* the name is free */
+}
+END_TEST
+
+/* The ranks of node 1 go while OPEN is on its way to them; others come. */
+START_TEST(a_node_that_gives_up_what_has_just_opened_ends_it)
+{
+    const uint64_t group = join_two("moe", 0, 1);
+    struct fabric_message gone = join_of(1, "moe", 2, 1);
+    gone.group = 50; /* another group of it, long gone */
+    (void)error_set(&gone.error, EPD_PEER_LOST, "rank 1 has left");
+    ck_assert_int_eq(say(1, &gone), EPD_OK);
+    ck_assert_uint_eq(n_told, 0);
+    gone.group = 101;
+    ck_assert_int_eq(say(1, &gone), EPD_OK);
+    ck_assert_uint_eq(n_told, 1);
+    ck_assert_uint_eq(told[0].node, 0);
+    ck_assert_int_eq(told[0].message.kind, FABRIC_BREAK);
+    ck_assert_uint_eq(told[0].message.group, group);
+    ck_assert_str_eq(told[0].message.error.text, "rank 1 has left");
+    (void)join_two("moe", 0, 1);
+}
+END_TEST
+
+START_TEST(missing_ranks_are_named_where_their_node_cannot_be)
+{
+    worker->config.join_ms = 1;
+    fabric->config.n_nodes = 4;
+    say_join_to(3, "moe", 3, 1);
+    coordinator_check(coordinator, UINT64_MAX / 2);
+    ck_assert_uint_eq(n_told, 1);
+    ck_assert_int_eq(told[0].message.error.status, EPD_TIMEOUT);
+    ck_assert_str_eq(told[0].message.error.text,
+                     "group moe: not joined within 1 ms by the nodes of ranks 0 2; joined by node 3");
+    n_told = 0;
+    worker->config.stuck_ms = 1;
+    const uint64_t group = join_two("moe", 3, 1);
+    ck_assert_int_eq(say_step(1, group, 1, 1, EPD_OK), EPD_OK);
+    coordinator_check(coordinator, UINT64_MAX / 2);
+    ck_assert_uint_eq(n_told, 2);
+    ck_assert_ptr_nonnull(strstr(told[0].message.error.text, "by node 3"));
+    ck_assert_ptr_null(strstr(told[0].message.error.text, "by node 3 "));
+}
+END_TEST
+
+/* What no honest node says ends its link, and nothing else. */
+START_TEST(joins_and_words_of_dishonest_nodes_are_refused)
+{
+    struct fabric_message bad;
+    bad = join_of(0, "moe", 2, 2); /* no such block */
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    bad = join_of(0, "moe", 2, 0);
+    bad.config[GROUP_FIELD_NODES] = 4; /* more than the fabric has */
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    bad.config[GROUP_FIELD_NODES] = 1;
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    bad.config[GROUP_FIELD_NODES] = -2;
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    bad = join_of(0, "moe", 2, 0);
+    bad.world_size = 3; /* do not divide */
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    bad.world_size = 4; /* two on each, one address */
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    bad.world_size = 0;
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    bad = join_of(0, "moe", 2, 0);
+    bad.n_config = GROUP_N_FIELDS - 1;
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    ck_assert_uint_eq(n_spanning(), 0);
+    say_join_to(0, "twice", 2, 0);
+    bad = join_of(0, "twice", 2, 0);
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    bad = join_of(0, "twice", 2, 1); /* both blocks are not here */
+    ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL);
+    const uint64_t group = join_two("moe", 1, 2);
+    static const enum fabric_kind kinds[] = {FABRIC_PLAN, FABRIC_HEARD, FABRIC_STEP, FABRIC_BREAK};
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
+        fabric_message_init(&bad, kinds[i]);
+        bad.group = group;
+        bad.number = 1;
+        ck_assert_int_eq(say(0, &bad), EPD_PROTOCOL); /* of a group that it is not in */
+    }
+    ck_assert_uint_eq(n_told, 0);
+    ck_assert_int_eq(say_step(1, group, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_int_eq(say_step(2, group, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 2);
+}
+END_TEST
+
+/* In bits of 64. */
+START_TEST(a_fabric_may_have_sixty_four_nodes)
+{
+    fabric->config.n_nodes = EPD_MAX_NODES;
+    const uint64_t group = join_two("ends", 63, 0);
+    ck_assert_int_eq(say_step(0, group, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_int_eq(say_step(63, group, 1, 1, EPD_OK), EPD_OK);
+    ck_assert_uint_eq(n_told, 2);
+    n_told = 0;
+    for (uint32_t node = 0; node < EPD_MAX_NODES; node++)
+        say_join_to(node, "all", EPD_MAX_NODES, EPD_MAX_NODES - 1 - node);
+    ck_assert_uint_eq(n_told, EPD_MAX_NODES);
+    ck_assert_int_eq(told[0].message.error.status, EPD_OK);
+    ck_assert_uint_eq(told[0].node, 63);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {the_first_host_of_a_slurm_list_is_found,
@@ -580,6 +821,14 @@ int main(void)
                                   more_groups_than_there_is_room_for_are_refused_to_who_asks,
                                   more_plans_than_there_is_room_for_are_refused,
                                   a_failed_plan_goes_when_all_nodes_have_heard_of_it,
+                                  a_group_has_the_nodes_that_join_it_in_the_order_of_their_ranks,
+                                  a_lost_node_leaves_the_groups_alone_that_it_is_not_in,
+                                  two_nodes_with_the_same_ranks_are_both_told,
+                                  a_name_stands_for_one_group_at_a_time,
+                                  a_node_that_gives_up_what_has_just_opened_ends_it,
+                                  missing_ranks_are_named_where_their_node_cannot_be,
+                                  joins_and_words_of_dishonest_nodes_are_refused,
+                                  a_fabric_may_have_sixty_four_nodes,
                                   NULL};
     const int fd = mkstemp(secret);
     if (fd < 0)
