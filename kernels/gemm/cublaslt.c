@@ -7,16 +7,9 @@
  *   NT  dWt[K, N] = X[K, m]   dY[N, m]t     A = X, B = dY transposed; dbias[N] = dY[N, m] ones[m] */
 #include <stdlib.h>
 
-/* Its header declares a function without a prototype. */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wstrict-prototypes"
-#include <cublasLt.h>
-#pragma GCC diagnostic pop
-
 #include "kernels/gemm/check.h"
+#include "kernels/gemm/cublaslt_check.h"
 #include "kernels/gemm/engine.h"
-
-#define WORKSPACE_BYTES (32u << 20) /* what cuBLAS itself recommends on Hopper */
 
 struct gemm_engine_plan {
     struct gemm_problem problem;
@@ -31,42 +24,17 @@ struct gemm_engine_plan {
     void **c_parts;                    /* owned, pinned, [L] */
 };
 
-static enum epd_status check_cublas(cublasStatus_t result, const char *what, struct epd_error *error)
-{
-    if (result == CUBLAS_STATUS_SUCCESS)
-        return EPD_OK;
-    /* Only what has met a lost context may end the worker. */
-    enum epd_status status = result == CUBLAS_STATUS_ALLOC_FAILED    ? EPD_NO_MEMORY
-                             : result == CUBLAS_STATUS_NOT_SUPPORTED ? EPD_UNSUPPORTED
-                             : result == CUBLAS_STATUS_INVALID_VALUE ? EPD_INTERNAL
-                                                                     : EPD_CUDA;
-    return error_set(error, status, "%s: %s", what, cublasLtGetStatusString(result));
-}
-
-static cudaDataType_t cuda_type(enum epd_dtype dtype)
-{
-    return dtype == EPD_F32 ? CUDA_R_32F : dtype == EPD_F16 ? CUDA_R_16F : CUDA_R_16BF;
-}
-
 static int refuse(struct epd_error *reason, const char *text, long long got)
 {
-    error_set(reason, EPD_UNSUPPORTED, "cublaslt: %s, got %lld", text, got);
-    return 0;
+    return cublaslt_refuse(reason, "cublaslt", text, got);
 }
 
 static int cublaslt_supports(const struct gemm_problem *problem, int device_idx, struct epd_error *reason)
 {
     const struct gemm_shape *shape = &problem->shape;
     (void)device_idx;
-    if (shape->dtype != EPD_BF16 && shape->dtype != EPD_F16)
-        return refuse(reason, "inputs must be bf16 or f16", shape->dtype);
-    if (shape->dtype_c != shape->dtype && shape->dtype_c != EPD_F32)
-        return refuse(reason, "output must have the inputs' dtype or f32", shape->dtype_c);
-    if (shape->layout == EPD_GEMM_UNSPECIFIED || shape->layout > EPD_GEMM_NT)
-        return refuse(reason, "layout must be TN, NN or NT", shape->layout);
-    if (shape->n == 0 || shape->n % 8 != 0 || shape->k == 0 || shape->k % 8 != 0)
-        return refuse(reason, "n and k must be positive multiples of 8",
-                      shape->n == 0 || shape->n % 8 ? shape->n : shape->k);
+    if (!cublaslt_takes(shape, "cublaslt", reason))
+        return 0;
     if (problem->n_groups == 0)
         return refuse(reason, "there must be a group", 0);
     if (problem->activation || problem->row_weights)
@@ -83,21 +51,22 @@ static enum epd_status set_transpose(cublasLtMatmulDesc_t desc, cublasLtMatmulDe
                                      struct epd_error *error)
 {
     cublasOperation_t transpose = CUBLAS_OP_T;
-    return check_cublas(cublasLtMatmulDescSetAttribute(desc, which, &transpose, sizeof(transpose)),
-                        "cublasLtMatmulDescSetAttribute", error);
+    return cublaslt_check(cublasLtMatmulDescSetAttribute(desc, which, &transpose, sizeof(transpose)),
+                          "cublasLtMatmulDescSetAttribute", error);
 }
 
 static enum epd_status make_desc(cublasLtMatmulDesc_t *desc, struct epd_error *error)
 {
-    return check_cublas(cublasLtMatmulDescCreate(desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
-                        "cublasLtMatmulDescCreate", error);
+    return cublaslt_check(cublasLtMatmulDescCreate(desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+                          "cublasLtMatmulDescCreate", error);
 }
 
 static enum epd_status make_layout(cublasLtMatrixLayout_t *layout, enum epd_dtype dtype, uint64_t rows,
                                    uint64_t columns, struct epd_error *error)
 {
-    return check_cublas(cublasLtMatrixLayoutCreate(layout, cuda_type(dtype), rows, columns, (int64_t)rows),
-                        "cublasLtMatrixLayoutCreate", error);
+    return cublaslt_check(
+        cublasLtMatrixLayoutCreate(layout, cublaslt_type(dtype), rows, columns, (int64_t)rows),
+        "cublasLtMatrixLayoutCreate", error);
 }
 
 /* Layouts with m = 1; set_rows gives each group's. */
@@ -127,9 +96,9 @@ static enum epd_status make_descs(struct gemm_engine_plan *plan, struct epd_erro
         status = set_transpose(plan->desc, CUBLASLT_MATMUL_DESC_TRANSB, error);
     if (status == EPD_OK && shape->layout == EPD_GEMM_TN && shape->dtype_bias) {
         cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-        status = check_cublas(cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE,
-                                                             &epilogue, sizeof(epilogue)),
-                              "cublasLtMatmulDescSetAttribute", error);
+        status = cublaslt_check(cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE,
+                                                               &epilogue, sizeof(epilogue)),
+                                "cublasLtMatmulDescSetAttribute", error);
     }
     if (status == EPD_OK && shape->layout == EPD_GEMM_NT && shape->dtype_bias)
         status = make_desc(&plan->desc_sums, error);
@@ -144,7 +113,7 @@ static enum epd_status allocate(struct gemm_engine_plan *plan, struct epd_error 
     const struct gemm_problem *problem = &plan->problem;
     uint32_t groups = problem->n_groups;
     enum epd_status status =
-        gemm_check_cuda(cudaMalloc(&plan->workspace, WORKSPACE_BYTES), "cublaslt workspace", error);
+        gemm_check_cuda(cudaMalloc(&plan->workspace, CUBLASLT_WORKSPACE_BYTES), "cublaslt workspace", error);
     if (status == EPD_OK)
         status = gemm_check_cuda(
             cudaMallocHost((void **)&plan->counts, (2 * (size_t)groups + 1) * sizeof(*plan->counts)),
@@ -207,7 +176,7 @@ static enum epd_status cublaslt_create(const struct gemm_problem *problem, int d
     if (!plan)
         return error_set(error, EPD_NO_MEMORY, "cublaslt: no memory for a plan of %zu bytes", sizeof(*plan));
     plan->problem = *problem;
-    enum epd_status status = check_cublas(cublasLtCreate(&plan->handle), "cublasLtCreate", error);
+    enum epd_status status = cublaslt_check(cublasLtCreate(&plan->handle), "cublasLtCreate", error);
     if (status == EPD_OK)
         status = make_descs(plan, error);
     if (status == EPD_OK)
@@ -304,8 +273,8 @@ static enum epd_status multiply_rows(struct gemm_engine_plan *plan, const struct
     if (result == CUBLAS_STATUS_SUCCESS)
         result = cublasLtMatmul(plan->handle, plan->desc, &one, w, plan->a,
                                 at(args->a, first * in, shape->dtype), plan->b, &zero, c, plan->c, c, plan->c,
-                                NULL, plan->workspace, WORKSPACE_BYTES, stream);
-    return check_cublas(result, "cublasLtMatmul", error);
+                                NULL, plan->workspace, CUBLASLT_WORKSPACE_BYTES, stream);
+    return cublaslt_check(result, "cublasLtMatmul", error);
 }
 
 static enum epd_status clear_gradients(struct gemm_engine_plan *plan, const struct gemm_args *args,
@@ -341,16 +310,16 @@ static enum epd_status multiply_gradients(struct gemm_engine_plan *plan, const s
         result = set_extent(plan->b, CUBLASLT_MATRIX_LAYOUT_COLS, (uint64_t)m);
     if (result == CUBLAS_STATUS_SUCCESS)
         result = cublasLtMatmul(plan->handle, plan->desc, &one, x, plan->a, dy, plan->b, beta, c, plan->c, c,
-                                plan->c, NULL, plan->workspace, WORKSPACE_BYTES, stream);
+                                plan->c, NULL, plan->workspace, CUBLASLT_WORKSPACE_BYTES, stream);
     if (result != CUBLAS_STATUS_SUCCESS || !shape->dtype_bias)
-        return check_cublas(result, "cublasLtMatmul", error);
+        return cublaslt_check(result, "cublasLtMatmul", error);
     char *sums = (char *)args->dbias + (size_t)group * shape->n * dtype_bytes(shape->dtype_bias);
     result = set_extent(plan->ones, CUBLASLT_MATRIX_LAYOUT_COLS, (uint64_t)m);
     if (result == CUBLAS_STATUS_SUCCESS)
         result = cublasLtMatmul(plan->handle, plan->desc_sums, &one, dy, plan->b, plan->ones_data, plan->ones,
                                 beta, sums, plan->sums, sums, plan->sums, NULL, plan->workspace,
-                                WORKSPACE_BYTES, stream);
-    return check_cublas(result, "cublasLtMatmul of dbias", error);
+                                CUBLASLT_WORKSPACE_BYTES, stream);
+    return cublaslt_check(result, "cublasLtMatmul of dbias", error);
 }
 
 static enum epd_status cublaslt_launch(struct gemm_engine_plan *plan, const struct gemm_launch *launch,

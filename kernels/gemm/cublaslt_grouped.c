@@ -9,25 +9,18 @@
  * hangs at the second replay of a graph, so every plan has its own. */
 #include <stdlib.h>
 
-/* Its header declares a function without a prototype. */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wstrict-prototypes"
-#include <cublasLt.h>
-#pragma GCC diagnostic pop
-
 #include "kernels/gemm/check.h"
+#include "kernels/gemm/cublaslt_check.h"
 #include "kernels/gemm/cublaslt_groups.h"
 #include "kernels/gemm/engine.h"
 
 static int refuse(struct epd_error *reason, const char *text, long long got)
 {
-    error_set(reason, EPD_UNSUPPORTED, "cublaslt_grouped: %s, got %lld", text, got);
-    return 0;
+    return cublaslt_refuse(reason, "cublaslt_grouped", text, got);
 }
 
 #pragma weak cublasLtGroupedMatrixLayoutCreate
 
-#define WORKSPACE_BYTES     (32u << 20) /* what cuBLAS itself recommends on Hopper */
 #define LEAST_VERSION       130200u
 #define LEAST_VERSION_SM_90 130400u
 #define MAX_GROUPS          1024u
@@ -42,23 +35,6 @@ struct gemm_engine_plan {
     void *table_memory;            /* owned, device */
     void *workspace;               /* owned, device */
 };
-
-static enum epd_status check_cublas(cublasStatus_t result, const char *what, struct epd_error *error)
-{
-    if (result == CUBLAS_STATUS_SUCCESS)
-        return EPD_OK;
-    /* Only what has met a lost context may end the worker. */
-    enum epd_status status = result == CUBLAS_STATUS_ALLOC_FAILED    ? EPD_NO_MEMORY
-                             : result == CUBLAS_STATUS_NOT_SUPPORTED ? EPD_UNSUPPORTED
-                             : result == CUBLAS_STATUS_INVALID_VALUE ? EPD_INTERNAL
-                                                                     : EPD_CUDA;
-    return error_set(error, status, "%s: %s", what, cublasLtGetStatusString(result));
-}
-
-static cudaDataType_t cuda_type(enum epd_dtype dtype)
-{
-    return dtype == EPD_F32 ? CUDA_R_32F : dtype == EPD_F16 ? CUDA_R_16F : CUDA_R_16BF;
-}
 
 static int library_supports(int device_idx, struct epd_error *reason)
 {
@@ -80,15 +56,8 @@ static int grouped_supports(const struct gemm_problem *problem, int device_idx, 
     const struct gemm_shape *shape = &problem->shape;
     if (!library_supports(device_idx, reason))
         return 0;
-    if (shape->dtype != EPD_BF16 && shape->dtype != EPD_F16)
-        return refuse(reason, "inputs must be bf16 or f16", shape->dtype);
-    if (shape->dtype_c != shape->dtype && shape->dtype_c != EPD_F32)
-        return refuse(reason, "output must have the inputs' dtype or f32", shape->dtype_c);
-    if (shape->layout == EPD_GEMM_UNSPECIFIED || shape->layout > EPD_GEMM_NT)
-        return refuse(reason, "layout must be TN, NN or NT", shape->layout);
-    if (shape->n == 0 || shape->n % 8 != 0 || shape->k == 0 || shape->k % 8 != 0)
-        return refuse(reason, "n and k must be positive multiples of 8",
-                      shape->n == 0 || shape->n % 8 ? shape->n : shape->k);
+    if (!cublaslt_takes(shape, "cublaslt_grouped", reason))
+        return 0;
     if (problem->n_groups == 0 || problem->n_groups > MAX_GROUPS)
         return refuse(reason, "groups must be 1..1024", problem->n_groups);
     if (problem->max_rows > INT32_MAX)
@@ -102,10 +71,10 @@ static enum epd_status make_layout(const struct gemm_engine_plan *plan,
                                    const struct cublaslt_operand *operand, enum epd_dtype dtype,
                                    cublasLtMatrixLayout_t *layout, struct epd_error *error)
 {
-    return check_cublas(cublasLtGroupedMatrixLayoutCreate(layout, cuda_type(dtype),
-                                                          (int)plan->problem.n_groups, operand->rows,
-                                                          operand->cols, operand->rows),
-                        "cublasLtGroupedMatrixLayoutCreate", error);
+    return cublaslt_check(cublasLtGroupedMatrixLayoutCreate(layout, cublaslt_type(dtype),
+                                                            (int)plan->problem.n_groups, operand->rows,
+                                                            operand->cols, operand->rows),
+                          "cublasLtGroupedMatrixLayoutCreate", error);
 }
 
 static enum epd_status make_layouts(struct gemm_engine_plan *plan, struct epd_error *error)
@@ -128,7 +97,7 @@ static enum epd_status make_desc(struct gemm_engine_plan *plan, struct epd_error
     if (result == CUBLAS_STATUS_SUCCESS && layout == EPD_GEMM_NT)
         result = cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_TRANSB, &transpose,
                                                 sizeof(transpose));
-    return check_cublas(result, "cublasLtMatmulDescCreate", error);
+    return cublaslt_check(result, "cublasLtMatmulDescCreate", error);
 }
 
 /* What the library cannot know: sizes in an average step. */
@@ -142,9 +111,9 @@ static cublasStatus_t set_averages(const struct gemm_problem *problem, cublasLtM
              reduction = nt   ? m
                          : tn ? shape->k
                               : shape->n;
-    uint64_t workspace = WORKSPACE_BYTES;
+    uint64_t workspace = CUBLASLT_WORKSPACE_BYTES;
     cublasStatus_t result = cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
+        preference, CUBLASLT_MATMUL_PREF_MAX_CUBLASLT_WORKSPACE_BYTES, &workspace, sizeof(workspace));
     if (result == CUBLAS_STATUS_SUCCESS)
         result = cublasLtMatmulPreferenceSetAttribute(
             preference, CUBLASLT_MATMUL_PREF_GROUPED_DESC_D_AVERAGE_ROWS, &rows, sizeof(rows));
@@ -171,7 +140,7 @@ static enum epd_status choose_algorithm(struct gemm_engine_plan *plan, struct ep
     if (preference)
         cublasLtMatmulPreferenceDestroy(preference);
     if (result != CUBLAS_STATUS_SUCCESS)
-        return check_cublas(result, "cublasLtMatmulAlgoGetHeuristic of grouped layouts", error);
+        return cublaslt_check(result, "cublasLtMatmulAlgoGetHeuristic of grouped layouts", error);
     if (n_found == 0)
         return error_set(error, EPD_UNSUPPORTED,
                          "cublaslt_grouped: the library has no algorithm for the problem");
@@ -189,8 +158,8 @@ static enum epd_status allocate(struct gemm_engine_plan *plan, struct epd_error 
     (void)cublaslt_tables_carve(&plan->tables, plan->problem.n_groups, plan->table_memory);
     status = gemm_check_cuda(cublaslt_groups_prepare(), "load of the table kernels", error);
     if (status == EPD_OK)
-        status = gemm_check_cuda(cudaMalloc(&plan->workspace, WORKSPACE_BYTES), "cublaslt_grouped workspace",
-                                 error);
+        status = gemm_check_cuda(cudaMalloc(&plan->workspace, CUBLASLT_WORKSPACE_BYTES),
+                                 "cublaslt_grouped workspace", error);
     return status;
 }
 
@@ -221,7 +190,7 @@ static enum epd_status grouped_create(const struct gemm_problem *problem, int de
         return error_set(error, EPD_NO_MEMORY, "cublaslt_grouped: no memory for a plan of %zu bytes",
                          sizeof(*plan));
     plan->problem = *problem;
-    enum epd_status status = check_cublas(cublasLtCreate(&plan->handle), "cublasLtCreate", error);
+    enum epd_status status = cublaslt_check(cublasLtCreate(&plan->handle), "cublasLtCreate", error);
     if (status == EPD_OK)
         status = allocate(plan, error);
     if (status == EPD_OK)
@@ -274,10 +243,11 @@ static enum epd_status grouped_launch(struct gemm_engine_plan *plan, const struc
     const struct cublaslt_tables *tables = &plan->tables;
     const float *beta =
         plan->problem.shape.layout == EPD_GEMM_NT && plan->problem.shape.accumulate ? &one : &zero;
-    return check_cublas(cublasLtMatmul(plan->handle, plan->desc, &one, tables->a.data, plan->a,
-                                       tables->b.data, plan->b, beta, tables->c.data, plan->c, tables->c.data,
-                                       plan->c, &plan->algorithm, plan->workspace, WORKSPACE_BYTES, stream),
-                        "cublasLtMatmul of grouped layouts", error);
+    return cublaslt_check(cublasLtMatmul(plan->handle, plan->desc, &one, tables->a.data, plan->a,
+                                         tables->b.data, plan->b, beta, tables->c.data, plan->c,
+                                         tables->c.data, plan->c, &plan->algorithm, plan->workspace,
+                                         CUBLASLT_WORKSPACE_BYTES, stream),
+                          "cublasLtMatmul of grouped layouts", error);
 }
 
 const struct gemm_engine gemm_engine_cublaslt_grouped = {

@@ -9,8 +9,8 @@
 #include "ep/cuda_exchange.h"
 #include "ep/plan_impl.h"
 #include "tests/gpu/backend/cases.h"
+#include "tests/gpu/backend/pair.h"
 #include "tests/unit/ep/harness_memory.h"
-#include "tests/unit/ep/layer.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 /* Of a millisecond, until a queue whose client has come counts as held up. */
@@ -53,36 +53,12 @@ static const struct op_case *spread_case(void)
     return cuda_case_named(n_gpus() >= 4 ? "uniform bf16" : n_gpus() >= 2 ? "top-1" : "one rank bf16");
 }
 
-struct pair {
-    struct harness harness;
-    struct layer layer;
-    struct layer_outputs outputs[HARNESS_MAX_RANKS];
-    struct crew_plan forward, backward;
-};
-
-static void pair_init(struct pair *pair, const struct op_case *op_case)
-{
-    harness_open(&pair->harness, op_case->world_size, 0);
-    layer_init(&pair->layer, &pair->harness, op_case);
-    layer_take_outputs(&pair->layer, pair->outputs);
-    layer_forward_plan(&pair->layer, saved, pair->outputs, &pair->forward);
-    layer_backward_plan(&pair->layer, saved, pair->outputs, &pair->forward, &pair->backward);
-}
-
-static void pair_fini(struct pair *pair)
-{
-    crew_plan_destroy(&pair->backward);
-    crew_plan_destroy(&pair->forward);
-    layer_fini(&pair->layer);
-    harness_close(&pair->harness);
-}
-
 START_TEST(a_launch_that_fails_after_others_have_gone_frees_them_and_the_group_works_again)
 {
     struct pair pair;
     struct outcome outcome;
     const struct op_case *c = spread_case();
-    pair_init(&pair, c);
+    pair_init(&pair, c, EPD_SAVED_CONTEXT);
     ck_assert(team_is_fused(pair.layer.crew.team));
     launch_expect(&pair.forward, pair.layer.n_tokens, EPD_OK);
     for (uint32_t rank = 0; rank < c->world_size; rank++) {
@@ -113,7 +89,7 @@ START_TEST(steps_behind_a_failed_launch_end_and_later_ones_are_right)
     struct pair pair;
     struct crew_plan behind[N];
     struct outcome failed, outcomes[N];
-    pair_init(&pair, spread_case());
+    pair_init(&pair, spread_case(), EPD_SAVED_CONTEXT);
     for (int i = 0; i < N; i++)
         layer_forward_plan(&pair.layer, saved, pair.outputs, &behind[i]);
     atomic_store(&fail_after, 0);
@@ -231,7 +207,7 @@ START_TEST(a_replayed_layer_is_the_same_bits_whatever_is_routed)
     struct layer_outputs replayed[HARNESS_MAX_RANKS];
     struct crew_plan forward, backward;
     /* With room for any routing. */
-    pair_init(&pair, n_gpus() >= 4 ? cuda_case_named("top-8") : spread_case());
+    pair_init(&pair, n_gpus() >= 4 ? cuda_case_named("top-8") : spread_case(), EPD_SAVED_CONTEXT);
     layer_take_outputs(&pair.layer, replayed);
     layer_forward_plan(&pair.layer, saved, replayed, &forward);
     layer_backward_plan(&pair.layer, saved, replayed, &forward, &backward);
@@ -277,7 +253,7 @@ END_TEST
 START_TEST(a_layer_that_cannot_be_recorded_goes_on_launch_by_launch)
 {
     struct pair pair;
-    pair_init(&pair, spread_case());
+    pair_init(&pair, spread_case(), EPD_SAVED_CONTEXT);
     pair.harness.node->replays = 1;
     launch_expect(&pair.forward, pair.layer.n_tokens, EPD_OK);
     atomic_store(&fail_after, 0);
@@ -301,7 +277,7 @@ START_TEST(wire_bytes_count_a_token_once_for_each_rank)
     struct pair pair;
     struct outcome outcome;
     const struct op_case *c = spread_case();
-    pair_init(&pair, c);
+    pair_init(&pair, c, EPD_SAVED_CONTEXT);
     launch(&pair.forward, pair.layer.n_tokens, &outcome);
     uint64_t crossing[HARNESS_MAX_RANKS] = {0};
     uint32_t n_local = c->n_experts / c->world_size;
@@ -335,7 +311,7 @@ START_TEST(plans_come_and_go_while_a_launch_waits_for_its_client)
     struct pair pair;
     struct outcome outcome;
     const struct op_case *c = spread_case();
-    pair_init(&pair, c);
+    pair_init(&pair, c, EPD_SAVED_CONTEXT);
     launch_expect(&pair.forward, pair.layer.n_tokens, EPD_OK);
     launch_start(&pair.backward, pair.layer.n_tokens, (1u << c->world_size) - 1, &outcome);
     for (int i = 0; i < 3; i++) {

@@ -6,7 +6,7 @@
 #include "ep/clock.h"
 #include "ep/cuda_exchange.h"
 #include "tests/gpu/backend/cases.h"
-#include "tests/unit/ep/layer.h"
+#include "tests/gpu/backend/pair.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 /* Far less than the limit of a swap (60 s in the harness). */
@@ -34,31 +34,6 @@ enum epd_status __wrap_cuda_exchange_launch(enum exchange_op op, uint32_t stage,
     if ((int)rank == atomic_load(&fail_rank) && atomic_fetch_sub(&fail_after, 1) == 0)
         return error_set(error, EPD_INTERNAL, "injected");
     return __real_cuda_exchange_launch(op, stage, args, stream, error);
-}
-
-struct pair {
-    struct harness harness;
-    struct layer layer;
-    struct layer_outputs outputs[HARNESS_MAX_RANKS];
-    struct crew_plan forward, backward;
-};
-
-static void pair_init(struct pair *pair, const struct op_case *op_case, enum epd_saved saved)
-{
-    const struct layer_modes modes = {.saved = saved};
-    harness_open(&pair->harness, op_case->world_size, 0);
-    layer_init(&pair->layer, &pair->harness, op_case);
-    layer_take_outputs(&pair->layer, pair->outputs);
-    layer_forward_plan(&pair->layer, modes, pair->outputs, &pair->forward);
-    layer_backward_plan(&pair->layer, modes, pair->outputs, &pair->forward, &pair->backward);
-}
-
-static void pair_fini(struct pair *pair)
-{
-    crew_plan_destroy(&pair->backward);
-    crew_plan_destroy(&pair->forward);
-    layer_fini(&pair->layer);
-    harness_close(&pair->harness);
 }
 
 static void check_pair(struct pair *pair)

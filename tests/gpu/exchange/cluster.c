@@ -25,75 +25,98 @@ void devices_start(void)
     }
 }
 
-static void *device_bytes(struct cluster *cluster, size_t bytes)
+struct exchange_shape shape_of_rank(const struct problem *problem, uint32_t rank)
 {
-    void *memory;
-    MUST(cudaMalloc(&memory, bytes ? bytes : 16));
-    MUST(cudaMemset(memory, 0xff, bytes ? bytes : 16));
-    cluster->allocations[cluster->n_allocations++] = memory;
-    return memory;
+    return (struct exchange_shape){
+        .world_size = problem->n_ranks,
+        .rank = rank,
+        .n_experts = problem->n_experts,
+        .n_local_experts = problem->n_experts / problem->n_ranks,
+        .top_k = problem->top_k,
+        .hidden = problem->hidden,
+        .max_tokens = problem->max_tokens,
+        .alignment = problem->alignment,
+        .capacity_rows = problem->capacity_rows,
+        .n_tokens = problem->n_tokens[rank],
+    };
+}
+
+struct tensor tensor_of(void *data, enum epd_dtype dtype, int64_t rows, int64_t columns)
+{
+    return (struct tensor){.data = data, .dtype = dtype, .n_dims = 2, .shape = {rows, columns, 1}};
+}
+
+void *device_bytes(struct device_memory *memory, size_t bytes)
+{
+    void *data;
+    MUST(cudaMalloc(&data, bytes ? bytes : 16));
+    MUST(cudaMemset(data, 0xff, bytes ? bytes : 16));
+    memory->allocations[memory->n_allocations++] = data;
+    return data;
+}
+
+void device_memory_free(struct device_memory *memory)
+{
+    for (int i = 0; i < memory->n_allocations; i++)
+        MUST(cudaFree(memory->allocations[i]));
+}
+
+struct routing device_routing(struct device_memory *memory, const struct problem *problem)
+{
+    const size_t slots = (size_t)problem->max_tokens * problem->top_k,
+                 n_local = problem->n_experts / problem->n_ranks, rows = (size_t)problem->capacity_rows;
+    return (struct routing){
+        .expert = device_bytes(memory, slots * 4),
+        .row = device_bytes(memory, slots * 4),
+        .counts = device_bytes(memory, (size_t)problem->n_ranks * problem->n_experts * 4),
+        .source = device_bytes(memory, rows * 4),
+        .m_splits = device_bytes(memory, n_local * 8),
+        .offsets = device_bytes(memory, (n_local + 1) * 8),
+        .needed_rows = device_bytes(memory, 8),
+        .dropped_rows = device_bytes(memory, 8),
+    };
 }
 
 static void rank_open(struct cluster *cluster, uint32_t rank)
 {
     const struct problem *p = &cluster->problem;
     struct rank_memory *m = &cluster->ranks[rank];
-    size_t slots = (size_t)p->max_tokens * p->top_k, n_local = p->n_experts / p->n_ranks;
-    size_t row_bytes = p->hidden * dtype_bytes(p->dtype), rows = (size_t)p->capacity_rows;
+    struct device_memory *memory = &cluster->memory;
+    size_t slots = (size_t)p->max_tokens * p->top_k, row_bytes = p->hidden * dtype_bytes(p->dtype);
+    size_t rows = (size_t)p->capacity_rows;
     m->device = (int)rank % device_count();
     MUST(cudaSetDevice(m->device));
     MUST(cudaStreamCreateWithFlags(&m->stream, cudaStreamNonBlocking));
     MUST(cudaStreamCreateWithFlags(&m->abort_stream, cudaStreamNonBlocking));
     MUST(cudaHostAlloc((void **)&m->one, sizeof(*m->one), cudaHostAllocDefault));
     *m->one = 1;
-    m->abort_word = device_bytes(cluster, sizeof(*m->abort_word));
-    m->workspace = device_bytes(cluster, cluster->layout.bytes);
+    m->abort_word = device_bytes(memory, sizeof(*m->abort_word));
+    m->workspace = device_bytes(memory, cluster->layout.bytes);
     m->routing = (struct cuda_routing){
-        .base =
-            {
-                .expert = device_bytes(cluster, slots * 4),
-                .row = device_bytes(cluster, slots * 4),
-                .counts = device_bytes(cluster, (size_t)p->n_ranks * p->n_experts * 4),
-                .source = device_bytes(cluster, rows * 4),
-                .m_splits = device_bytes(cluster, n_local * 8),
-                .offsets = device_bytes(cluster, (n_local + 1) * 8),
-                .needed_rows = device_bytes(cluster, 8),
-                .dropped_rows = device_bytes(cluster, 8),
-            },
-        .slot_row = device_bytes(cluster, p->n_ranks * slots * 4),
-        .slot_weight = device_bytes(cluster, p->n_ranks * slots * 4),
-        .slot_tokens = device_bytes(cluster, p->n_ranks * 4),
+        .base = device_routing(memory, p),
+        .slot_row = device_bytes(memory, p->n_ranks * slots * 4),
+        .slot_weight = device_bytes(memory, p->n_ranks * slots * 4),
+        .slot_tokens = device_bytes(memory, p->n_ranks * 4),
     };
-    m->topk_idx = device_bytes(cluster, slots * 8);
-    m->topk_weights = device_bytes(cluster, slots * 4);
-    m->d_weights = device_bytes(cluster, slots * 4);
-    m->recv_weights = device_bytes(cluster, rows * 4);
-    m->dot = device_bytes(cluster, rows * cuda_row_pieces(row_bytes) * 4);
-    m->x = device_bytes(cluster, p->max_tokens * row_bytes);
-    m->out = device_bytes(cluster, p->max_tokens * row_bytes);
-    m->dout = device_bytes(cluster, p->max_tokens * row_bytes);
-    m->recv_x = device_bytes(cluster, rows * row_bytes);
-    m->y = device_bytes(cluster, rows * row_bytes);
-    m->dy = device_bytes(cluster, rows * row_bytes);
-    m->error = device_bytes(cluster, sizeof(*m->error));
+    m->topk_idx = device_bytes(memory, slots * 8);
+    m->topk_weights = device_bytes(memory, slots * 4);
+    m->d_weights = device_bytes(memory, slots * 4);
+    m->recv_weights = device_bytes(memory, rows * 4);
+    m->dot = device_bytes(memory, rows * cuda_row_pieces(row_bytes) * 4);
+    m->x = device_bytes(memory, p->max_tokens * row_bytes);
+    m->out = device_bytes(memory, p->max_tokens * row_bytes);
+    m->dout = device_bytes(memory, p->max_tokens * row_bytes);
+    m->recv_x = device_bytes(memory, rows * row_bytes);
+    m->y = device_bytes(memory, rows * row_bytes);
+    m->dy = device_bytes(memory, rows * row_bytes);
+    m->error = device_bytes(memory, sizeof(*m->error));
 }
 
 static struct exchange_shape shape_of(const struct cluster *cluster, uint32_t rank)
 {
-    const struct problem *p = &cluster->problem;
-    return (struct exchange_shape){
-        .world_size = p->n_ranks,
-        .rank = rank,
-        .n_experts = p->n_experts,
-        .n_local_experts = p->n_experts / p->n_ranks,
-        .top_k = p->top_k,
-        .hidden = p->hidden,
-        .max_tokens = p->max_tokens,
-        .alignment = p->alignment,
-        .capacity_rows = p->capacity_rows,
-        .n_tokens = p->n_tokens[rank],
-        .max_blocks = cluster->max_blocks,
-    };
+    struct exchange_shape shape = shape_of_rank(&cluster->problem, rank);
+    shape.max_blocks = cluster->max_blocks;
+    return shape;
 }
 
 void cluster_open(struct cluster *cluster, const struct problem *problem)
@@ -108,8 +131,7 @@ void cluster_open(struct cluster *cluster, const struct problem *problem)
 
 void cluster_close(struct cluster *cluster)
 {
-    for (int i = 0; i < cluster->n_allocations; i++)
-        MUST(cudaFree(cluster->allocations[i]));
+    device_memory_free(&cluster->memory);
     for (uint32_t rank = 0; rank < cluster->problem.n_ranks; rank++)
         MUST(cudaStreamDestroy(cluster->ranks[rank].stream));
     for (uint32_t rank = 0; rank < cluster->problem.n_ranks; rank++) {
@@ -183,11 +205,6 @@ static struct cuda_exchange exchange_of(const struct cluster *cluster, uint32_t 
     for (uint32_t i = 0; i < cluster->problem.n_ranks; i++)
         x.workspace[i] = cluster->ranks[i].workspace;
     return x;
-}
-
-static struct tensor tensor_of(void *data, enum epd_dtype dtype, int64_t rows, int64_t columns)
-{
-    return (struct tensor){.data = data, .dtype = dtype, .n_dims = 2, .shape = {rows, columns, 1}};
 }
 
 enum epd_status launch_dispatch(struct cluster *cluster, uint32_t rank, enum cuda_stage stage,

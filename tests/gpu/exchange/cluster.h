@@ -30,6 +30,21 @@ struct problem {
     enum epd_dtype idx_dtype;
 };
 
+/* Of the kernels: everything but max_blocks and n_nodes. */
+struct exchange_shape shape_of_rank(const struct problem *problem, uint32_t rank);
+struct tensor tensor_of(void *data, enum epd_dtype dtype, int64_t rows, int64_t columns);
+
+/* Device memory that is given back at once. */
+struct device_memory {
+    int n_allocations;
+    void *allocations[CLUSTER_MAX_RANKS * 48];
+};
+
+/* On the current device, 0xff; at least 16 bytes. */
+void *device_bytes(struct device_memory *memory, size_t bytes);
+void device_memory_free(struct device_memory *memory);
+struct routing device_routing(struct device_memory *memory, const struct problem *problem);
+
 /* Device memory of one rank. */
 struct rank_memory {
     int device;
@@ -47,8 +62,7 @@ struct cluster {
     struct cuda_workspace layout;
     struct rank_memory ranks[CLUSTER_MAX_RANKS];
     uint32_t max_blocks, send_blocks;
-    int n_allocations;
-    void *allocations[CLUSTER_MAX_RANKS * 32];
+    struct device_memory memory;
 };
 
 int device_count(void);

@@ -6,21 +6,10 @@
 
 static struct exchange_shape shape_of(const struct nodes *nodes, uint32_t rank)
 {
-    const struct problem *p = &nodes->problem;
-    return (struct exchange_shape){
-        .world_size = p->n_ranks,
-        .rank = rank,
-        .n_experts = p->n_experts,
-        .n_local_experts = p->n_experts / p->n_ranks,
-        .top_k = p->top_k,
-        .hidden = p->hidden,
-        .max_tokens = p->max_tokens,
-        .alignment = p->alignment,
-        .capacity_rows = p->capacity_rows,
-        .n_tokens = p->n_tokens[rank],
-        .max_blocks = nodes->max_blocks,
-        .n_nodes = nodes->n_nodes,
-    };
+    struct exchange_shape shape = shape_of_rank(&nodes->problem, rank);
+    shape.max_blocks = nodes->max_blocks;
+    shape.n_nodes = nodes->n_nodes;
+    return shape;
 }
 
 /* ---- the rail ---- */
@@ -88,15 +77,6 @@ static enum epd_status swap(void *arg, const struct transport_move *moves, struc
 
 /* ---- memory ---- */
 
-static void *device_bytes(struct nodes *nodes, size_t bytes)
-{
-    void *memory;
-    MUST(cudaMalloc(&memory, bytes ? bytes : 16));
-    MUST(cudaMemset(memory, 0xff, bytes ? bytes : 16));
-    nodes->allocations[nodes->n_allocations++] = memory;
-    return memory;
-}
-
 static void open_hop(struct nodes *nodes, struct node_rank *m, uint64_t row_bytes)
 {
     struct exchange_shape shape = shape_of(nodes, m->rank);
@@ -107,8 +87,8 @@ static void open_hop(struct nodes *nodes, struct node_rank *m, uint64_t row_byte
     hop_cuda_carve_routing(&m->hop.routing, &shape, &routing);
     hop_cuda_carve_frames(&m->hop.frames, &shape, row_bytes, &frames);
     nodes->frames_bytes = frames.bytes;
-    routing = (struct layout){.base = device_bytes(nodes, routing.bytes)};
-    m->frames = device_bytes(nodes, frames.bytes);
+    routing = (struct layout){.base = device_bytes(&nodes->memory, routing.bytes)};
+    m->frames = device_bytes(&nodes->memory, frames.bytes);
     frames = (struct layout){.base = m->frames};
     hop_cuda_carve_routing(&m->hop.routing, &shape, &routing);
     hop_cuda_carve_frames(&m->hop.frames, &shape, row_bytes, &frames);
@@ -118,6 +98,7 @@ static void rank_open(struct nodes *nodes, uint32_t rank)
 {
     const struct problem *p = &nodes->problem;
     struct node_rank *m = &nodes->ranks[rank];
+    struct device_memory *memory = &nodes->memory;
     size_t slots = (size_t)p->max_tokens * p->top_k, n_local = p->n_experts / p->n_ranks;
     size_t row_bytes = p->hidden * dtype_bytes(p->dtype), rows = (size_t)p->capacity_rows;
     m->nodes = nodes;
@@ -131,38 +112,29 @@ static void rank_open(struct nodes *nodes, uint32_t rank)
         MUST(cudaEventCreateWithFlags(&m->met[i], cudaEventDisableTiming));
     MUST(cudaEventCreate(&m->begun));
     MUST(cudaEventCreate(&m->ended));
-    m->workspace = device_bytes(nodes, nodes->sizes.workspace_bytes);
-    m->routing = (struct routing){
-        .expert = device_bytes(nodes, slots * 4),
-        .row = device_bytes(nodes, slots * 4),
-        .counts = device_bytes(nodes, (size_t)p->n_ranks * p->n_experts * 4),
-        .source = device_bytes(nodes, rows * 4),
-        .m_splits = device_bytes(nodes, n_local * 8),
-        .offsets = device_bytes(nodes, (n_local + 1) * 8),
-        .needed_rows = device_bytes(nodes, 8),
-        .dropped_rows = device_bytes(nodes, 8),
-    };
+    m->workspace = device_bytes(memory, nodes->sizes.workspace_bytes);
+    m->routing = device_routing(memory, p);
     m->slots = (struct exchange_slots){
-        .row = device_bytes(nodes, p->n_ranks * slots * 4),
-        .weight = device_bytes(nodes, p->n_ranks * slots * 4),
-        .tokens = device_bytes(nodes, p->n_ranks * 4),
-        .sent = device_bytes(nodes, p->n_ranks * 4),
+        .row = device_bytes(memory, p->n_ranks * slots * 4),
+        .weight = device_bytes(memory, p->n_ranks * slots * 4),
+        .tokens = device_bytes(memory, p->n_ranks * 4),
+        .sent = device_bytes(memory, p->n_ranks * 4),
     };
-    m->splits = device_bytes(nodes, n_local * 8);
-    m->offsets = device_bytes(nodes, (n_local + 1) * 8);
-    m->topk_idx = device_bytes(nodes, slots * 8);
-    m->topk_weights = device_bytes(nodes, slots * 4);
-    m->d_weights = device_bytes(nodes, slots * 4);
-    m->recv_weights = device_bytes(nodes, rows * 4);
-    m->value = device_bytes(nodes, rows * 4);
-    m->dot = device_bytes(nodes, nodes->sizes.dot_bytes);
-    m->x = device_bytes(nodes, p->max_tokens * row_bytes);
-    m->out = device_bytes(nodes, p->max_tokens * row_bytes);
-    m->dout = device_bytes(nodes, p->max_tokens * row_bytes);
-    m->recv_x = device_bytes(nodes, rows * row_bytes);
-    m->y = device_bytes(nodes, rows * row_bytes);
-    m->dy = device_bytes(nodes, rows * row_bytes);
-    m->error = device_bytes(nodes, sizeof *m->error);
+    m->splits = device_bytes(memory, n_local * 8);
+    m->offsets = device_bytes(memory, (n_local + 1) * 8);
+    m->topk_idx = device_bytes(memory, slots * 8);
+    m->topk_weights = device_bytes(memory, slots * 4);
+    m->d_weights = device_bytes(memory, slots * 4);
+    m->recv_weights = device_bytes(memory, rows * 4);
+    m->value = device_bytes(memory, rows * 4);
+    m->dot = device_bytes(memory, nodes->sizes.dot_bytes);
+    m->x = device_bytes(memory, p->max_tokens * row_bytes);
+    m->out = device_bytes(memory, p->max_tokens * row_bytes);
+    m->dout = device_bytes(memory, p->max_tokens * row_bytes);
+    m->recv_x = device_bytes(memory, rows * row_bytes);
+    m->y = device_bytes(memory, rows * row_bytes);
+    m->dy = device_bytes(memory, rows * row_bytes);
+    m->error = device_bytes(memory, sizeof *m->error);
     /* As a team does with fresh memory. */
     MUST(cudaMemset(m->workspace, 0, nodes->sizes.workspace_bytes));
     open_hop(nodes, m, row_bytes);
@@ -189,8 +161,7 @@ void nodes_open(struct nodes *nodes, const struct problem *problem, uint32_t n_n
 
 void nodes_close(struct nodes *nodes)
 {
-    for (int i = 0; i < nodes->n_allocations; i++)
-        MUST(cudaFree(nodes->allocations[i]));
+    device_memory_free(&nodes->memory);
     for (uint32_t rank = 0; rank < nodes->problem.n_ranks; rank++) {
         MUST(cudaStreamDestroy(nodes->ranks[rank].stream));
         MUST(cudaEventDestroy(nodes->ranks[rank].ready));
@@ -224,11 +195,6 @@ void nodes_poison(struct nodes *nodes)
 }
 
 /* ---- ops ---- */
-
-static struct tensor tensor_of(void *data, enum epd_dtype dtype, int64_t rows, int64_t columns)
-{
-    return (struct tensor){.data = data, .dtype = dtype, .n_dims = 2, .shape = {rows, columns, 1}};
-}
 
 static void args_by_rank(const struct node_rank *self, const struct nodes_op *op, struct exchange_args *args)
 {

@@ -44,8 +44,7 @@ struct nodes {
     enum rail_mode rail_mode;
     void *lies; /* [lies_bytes] pinned: experts that are none */
     pthread_barrier_t barrier;
-    int n_allocations;
-    void *allocations[CLUSTER_MAX_RANKS * 48];
+    struct device_memory memory;
 };
 
 /* One exchange on all ranks. */

@@ -1,9 +1,8 @@
 /* Every kernel of the exchange against the reference, over a table of cases; results are poisoned first,
  * repeated five times in all ways of launching, and must be the same bits each time. */
-#include <math.h>
 #include <string.h>
 
-#include "tests/gpu/exchange/inputs.h"
+#include "tests/gpu/exchange/compare.h"
 #include "tests/gpu/exchange/test.h"
 
 struct test_case {
@@ -45,43 +44,11 @@ static const struct test_case cases[] = {
 
 static void upload_inputs(struct cluster *cluster, const struct rank_input *input)
 {
-    const struct problem *p = &cluster->problem;
-    size_t slots = (size_t)p->max_tokens * p->top_k, row_bytes = p->hidden * dtype_bytes(p->dtype);
-    int32_t *narrow = malloc(slots * 4 + 4);
-    for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
-        struct rank_memory *m = &cluster->ranks[rank];
-        for (size_t i = 0; i < slots; i++)
-            narrow[i] = (int32_t)input[rank].topk_idx[i];
-        if (p->idx_dtype == EPD_I64)
-            upload(m->topk_idx, input[rank].topk_idx, slots * 8);
-        else
-            upload(m->topk_idx, narrow, slots * 4);
-        upload(m->topk_weights, input[rank].topk_weights, slots * 4);
-        upload(m->x, input[rank].x, p->max_tokens * row_bytes);
-        upload(m->dout, input[rank].dout, p->max_tokens * row_bytes);
-        upload(m->y, input[rank].y, (size_t)p->capacity_rows * row_bytes);
+    for (uint32_t rank = 0; rank < cluster->problem.n_ranks; rank++) {
+        const struct rank_memory *m = &cluster->ranks[rank];
+        const struct input_places places = {m->topk_idx, m->topk_weights, m->x, m->dout, m->y};
+        upload_input(&cluster->problem, &input[rank], &places);
     }
-    free(narrow);
-}
-
-/* The first difference is printed, the count of checks that failed returned. */
-static int same(const char *what, uint32_t rank, const void *device, const void *want, size_t bytes)
-{
-    unsigned char *got = malloc(bytes + 1);
-    download(got, device, bytes);
-    int failed = memcmp(got, want, bytes) != 0;
-    for (size_t i = 0; failed && i < bytes; i++) {
-        if (got[i] == ((const unsigned char *)want)[i])
-            continue;
-        uint32_t g = 0, w = 0;
-        size_t at = i & ~(size_t)3, n = bytes - at < 4 ? bytes - at : 4;
-        memcpy(&g, got + at, n);
-        memcpy(&w, (const unsigned char *)want + at, n);
-        printf("  FAIL %s rank %u byte %zu of %zu: got %08x, want %08x\n", what, rank, i, bytes, g, w);
-        break;
-    }
-    free(got);
-    return failed;
 }
 
 static void poison(struct cluster *cluster)
@@ -180,32 +147,17 @@ static int check_out(struct cluster *cluster, const struct rank_input *input,
     return failed;
 }
 
-/* d_weights is a sum over H in another order than ours: close, not equal. `times`: how often it was
- * accumulated. */
+/* times: how often it was accumulated. */
 static int check_d_weights(struct cluster *cluster, const struct rank_input *input,
                            const struct rank_expected *expected, int times)
 {
     const struct problem *p = &cluster->problem;
-    size_t n_local = p->n_experts / p->n_ranks;
     int failed = 0;
     for (uint32_t rank = 0; rank < p->n_ranks && !failed; rank++) {
         size_t n = (size_t)p->n_tokens[rank] * p->top_k;
         float *got = malloc(n * 4 + 4);
         download(got, cluster->ranks[rank].d_weights, n * 4);
-        for (size_t i = 0; i < n && !failed; i++) {
-            double want = 0.0, size = 0.0;
-            int32_t row = expected[rank].row[i];
-            for (uint32_t h = 0; row >= 0 && h < p->hidden; h++) {
-                size_t at = (size_t)expected[rank].expert[i] / n_local;
-                double term = (double)element_get(input[rank].dout, i / p->top_k * p->hidden + h, p->dtype) *
-                              element_get(input[at].y, (size_t)row * p->hidden + h, p->dtype);
-                want += term * times;
-                size += fabs(term) * times;
-            }
-            failed = !(fabs(got[i] - want) <= 1e-5 * size);
-            if (failed)
-                printf("  FAIL d_weights rank %u slot %zu: got %g, want %g\n", rank, i, got[i], want);
-        }
+        failed = check_dots(p, input, expected, rank, got, times);
         free(got);
     }
     return failed;

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "tests/gpu/exchange/inputs.h"
+#include "tests/gpu/exchange/compare.h"
 #include "tests/gpu/exchange/nodes.h"
 #include "tests/gpu/exchange/test.h"
 
@@ -47,47 +47,16 @@ static float value_of(uint32_t rank, int32_t row)
 static void upload_inputs(struct nodes *nodes, const struct rank_input *input)
 {
     const struct problem *p = &nodes->problem;
-    size_t slots = (size_t)p->max_tokens * p->top_k, row_bytes = p->hidden * dtype_bytes(p->dtype);
-    int32_t *narrow = malloc(slots * 4 + 4);
     float *value = malloc((size_t)p->capacity_rows * 4 + 4);
     for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
-        struct node_rank *m = &nodes->ranks[rank];
-        for (size_t i = 0; i < slots; i++)
-            narrow[i] = (int32_t)input[rank].topk_idx[i];
+        const struct node_rank *m = &nodes->ranks[rank];
+        const struct input_places places = {m->topk_idx, m->topk_weights, m->x, m->dout, m->y};
         for (int32_t row = 0; row < p->capacity_rows; row++)
             value[row] = value_of(rank, row);
-        if (p->idx_dtype == EPD_I64)
-            upload(m->topk_idx, input[rank].topk_idx, slots * 8);
-        else
-            upload(m->topk_idx, narrow, slots * 4);
-        upload(m->topk_weights, input[rank].topk_weights, slots * 4);
-        upload(m->x, input[rank].x, p->max_tokens * row_bytes);
-        upload(m->dout, input[rank].dout, p->max_tokens * row_bytes);
-        upload(m->y, input[rank].y, (size_t)p->capacity_rows * row_bytes);
+        upload_input(p, &input[rank], &places);
         upload(m->value, value, (size_t)p->capacity_rows * 4);
     }
-    free(narrow);
     free(value);
-}
-
-/* The first difference is printed, the count of checks that failed returned. */
-static int same(const char *what, uint32_t rank, const void *device, const void *want, size_t bytes)
-{
-    unsigned char *got = malloc(bytes + 1);
-    download(got, device, bytes);
-    int failed = memcmp(got, want, bytes) != 0;
-    for (size_t i = 0; failed && i < bytes; i++) {
-        if (got[i] == ((const unsigned char *)want)[i])
-            continue;
-        uint32_t g = 0, w = 0;
-        size_t at = i & ~(size_t)3, n = bytes - at < 4 ? bytes - at : 4;
-        memcpy(&g, got + at, n);
-        memcpy(&w, (const unsigned char *)want + at, n);
-        printf("  FAIL %s rank %u byte %zu of %zu: got %08x, want %08x\n", what, rank, i, bytes, g, w);
-        break;
-    }
-    free(got);
-    return failed;
 }
 
 /* Of every rank, what this node can know: its own routing, and the counts of its ranks and of their rails. */
@@ -279,27 +248,6 @@ static int check_gathered(const struct nodes *nodes, const struct rank_expected 
     return failed;
 }
 
-/* d_weights is a sum over H in another order than ours: close, not equal. */
-static int check_dots(const struct problem *p, const struct rank_input *input,
-                      const struct rank_expected *expected, uint32_t rank, const float *got)
-{
-    size_t n_local = p->n_experts / p->n_ranks;
-    for (size_t i = 0; i < (size_t)p->n_tokens[rank] * p->top_k; i++) {
-        double want = 0.0, size = 0.0;
-        int32_t row = expected[rank].row[i];
-        for (uint32_t h = 0; row >= 0 && h < p->hidden; h++) {
-            size_t at = (size_t)expected[rank].expert[i] / n_local;
-            double term = (double)element_get(input[rank].dout, i / p->top_k * p->hidden + h, p->dtype) *
-                          element_get(input[at].y, (size_t)row * p->hidden + h, p->dtype);
-            want += term;
-            size += fabs(term);
-        }
-        if (!(fabs(got[i] - want) <= 1e-5 * size))
-            return printf("  FAIL d_weights rank %u slot %zu: got %g, want %g\n", rank, i, got[i], want), 1;
-    }
-    return 0;
-}
-
 /* The first ones must be right, the others the same. */
 static int check_d_weights(const struct nodes *nodes, const struct rank_input *input,
                            const struct rank_expected *expected, struct wanted *wanted)
@@ -314,7 +262,7 @@ static int check_d_weights(const struct nodes *nodes, const struct rank_input *i
         }
         wanted->d_weights[rank] = malloc(bytes + 4);
         download(wanted->d_weights[rank], nodes->ranks[rank].d_weights, bytes);
-        failed += check_dots(p, input, expected, rank, wanted->d_weights[rank]);
+        failed += check_dots(p, input, expected, rank, wanted->d_weights[rank], 1);
     }
     return failed;
 }

@@ -31,7 +31,7 @@ PYTHON
 version=$(sed -n 's/^#define CUBLAS_VER_\(MAJOR\|MINOR\|PATCH\) //p' "$folder/include/cublas_api.h" | paste -sd.)
 grep -q CUBLASLT_MATMUL_PREF_GROUPED_AVERAGE_REDUCTION_DIM "$folder/include/cublasLt.h" ||
     skip "cuBLAS $version has no grouped layouts"
-for file in cublaslt_grouped engine; do
+for file in cublaslt_grouped cublaslt_check engine; do
     ${CC:-cc} -std=c11 -D_GNU_SOURCE -DEPD_CUBLASLT_GROUPED -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes \
         -Wmissing-prototypes -Wvla -O2 -I"$source" -isystem "$folder/include" -isystem "$cuda/include" \
         -c "$source/kernels/gemm/$file.c" -o "$folder/$file.o" || exit 1

@@ -14,16 +14,8 @@ extern "C" {
 #include "kernels/cuda/cuda.h"
 #include "kernels/gemm/engine.h"
 }
+#include "tests/gpu/gemm/check.cuh"
 #include "tests/gpu/gemm/reference.cuh"
-
-#define CHECK(call)                                                                                          \
-    do {                                                                                                     \
-        cudaError_t result_ = (call);                                                                        \
-        if (result_ != cudaSuccess) {                                                                        \
-            printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(result_));                \
-            exit(2);                                                                                         \
-        }                                                                                                    \
-    } while (0)
 
 struct bench_case {
     const char *name;

@@ -17,16 +17,8 @@ extern "C" {
 struct sm90_config __real_sm90_config_choose(const struct gemm_problem *problem, uint32_t n_clusters);
 struct sm90_config __wrap_sm90_config_choose(const struct gemm_problem *problem, uint32_t n_clusters);
 }
+#include "tests/gpu/gemm/check.cuh"
 #include "tests/gpu/gemm/reference.cuh"
-
-#define CHECK(call)                                                                                          \
-    do {                                                                                                     \
-        cudaError_t result_ = (call);                                                                        \
-        if (result_ != cudaSuccess) {                                                                        \
-            printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(result_));                \
-            exit(2);                                                                                         \
-        }                                                                                                    \
-    } while (0)
 
 #define CEILING_TFLOPS 791.0 /* dense bf16 8192^3 by cuBLAS on this kind of host */
 

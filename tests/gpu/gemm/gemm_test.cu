@@ -10,17 +10,9 @@
 extern "C" {
 #include "kernels/gemm/engine.h"
 }
+#include "tests/gpu/gemm/check.cuh"
 #include "tests/gpu/gemm/compare.cuh"
 #include "tests/gpu/gemm/reference.cuh"
-
-#define CHECK(call)                                                                                          \
-    do {                                                                                                     \
-        cudaError_t result_ = (call);                                                                        \
-        if (result_ != cudaSuccess) {                                                                        \
-            printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(result_));                \
-            exit(2);                                                                                         \
-        }                                                                                                    \
-    } while (0)
 
 enum split_kind { EVEN, LAST_ZERO, RANDOM, HOT, PRIMES, ONES, ALL_ZERO, STEPS };
 

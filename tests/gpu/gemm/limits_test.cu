@@ -8,15 +8,7 @@ extern "C" {
 #include "kernels/gemm/cublaslt_groups.h"
 #include "kernels/gemm/engine.h"
 }
-
-#define CHECK(call)                                                                                          \
-    do {                                                                                                     \
-        cudaError_t result_ = (call);                                                                        \
-        if (result_ != cudaSuccess) {                                                                        \
-            printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(result_));                \
-            exit(2);                                                                                         \
-        }                                                                                                    \
-    } while (0)
+#include "tests/gpu/gemm/check.cuh"
 
 static int n_failed;
 

@@ -11,15 +11,7 @@
 extern "C" {
 #include "kernels/gemm/engine.h"
 }
-
-#define CHECK(call)                                                                                          \
-    do {                                                                                                     \
-        cudaError_t result_ = (call);                                                                        \
-        if (result_ != cudaSuccess) {                                                                        \
-            printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(result_));                \
-            exit(2);                                                                                         \
-        }                                                                                                    \
-    } while (0)
+#include "tests/gpu/gemm/check.cuh"
 
 constexpr uint32_t GROUPS = 32, HIDDEN = 2048, FFN = 768, ROWS = 256;
 constexpr int64_t MAX_ROWS = GROUPS * ROWS * 5 / 4;
