@@ -113,7 +113,7 @@ static cublasStatus_t set_averages(const struct gemm_problem *problem, cublasLtM
                               : shape->n;
     uint64_t workspace = CUBLASLT_WORKSPACE_BYTES;
     cublasStatus_t result = cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_MAX_CUBLASLT_WORKSPACE_BYTES, &workspace, sizeof(workspace));
+        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
     if (result == CUBLAS_STATUS_SUCCESS)
         result = cublasLtMatmulPreferenceSetAttribute(
             preference, CUBLASLT_MATMUL_PREF_GROUPED_DESC_D_AVERAGE_ROWS, &rows, sizeof(rows));
