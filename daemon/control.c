@@ -206,6 +206,15 @@ static void set_agreement(json_t *object, const struct group *group)
         number(config->deadline_ms ? config->deadline_ms : group->worker->config.stuck_ms));
 }
 
+/* Plans that [cuda] graphs could not make graphs of. */
+static void set_unrecorded(json_t *object, const struct group *group)
+{
+    struct epd_error why = {.status = EPD_OK};
+    const uint32_t n = group->team ? team_n_unrecorded(group->team, &why) : 0;
+    set(object, "unrecorded_plans", number(n));
+    set(object, "unrecorded_reason", json_string(n ? why.text : ""));
+}
+
 static json_t *group_document(const struct group *group)
 {
     json_t *object = json_object(), *ranks = json_array();
@@ -217,6 +226,7 @@ static json_t *group_document(const struct group *group)
     set(object, "epoch", number(group->epoch));
     set(object, "world_size", number(group->world_size));
     set(object, "exchange", json_string(group->team && team_is_fused(group->team) ? "fused" : "staged"));
+    set_unrecorded(object, group);
     set_agreement(object, group);
     set(object, "launches", number(group->n_launches));
     set(object, "failed", number(group->n_failed));

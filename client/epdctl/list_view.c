@@ -120,6 +120,15 @@ static void print_ranks(const json_t *group, FILE *out)
                columns, "  no ranks", out);
 }
 
+static void print_unrecorded(const json_t *group, FILE *out)
+{
+    char text[QUANTITY_BYTES];
+    const double n = field_number(group, "unrecorded_plans");
+    if (n > 0)
+        fprintf(out, "  plans that run launch by launch though [cuda] graphs is on: %s (%s)\n",
+                quantity_count(text, n), field_text(group, "unrecorded_reason", "-"));
+}
+
 void groups_view(const json_t *document, FILE *out)
 {
     const json_t *groups = field_array(document, "groups");
@@ -149,6 +158,7 @@ void groups_view(const json_t *document, FILE *out)
                 quantity_count(text, field_number(group, "launches")),
                 quantity_count(more, field_number(group, "failed")),
                 quantity_count(last, field_number(group, "in_flight")));
+        print_unrecorded(group, out);
         print_ranks(group, out);
     }
 }

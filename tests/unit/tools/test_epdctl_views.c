@@ -299,6 +299,7 @@ START_TEST(groups_show_the_awaited_rank)
               " 'ffn': 128, 'n_experts': 8, 'top_k': 2, 'max_tokens': 256, 'capacity_rows': 1024, "
               "'overflow': 'error',"
               " 'epoch': 1, 'deadline_ms': 20000, 'launches': 5, 'failed': 0, 'in_flight': 1,"
+              " 'unrecorded_plans': 2, 'unrecorded_reason': 'capture refused',"
               " 'ranks': [{'rank': 0, 'present': true, 'queued': 1, 'waiting_for': false},"
               "           {'rank': 1, 'present': false, 'queued': 0, 'waiting_for': true}]}]}");
     output_open(&output);
@@ -306,6 +307,7 @@ START_TEST(groups_show_the_awaited_rank)
     ASSERT_SAYS(&output,
                 "group 3 \"g\": open, 2 ranks, f32, hidden 64, ffn 128, 8 experts, top-2, up to 256 tokens");
     ASSERT_SAYS(&output, "capacity 1024 rows, overflow error, epoch 1, deadline 20.0 s");
+    ASSERT_SAYS(&output, "graphs is on: 2 (capture refused)");
     ASSERT_SAYS(&output, "     1  no ");
     output_close(&output);
     json_decref(document);
