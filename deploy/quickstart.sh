@@ -52,6 +52,11 @@ while [ $# -gt 0 ]; do
     esac
 done
 
+case $backend in
+auto | host | cuda) ;;
+*) die "--backend $backend: want auto, host or cuda" ;;
+esac
+
 work=$(mktemp -d "${TMPDIR:-/tmp}/epd-quickstart-XXXXXX")
 daemon=
 stop_all() {
@@ -80,10 +85,14 @@ choose_text() {
     [ -r "$text" ] || die "$text cannot be read; name another text with --text FILE"
 }
 
+# Whether this machine has a GPU of NVIDIA.
+has_gpu() {
+    [ -e /dev/nvidiactl ] || nvidia-smi -L 2>/dev/null | grep -q '^GPU'
+}
+
 # The CUDA backend is compiled where there is nvcc: what a machine with GPUs would miss is said before, not after, building.
 choose_compiler() {
     local nvcc=/usr/local/cuda/bin/nvcc
-    [ "$backend" != host ] || return 0
     if [ -z "${CUDACXX:-}" ] && ! command -v nvcc >/dev/null && [ -x "$nvcc" ]; then
         export CUDACXX=$nvcc
     fi
@@ -91,9 +100,7 @@ choose_compiler() {
         return 0
     fi
     [ "$backend" != cuda ] || die "--backend cuda: no nvcc on PATH, in /usr/local/cuda or in \$CUDACXX"
-    nvidia-smi -L 2>/dev/null | grep -q '^GPU' &&
-        echo "there is a GPU, but no nvcc on PATH, in /usr/local/cuda or in \$CUDACXX: building without CUDA" >&2
-    return 0
+    ! has_gpu || echo "there is a GPU, but no nvcc on PATH, in /usr/local/cuda or in \$CUDACXX: building without CUDA" >&2
 }
 
 build_all() {
@@ -101,11 +108,12 @@ build_all() {
     case $backend in
     host) cuda=OFF ;;
     cuda) cuda=ON ;;
+    auto) has_gpu || cuda=OFF ;; # the kernels take minutes to compile
     esac
-    choose_compiler
+    [ $cuda = OFF ] || choose_compiler
     # shellcheck disable=SC2086 # lists of names
     install_packages $epd_build_packages
-    say "building in $build"
+    say "building in $build$([ $cuda != OFF ] || [ "$backend" = host ] || echo ", without CUDA: there is no GPU")"
     cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEPD_TESTS=OFF -DEPD_CUDA=$cuda \
         >"$work/cmake.log" 2>&1 || {
         cat "$work/cmake.log" >&2
@@ -139,7 +147,7 @@ take_backend() {
         why="it can run here"
     fi
     echo "backend $taken, $n_devices devices: $why"
-    if [ "$taken" = host ] && [ "$backend" = auto ] && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+    if [ "$taken" = host ] && [ "$backend" = auto ] && has_gpu; then
         echo "this machine has a GPU that is not used" >&2
     fi
     [ -z "$ranks" ] || return 0

@@ -42,65 +42,70 @@ struct row {
     const char *name;
     int id;
     int has_argument;
-    uint64_t min, max; /* of numbers; max 0: text */
-    const char *help;  /* NULL: for rank processes only */
+    uint64_t min, max;    /* of numbers; max 0: text */
+    const char *argument; /* what help calls it; "" without one */
+    const char *help;     /* NULL: for rank processes only */
 };
 
 static const struct row rows[] = {
-    {"backend", OPTION_BACKEND, 1, 0, 0,
-     "NAME  backend of the daemon that is started: host, cuda, auto: cuda where there is a GPU (auto)"},
-    {"devices", OPTION_DEVICES, 1, 0, 0,
-     "TEXT  its --devices; host: a number (one per processor, at most one per rank)"},
-    {"daemon", OPTION_DAEMON, 1, 0, 0,
-     "PATH  the program to start (beside epd-bench, in the build tree, or on PATH)"},
-    {"socket", OPTION_SOCKET, 1, 0, 0, "PATH  use the daemon that listens there; start none"},
-    {"ranks", OPTION_RANKS, 1, 1, JOB_MAX_RANKS, "N  rank processes (host: 4, CUDA: one per GPU)"},
-    {"nodes", OPTION_NODES, 1, 1, JOB_MAX_NODES,
-     "N  host: daemons on this machine that are a fabric, with the ranks and their groups spread over them "
+    {"backend", OPTION_BACKEND, 1, 0, 0, "NAME",
+     "backend of the daemon that is started: host, cuda, auto: cuda where there is a GPU (auto)"},
+    {"devices", OPTION_DEVICES, 1, 0, 0, "TEXT",
+     "its --devices; host: a number (one per processor, at most one per rank)"},
+    {"daemon", OPTION_DAEMON, 1, 0, 0, "PATH",
+     "the program to start (beside epd-bench, in the build tree, or on PATH)"},
+    {"socket", OPTION_SOCKET, 1, 0, 0, "PATH", "use the daemon that listens there; start none"},
+    {"ranks", OPTION_RANKS, 1, 1, JOB_MAX_RANKS, "N", "rank processes (host: 4, CUDA: one per GPU)"},
+    {"nodes", OPTION_NODES, 1, 1, JOB_MAX_NODES, "N",
+     "host: daemons on this machine that are a fabric, with the ranks and their groups spread over them "
      "(1)"},
-    {"case", OPTION_CASE, 1, 0, 0,
-     "LIST  sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny, with commas between (tiny)"},
-    {"tokens", OPTION_TOKENS, 1, 1, 1u << 24, "N  tokens of a rank, instead of the case's"},
-    {"hidden", OPTION_HIDDEN, 1, 1, 1u << 20, "N  hidden size, instead of the case's"},
-    {"ffn", OPTION_FFN, 1, 1, 1u << 20, "N  ffn size, instead of the case's"},
-    {"experts", OPTION_EXPERTS, 1, 1, 1u << 16, "N  experts of all ranks, instead of the case's"},
-    {"topk", OPTION_TOP_K, 1, 1, JOB_MAX_TOP_K, "N  experts of a token, instead of the case's"},
-    {"capacity-rows", OPTION_CAPACITY, 1, 0, 1u << 30,
-     "N  rows a rank can receive (0: all that could arrive)"},
-    {"capacity-factor", OPTION_CAPACITY_FACTOR, 1, 0, 0,
-     "X  the same as a multiple of tokens x top-k (host: all that could arrive; CUDA with uniform routing: "
+    {"case", OPTION_CASE, 1, 0, 0, "LIST",
+     "sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny, with commas between (tiny)"},
+    {"tokens", OPTION_TOKENS, 1, 1, 1u << 24, "N", "tokens of a rank, instead of the case's"},
+    {"hidden", OPTION_HIDDEN, 1, 1, 1u << 20, "N", "hidden size, instead of the case's"},
+    {"ffn", OPTION_FFN, 1, 1, 1u << 20, "N", "ffn size, instead of the case's"},
+    {"experts", OPTION_EXPERTS, 1, 1, 1u << 16, "N", "experts of all ranks, instead of the case's"},
+    {"topk", OPTION_TOP_K, 1, 1, JOB_MAX_TOP_K, "N", "experts of a token, instead of the case's"},
+    {"capacity-rows", OPTION_CAPACITY, 1, 0, 1u << 30, "N",
+     "rows a rank can receive (0: all that could arrive)"},
+    {"capacity-factor", OPTION_CAPACITY_FACTOR, 1, 0, 0, "X",
+     "the same as a multiple of tokens x top-k (host: all that could arrive; CUDA with uniform routing: "
      "1.25)"},
-    {"zipf", OPTION_ZIPF, 1, 0, 0,
-     "X  routing with the i-th expert drawn in proportion to i^-X (0: uniform)"},
-    {"memory", OPTION_MEMORY, 1, 0, 0,
-     "NAME  CUDA: buffers of the ranks by cudaMalloc (own) or in the daemon's heap (heap) (own)"},
-    {"client-kernel-us", OPTION_CLIENT_KERNEL, 1, 0, 0,
-     "X  CUDA: what a rank's stream does before each launch (50)"},
-    {"dtype", OPTION_DTYPE, 1, 0, 0, "NAME  f32, bf16 or f16 (host: f32, CUDA: bf16)"},
-    {"op", OPTION_OP, 1, 0, 0,
-     "LIST  handoff, dispatch, combine, combine_weighted, dispatch_bwd, combine_bwd, grouped_gemm, "
-     "moe_forward, "
+    {"zipf", OPTION_ZIPF, 1, 0, 0, "X",
+     "routing with the i-th expert drawn in proportion to i^-X (0: uniform)"},
+    {"memory", OPTION_MEMORY, 1, 0, 0, "NAME",
+     "CUDA: buffers of the ranks by cudaMalloc (own) or in the daemon's heap (heap) (own)"},
+    {"client-kernel-us", OPTION_CLIENT_KERNEL, 1, 0, 0, "X",
+     "CUDA: what a rank's stream does before each launch (50)"},
+    {"dtype", OPTION_DTYPE, 1, 0, 0, "NAME", "f32, bf16 or f16 (host: f32, CUDA: bf16)"},
+    {"op", OPTION_OP, 1, 0, 0, "LIST",
+     "handoff, dispatch, combine, combine_weighted, dispatch_bwd, combine_bwd, grouped_gemm, moe_forward, "
      "moe_backward, link, peer_loss, sessions, plan-scale (the planning of 16 to 1,024 ranks on nodes of 8, "
-     "without a daemon), "
-     "with commas between, or all (the ops from handoff to "
-     "moe_backward; "
-     "default: all)"},
-    {"suite", OPTION_SUITE, 1, 0, 0,
-     "NAME  node: all ops, link and peer_loss; on CUDA for dsv3, qwen235b, qwen30b, mixtral, decode128; a "
+     "without a "
+     "daemon), with commas between, or all: those from handoff to moe_backward (all)"},
+    {"suite", OPTION_SUITE, 1, 0, 0, "NAME",
+     "node: all ops, link and peer_loss; on CUDA for dsv3, qwen235b, qwen30b, mixtral, decode128; a "
      "job that fails "
      "does not end it"},
-    {"rounds", OPTION_ROUNDS, 1, 2, 100000, "N  killed ranks of --op peer_loss (20)"},
-    {"sessions", OPTION_SESSIONS, 1, 1, 100000, "N  idle sessions of --op sessions (1000)"},
-    {"iters", OPTION_ITERATIONS, 1, 1, 1000000,
-     "N  timed iterations (handoff: 100 times as many, CUDA 20 times) (50)"},
-    {"warmup", OPTION_WARMUP, 1, 0, 1000000, "N  iterations before them (5)"},
-    {"json", OPTION_JSON, 0, 0, 0, "  one JSON line per result instead of the table"},
-    {"version", OPTION_VERSION, 0, 0, 0, "  print the version and exit"},
-    {"help", OPTION_HELP, 0, 0, 0, "  this text"},
-    {"rank", OPTION_RANK, 1, 0, JOB_MAX_RANKS, NULL},
-    {"board-fd", OPTION_BOARD_FD, 1, 0, 1u << 30, NULL},
+    {"rounds", OPTION_ROUNDS, 1, 2, 100000, "N", "killed ranks of --op peer_loss (20)"},
+    {"sessions", OPTION_SESSIONS, 1, 1, 100000, "N", "idle sessions of --op sessions (1000)"},
+    {"iters", OPTION_ITERATIONS, 1, 1, 1000000, "N",
+     "timed iterations (handoff: 100 times as many, CUDA 20 times) (50)"},
+    {"warmup", OPTION_WARMUP, 1, 0, 1000000, "N", "iterations before them (5)"},
+    {"json", OPTION_JSON, 0, 0, 0, "", "one JSON line per result instead of the table"},
+    {"version", OPTION_VERSION, 0, 0, 0, "", "print the version and exit"},
+    {"help", OPTION_HELP, 0, 0, 0, "", "this text"},
+    {"rank", OPTION_RANK, 1, 0, JOB_MAX_RANKS, NULL, NULL},
+    {"board-fd", OPTION_BOARD_FD, 1, 0, 1u << 30, NULL, NULL},
 };
 #define N_ROWS (sizeof(rows) / sizeof(rows[0]))
+
+static void print_option(const struct row *row)
+{
+    char option[40];
+    (void)snprintf(option, sizeof(option), "--%s %s", row->name, row->argument);
+    printf("  %-22s %s\n", option, row->help);
+}
 
 static void print_help(void)
 {
@@ -109,7 +114,7 @@ static void print_help(void)
            "running daemon.\n\n");
     for (size_t i = 0; i < N_ROWS; i++)
         if (rows[i].help)
-            printf("  --%s %s\n", rows[i].name, rows[i].help);
+            print_option(&rows[i]);
     printf("\nExit codes: 0 measured, 1 failed, 2 usage.\n");
 }
 

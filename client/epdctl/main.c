@@ -40,21 +40,23 @@ enum { OPTION_TIMEOUT = 256, OPTION_LAST, OPTION_REASON, OPTION_VERSION };
 
 struct option_help {
     struct option option;
+    const char *argument; /* "" without one */
     const char *help;
 };
 
 static const struct option_help options[] = {
     {{"control-socket", required_argument, NULL, 's'},
-     "PATH  control socket of the daemon ($EPD_CONTROL_SOCKET, else beside $EPD_SOCKET, else "
+     " PATH",
+     "control socket of the daemon ($EPD_CONTROL_SOCKET, else beside $EPD_SOCKET, else "
      "$XDG_RUNTIME_DIR/epd/epd-control.sock, else /run/epd/epd-control.sock)"},
-    {{"json", no_argument, NULL, 'j'}, "the daemon's document as it is"},
-    {{"watch", optional_argument, NULL, 'w'}, "[=S]  again every S seconds (2); stats then shows rates"},
-    {{"verbose", no_argument, NULL, 'v'}, "more of it"},
-    {{"last", required_argument, NULL, OPTION_LAST}, "N  dump: only the last N steps (40; 0: all)"},
-    {{"reason", required_argument, NULL, OPTION_REASON}, "TEXT  evict: why, at most 255 bytes"},
-    {{"timeout", required_argument, NULL, OPTION_TIMEOUT}, "MS  wait so long for an answer (5000)"},
-    {{"version", no_argument, NULL, OPTION_VERSION}, "print the version of epdctl and exit"},
-    {{"help", no_argument, NULL, 'h'}, "this text"},
+    {{"json", no_argument, NULL, 'j'}, "", "the daemon's document as it is"},
+    {{"watch", optional_argument, NULL, 'w'}, "[=S]", "again every S seconds (2); stats then shows rates"},
+    {{"verbose", no_argument, NULL, 'v'}, "", "more of it"},
+    {{"last", required_argument, NULL, OPTION_LAST}, " N", "dump: only the last N steps (40; 0: all)"},
+    {{"reason", required_argument, NULL, OPTION_REASON}, " TEXT", "evict: why, at most 255 bytes"},
+    {{"timeout", required_argument, NULL, OPTION_TIMEOUT}, " MS", "wait so long for an answer (5000)"},
+    {{"version", no_argument, NULL, OPTION_VERSION}, "", "print the version of epdctl and exit"},
+    {{"help", no_argument, NULL, 'h'}, "", "this text"},
 };
 #define N_OPTIONS (sizeof(options) / sizeof(options[0]))
 
@@ -64,12 +66,11 @@ static void print_help(void)
     for (size_t i = 0; i < N_VERBS; i++)
         printf("  %-8s %-3s %s\n", verbs[i].name, verbs[i].argument ? verbs[i].argument : "", verbs[i].help);
     printf("\n");
-    for (size_t i = 0; i < N_OPTIONS; i++)
-        printf("  --%s%s%s\n", options[i].option.name,
-               options[i].option.has_arg == optional_argument ? ""
-               : options[i].option.has_arg                    ? " "
-                                                              : "  ",
-               options[i].help);
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        char option[32];
+        (void)snprintf(option, sizeof(option), "--%s%s", options[i].option.name, options[i].argument);
+        printf("  %-21s  %s\n", option, options[i].help);
+    }
     printf("\nExit codes: 0 done, 1 refused by the daemon (doctor: something to fix), 2 usage, 3 no daemon "
            "answers.\n");
 }
