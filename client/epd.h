@@ -296,13 +296,16 @@ struct epd_group_options {
     enum epd_dtype dtype; /* [in] of tokens and weights: EPD_F32 (host backend only), EPD_BF16, EPD_F16 */
     enum epd_overflow overflow; /* [in] unspecified: EPD_OVERFLOW_ERROR */
     uint32_t deadline_ms;       /* [in] how long a step waits for its last rank; 0: the daemon's default */
-    /* [in] 0 or 1: all ranks use this node's daemon; else the number of nodes of its fabric: rank r is on node
-     * r / (world_size / n_nodes) */
+    /* [in] 0 or 1: all ranks use this node's daemon; else how many nodes of its fabric they are on, at most all. Each node
+     * has as many ranks, in one block: rank r is on the group's node r / (world_size / n_nodes). Which nodes of the fabric
+     * these are, and in which order, the joins say. A name stands for one group at a time of a uid in the whole fabric:
+     * groups of other nodes need names of their own. */
     uint32_t n_nodes;
 };
 
 /* Collective: returns when all ranks have joined. Errors: EPD_GROUP_MISMATCH (names the field and both values),
- * EPD_TIMEOUT (names the missing ranks), EPD_INVALID_*, EPD_IN_USE (the rank is taken), EPD_QUOTA. */
+ * EPD_TIMEOUT (names the missing ranks), EPD_INVALID_*, EPD_IN_USE (the rank is taken, or the name by a group of other
+ * nodes), EPD_QUOTA. */
 EPD_API enum epd_status epd_group_join(struct epd_client *client, const struct epd_group_options *options,
                                        struct epd_group **group);
 /* Leaves; destroys this rank's plans and releases its buffers of the group. The other ranks' next collective launch ends

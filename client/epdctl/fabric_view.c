@@ -6,6 +6,7 @@
 #include "client/epdctl/field.h"
 #include "client/epdctl/quantity.h"
 #include "client/epdctl/table.h"
+#include "proto/limits.h"
 #include "proto/status.h"
 
 static void print_head(const json_t *document, FILE *out)
@@ -89,25 +90,53 @@ static double bandwidth(const json_t *document, const json_t *before, const json
     return (bytes - field_number(then, "sent_bytes") - field_number(then, "received_bytes")) / s;
 }
 
+/* "3,0": the nodes of the group in the order of its ranks; "any 2" while it is not known which they will be. */
+static const char *group_nodes(const json_t *document, const json_t *group, char *text, size_t bytes)
+{
+    size_t idx, length = 0;
+    json_t *node;
+    const json_t *nodes = field_array(group, "nodes");
+    const int is_all = field_number(document, "n_nodes") == field_number(group, "n_nodes");
+    if (is_all || !json_array_size(nodes)) {
+        (void)snprintf(text, bytes, is_all ? "all" : "any %.0f", field_number(group, "n_nodes"));
+        return text;
+    }
+    json_array_foreach (nodes, idx, node)
+        if (length < bytes)
+            length += (size_t)snprintf(text + length, bytes - length, "%s%" JSON_INTEGER_FORMAT,
+                                       idx ? "," : "", json_integer_value(node));
+    return text;
+}
+
+/* rail: to one node; NULL: to none yet. */
+static void add_rail(struct table *table, const json_t *document, const json_t *before, const json_t *group,
+                     const json_t *rail)
+{
+    char text[4 * EPD_MAX_NODES];
+    const double swaps = field_number_in(group, "rails", "swaps");
+    table_add(table, field_print(group, "group_id", text, sizeof(text)));
+    table_add(table, field_text(group, "name", "-"));
+    table_add(table, group_nodes(document, group, text, sizeof(text)));
+    table_add(table, field_text(group, "state", "-"));
+    table_add(table, quantity_count(text, field_number(group, "steps")));
+    table_add(table, quantity_count(text, field_number(group, "announced")));
+    table_add(table, field_print(rail, "node", text, sizeof(text)));
+    table_add(table, quantity_memory(text, field_number(rail, "sent_bytes")));
+    table_add(table, quantity_memory(text, field_number(rail, "received_bytes")));
+    table_add(table, quantity_rate(text, bandwidth(document, before, group, rail), "B"));
+    table_add(table, quantity_duration(text, swap_ns(group) / swaps));
+    table_add(table, field_text(field_object(group, "rails"), "transport", "-"));
+}
+
 static void add_group(struct table *table, const json_t *document, const json_t *before, const json_t *group)
 {
     size_t idx;
-    json_t *node;
-    char text[64];
-    const double swaps = field_number_in(group, "rails", "swaps");
-    json_array_foreach (field_array(field_object(group, "rails"), "nodes"), idx, node) {
-        table_add(table, field_print(group, "group_id", text, sizeof(text)));
-        table_add(table, field_text(group, "name", "-"));
-        table_add(table, field_text(group, "state", "-"));
-        table_add(table, quantity_count(text, field_number(group, "steps")));
-        table_add(table, quantity_count(text, field_number(group, "announced")));
-        table_add(table, field_print(node, "node", text, sizeof(text)));
-        table_add(table, quantity_memory(text, field_number(node, "sent_bytes")));
-        table_add(table, quantity_memory(text, field_number(node, "received_bytes")));
-        table_add(table, quantity_rate(text, bandwidth(document, before, group, node), "B"));
-        table_add(table, quantity_duration(text, swap_ns(group) / swaps));
-        table_add(table, field_text(field_object(group, "rails"), "transport", "-"));
-    }
+    json_t *rail;
+    const json_t *rails = field_array(field_object(group, "rails"), "nodes");
+    json_array_foreach (rails, idx, rail)
+        add_rail(table, document, before, group, rail);
+    if (!json_array_size(rails))
+        add_rail(table, document, before, group, NULL);
 }
 
 void fabric_view(const json_t *document, const json_t *before, FILE *out)
@@ -121,7 +150,7 @@ void fabric_view(const json_t *document, const json_t *before, FILE *out)
     }
     print_head(document, out);
     print_nodes(field_array(document, "nodes"), out);
-    table_init(&table, ">group,name,state,>steps,>ahead,>to node,>sent,>received,>bandwidth,>swap,by");
+    table_init(&table, ">group,name,nodes,state,>steps,>ahead,>to node,>sent,>received,>bandwidth,>swap,by");
     json_array_foreach (field_array(document, "groups"), idx, group)
         add_group(&table, document, before, group);
     table_print(&table, out);

@@ -137,10 +137,12 @@ class Client:
         overflow: "error" or "drop" what passes the capacity. deadline: seconds a step waits for its last rank, None = the
         daemon's default. device: a :class:`Device`, its UUID or its place in :attr:`devices`; by default ``$LOCAL_RANK``
         where that is set, else the rank's place on its node, modulo their number. n_nodes: 1 if all ranks use this daemon, else
-        all nodes of its fabric, with as many ranks on each: rank r is on node r // (world_size / n_nodes).
+        how many nodes of its fabric they are on, at most all, with as many ranks on each: rank r is on the group's node
+        r // (world_size / n_nodes). Which nodes of the fabric these are the joins say. Groups that are on other nodes at the
+        same time need names of their own.
 
         Raises :class:`epd.GroupMismatch` (names the field and both values), :class:`epd.Timeout` (names the missing ranks),
-        :class:`epd.InUse` (the rank is taken), :class:`epd.InvalidArgument` and its kin, :class:`epd.Unsupported` (several
+        :class:`epd.InUse` (the rank is taken, or the name by a group of other nodes), :class:`epd.InvalidArgument` and its kin, :class:`epd.Unsupported` (several
         nodes of a daemon that is in no fabric), :class:`epd.Quota`.
         """
         options = structs.sized(

@@ -345,6 +345,28 @@ START_TEST(status_without_a_worker_says_when_the_next_starts)
 }
 END_TEST
 
+/* Groups of some of the nodes, one of them still without any. */
+START_TEST(fabric_shows_which_nodes_a_group_has)
+{
+    static const char text[] =
+        "{'n_nodes': 4, 'node': 3, 'nodes': [], 'groups': ["
+        " {'group_id': 1, 'name': 'two', 'state': 'open', 'n_nodes': 2, 'nodes': [3, 0], 'steps': 7,"
+        "  'rails': {'nodes': [{'node': 0, 'sent_bytes': 1, 'received_bytes': 1}]}},"
+        " {'group_id': 2, 'name': 'later', 'state': 'joined', 'n_nodes': 3, 'nodes': [], 'steps': 0},"
+        " {'group_id': 3, 'name': 'whole', 'state': 'joined', 'n_nodes': 4, 'nodes': []}]}";
+    struct output output;
+    json_t *document = parse(text);
+    output_open(&output);
+    fabric_view(document, NULL, output.file);
+    fflush(output.file);
+    ASSERT_SAYS(&output, "3,0");
+    ASSERT_SAYS(&output, "any 3");
+    ASSERT_SAYS(&output, "all");
+    output_close(&output);
+    json_decref(document);
+}
+END_TEST
+
 static const char fabric_text[] =
     "{'n_nodes': 2, 'node': 0, 'rendezvous': 'h:7741', 'complete': true, 'fabric_epoch': 3, 'last_error': '',"
     " 'uptime_ms': 4000, 'agreement': {'steps': 200, 'mean_ns': 50000, 'max_ns': 900000, 'ahead': 150},"
@@ -355,8 +377,8 @@ static const char fabric_text[] =
     "            'since_ms': 60000, 'rtt_ns': 120000, 'losses': 2, 'sent_bytes': 2048, 'received_bytes': "
     "1024,"
     "            'last_error': ''}],"
-    " 'groups': [{'group_id': 5, 'name': 'train', 'state': 'open', 'first_rank': 0, 'n_ranks': 2, 'steps': "
-    "200,"
+    " 'groups': [{'group_id': 5, 'name': 'train', 'state': 'open', 'n_nodes': 2, 'nodes': [0, 1],"
+    "             'first_rank': 0, 'n_ranks': 2, 'steps': 200,"
     "             'announced': 3, 'rails': {'swaps': 400, 'swap_ns': 2000000000,"
     "             'nodes': [{'node': 1, 'sent_bytes': 3000000, 'received_bytes': 1000000}]}}]}";
 
@@ -414,6 +436,7 @@ static Suite *views_suite(void)
     tcase_add_test(tcase, groups_show_the_awaited_rank);
     tcase_add_test(tcase, dump_names_missing_ranks_and_keeps_the_newest);
     tcase_add_test(tcase, fabric_shows_nodes_rails_and_agreements);
+    tcase_add_test(tcase, fabric_shows_which_nodes_a_group_has);
     tcase_add_test(tcase, status_without_a_worker_says_when_the_next_starts);
     suite_add_tcase(suite, tcase);
     return suite;
