@@ -15,6 +15,8 @@
 #define LANE_SPIN_NS 20000u
 /* How often a lane that has nothing else to do looks at a device that works by itself. */
 #define LANE_POLL_NS 20000
+/* How long lane_wait sleeps at most. */
+#define LANE_WAIT_NS 5000000
 
 struct lane_ring {
     struct lane_job *jobs[LANE_RING_JOBS];
@@ -333,10 +335,11 @@ uint32_t lane_poll(struct lane *lane)
 
 void lane_wait(struct lane *lane)
 {
+    const struct timespec limit = {.tv_nsec = LANE_WAIT_NS};
     uint32_t ended = atomic_load(&lane->ended);
     atomic_store(&lane->waited, 1);
     if (lane->n_out && ring_empty(&lane->out))
-        futex_wait(&lane->ended, ended, NULL);
+        futex_wait(&lane->ended, ended, &limit);
     atomic_store(&lane->waited, 0);
 }
 

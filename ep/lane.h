@@ -34,7 +34,8 @@ void lane_submit(struct lane *lane, struct lane_job *job);
 void lane_post(struct lane *lane, struct lane_job *job);
 /* Completes ended jobs; returns how many. */
 uint32_t lane_poll(struct lane *lane);
-/* Sleeps until a job may have ended; returns at once if none is out. */
+/* Sleeps until a job may have ended, some ms at most: it may wait for a lane whose jobs wait on the loop's side. Returns at
+ * once if none is out. */
 void lane_wait(struct lane *lane);
 /* Jobs given and not yet completed. */
 uint32_t lane_n_jobs(const struct lane *lane);

@@ -253,7 +253,8 @@ static enum epd_status copy_routing(const struct step *step, uint32_t idx, const
  * well. */
 void step_fail_report(struct step_lane *lane, uint32_t idx, const struct epd_error *error)
 {
-    step_fail_rank(lane, idx, error, EPD_PHASE_NONE);
+    if (!lane->step->ranks[idx].error.status) /* else that is why */
+        step_fail_rank(lane, idx, error, EPD_PHASE_NONE);
     if (step_reports(lane->step))
         rails_abort(lane->step->team->rails, error);
 }

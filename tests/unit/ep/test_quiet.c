@@ -107,9 +107,37 @@ START_TEST(a_lane_at_work_is_waited_for_and_holds_up_nobody)
 }
 END_TEST
 
+static void run_shortly(struct lane_job *job, struct lane *lane)
+{
+    const struct timespec time = {.tv_nsec = 100000};
+    (void)job, (void)lane;
+    nanosleep(&time, NULL);
+}
+
+/* A lane waits for the moment, and another one's part of it has not left the loop. */
+START_TEST(a_node_closes_though_a_moment_waits_behind_a_full_ring)
+{
+    enum { N = 1500 };
+    static struct work works[N];
+    struct harness harness;
+    struct moment moment = {0};
+    harness_open(&harness, N_LANES, 0);
+    for (size_t i = 0; i < N; i++) {
+        works[i] = (struct work){.job = {.run = run_shortly, .complete = complete_work}, .left = 1};
+        lane_post(harness.node->lanes[1], &works[i].job);
+    }
+    post(&harness, &moment);
+    node_close(harness.node);
+    ck_assert_int_eq(moment.done, 1);
+    for (size_t i = 0; i < N; i++)
+        ck_assert_int_eq(works[i].left, 0);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {all_lanes_are_in_it_at_once,
-                                  a_lane_at_work_is_waited_for_and_holds_up_nobody};
+                                  a_lane_at_work_is_waited_for_and_holds_up_nobody,
+                                  a_node_closes_though_a_moment_waits_behind_a_full_ring};
     return suite_run("ep quiet", tests, COUNT(tests));
 }
