@@ -175,6 +175,7 @@ static enum epd_status depart(struct group *group, uint64_t gather_ns, uint64_t 
     const struct joint_plan *joint =
         launch_queue_first(&group->members[group_first_rank(group)]->queue)->plan->joint;
     struct flight *flight = flight_acquire(worker);
+    uint64_t submit_ns = 0;
     enum epd_status status = flight ? EPD_OK : error_set(error, EPD_NO_MEMORY, "launch: no memory");
     if (status == EPD_OK)
         status = failpoint_hit(&worker->failpoints, "step_submit", error);
@@ -187,10 +188,11 @@ static enum epd_status depart(struct group *group, uint64_t gather_ns, uint64_t 
         fill_flight(flight, group, joint, n_tokens, seq);
         flight->gather_ns = gather_ns;
         flight->entry = entry;
+        submit_ns = clock_ns(); /* before: the lanes may be done with it when step_submit returns */
         status = step_submit(joint->set, n_tokens, seq, flight_land, flight, error);
     }
     if (status == EPD_OK)
-        flight_depart(flight, clock_ns());
+        flight_depart(flight, submit_ns);
     else if (flight)
         flight_release(worker, flight);
     return status;
