@@ -194,8 +194,8 @@ static void check_daemon(struct doctor *doctor, const struct command *command)
         doctor_report(doctor, FINDING_WARN, "daemon", "install both from the same package",
                       "version %s, epdctl is %s", version, EPD_VERSION);
     else
-        doctor_report(doctor, FINDING_OK, "daemon", NULL, "version %s, backend %s, %.0f sessions", version,
-                      field_text(status, "backend", "-"), field_number(status, "sessions"));
+        doctor_report(doctor, FINDING_OK, "daemon", NULL, "version %s, backend %s, sessions open %.0f",
+                      version, field_text(status, "backend", "-"), field_number(status, "sessions"));
     const char *name;
     json_t *hits;
     json_object_foreach (field_object(status, "limits_hit"), name, hits) {
