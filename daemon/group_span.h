@@ -88,8 +88,11 @@ int group_span_full(const struct group *group);
 /* The step that the group gathers is complete here, or (error not NULL) has failed here. */
 void group_span_announce(struct group *group, const struct epd_error *error, int32_t rank);
 
-/* A message of the coordinator. */
+/* Tells the coordinator; what cannot be told needs not: then the way to it is gone, and it knows. */
+void group_span_tell(struct group *group, const struct fabric_message *message);
+/* A message of the coordinator; and GO of them, which group_span_steps.c takes. */
 void group_span_receive(struct fabric *fabric, const struct fabric_message *message);
+void group_span_take_go(struct fabric *fabric, struct group *group, const struct fabric_message *message);
 /* Steps that lanes had no room for. */
 void group_span_retry(struct fabric *fabric);
 /* The way to the coordinator is there (again): groups that wait join. */

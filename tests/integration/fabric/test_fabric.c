@@ -440,7 +440,8 @@ static void chaos_rank(const struct rank *rank)
     }
 }
 
-START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
+/* Kills workers while two groups of two nodes each begin anew all the time; then all is as before. */
+static void kill_workers(unsigned n_nodes, const unsigned nodes[2][2])
 {
     static const char *const restless[] = {"--node-dead", FABRIC_NODE_DEAD,  "--join", "1s", "--plan",
                                            "1s",          "--restart-limit", "0",      NULL};
@@ -449,16 +450,16 @@ START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
     unsigned n_killed = 0;
     uint64_t seed = 42;
     ck_assert_uint_le(fabric_world_size(), FABRIC_CHAOS_RANKS);
-    fabric_start(&fabric, 2, 2, restless);
+    fabric_start(&fabric, n_nodes, 2, restless);
     for (int i = 0; i < 2; i++) {
         chaos[i] = mmap(NULL, sizeof(*chaos[i]), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         ck_assert(chaos[i] != MAP_FAILED);
-        fabric_ranks_start(&fabric, &teams[i], i ? "other" : "one", fabric_world_size(), chaos_rank,
-                           &chaos[i]);
+        fabric_ranks_start_on(&fabric, &teams[i], nodes[i], 2, i ? "other" : "one", fabric_world_size(),
+                              chaos_rank, &chaos[i]);
     }
     for (const long until_ms = fabric_now_ms() + CHAOS_MS; fabric_now_ms() < until_ms;) {
         fabric_sleep_ms((long)(values_random(&seed) % 600));
-        const pid_t worker = daemon_worker(&fabric.nodes[values_random(&seed) % 2]);
+        const pid_t worker = daemon_worker(&fabric.nodes[values_random(&seed) % n_nodes]);
         if (worker > 0)
             n_killed += kill(worker, SIGKILL) == 0;
     }
@@ -468,11 +469,18 @@ START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
            atomic_load(&chaos[1]->n_good));
     ck_assert_uint_gt(n_killed, 0);
     ck_assert_uint_gt(atomic_load(&chaos[0]->n_good) + atomic_load(&chaos[1]->n_good), 0);
-    for (int i = 0; i < 2; i++)
-        daemon_wait_worker(&fabric.nodes[i], 0);
-    ck_assert_uint_eq(fabric_run(&fabric, "after", fabric_world_size(), fabric_healthy_rank, NULL), 0);
+    for (unsigned node = 0; node < n_nodes; node++)
+        daemon_wait_worker(&fabric.nodes[node], 0);
+    for (int i = 0; i < 2; i++) {
+        fabric_ranks_start_on(&fabric, &teams[i], nodes[i], 2, i ? "other" : "one", fabric_world_size(),
+                              fabric_healthy_rank, NULL);
+        const unsigned n_failed = ranks_wait(&teams[i], 60);
+        if (n_failed)
+            fabric_print_logs(&fabric);
+        ck_assert_uint_eq(n_failed, 0);
+    }
     unsigned n_own_ends = 0; /* workers that ended by themselves, not by the kills above */
-    for (unsigned node = 0; node < 2; node++)
+    for (unsigned node = 0; node < n_nodes; node++)
         n_own_ends += fabric_log_count(&fabric, node, "signal 6") +
                       fabric_log_count(&fabric, node, "signal 11") +
                       fabric_log_count(&fabric, node, "worker fails");
@@ -480,6 +488,17 @@ START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
         fabric_print_logs(&fabric);
     ck_assert_uint_eq(n_own_ends, 0);
     fabric_stop(&fabric);
+}
+
+START_TEST(workers_that_are_killed_again_and_again_leave_a_fabric_that_works)
+{
+    kill_workers(2, (const unsigned[2][2]){{0, 1}, {0, 1}});
+}
+END_TEST
+
+START_TEST(workers_of_groups_with_a_node_in_common_may_be_killed_too)
+{
+    kill_workers(3, (const unsigned[2][2]){{2, 1}, {0, 2}});
 }
 END_TEST
 
@@ -501,6 +520,7 @@ int main(void)
     TCase *chaos = tcase_create("chaos");
     tcase_set_timeout(chaos, 120);
     tcase_add_test(chaos, workers_that_are_killed_again_and_again_leave_a_fabric_that_works);
+    tcase_add_test(chaos, workers_of_groups_with_a_node_in_common_may_be_killed_too);
     suite_add_tcase(suite, chaos);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
