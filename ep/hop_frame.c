@@ -57,6 +57,27 @@ static enum epd_status check_experts(const struct hop_frame *frame, const struct
     return EPD_OK;
 }
 
+/* Rows of an expert of this node are laid out by its count and filled by those who chose it: with another number of them
+ * they would lie in the rows of others. The counts are as they were when it returns. */
+static enum epd_status compare_counts(const struct hop_frame *frame, const struct problem *problem,
+                                      uint32_t node, struct epd_error *error)
+{
+    const size_t n = (size_t)frame->head->n_tokens * problem->top_k;
+    const uint32_t n_here = problem->n_local_experts * problem->ranks_per_node;
+    for (size_t i = 0; i < n; i++)
+        if (frame->experts[i] >= 0)
+            frame->counts[frame->experts[i]]--;
+    for (uint32_t expert = problem->node * n_here; expert < (problem->node + 1) * n_here; expert++)
+        if (frame->counts[expert] && !error->status)
+            (void)error_set(error, EPD_PROTOCOL,
+                            "node %u: %d more rows for expert %u than tokens that chose it", node,
+                            frame->counts[expert], expert);
+    for (size_t i = 0; i < n; i++)
+        if (frame->experts[i] >= 0)
+            frame->counts[frame->experts[i]]++;
+    return error->status;
+}
+
 enum epd_status hop_frame_check(struct hop_frame *frame, const struct problem *problem, uint32_t content,
                                 uint32_t n_tokens, uint64_t step, uint32_t node, void *data, uint64_t bytes,
                                 struct epd_error *error)
@@ -79,5 +100,8 @@ enum epd_status hop_frame_check(struct hop_frame *frame, const struct problem *p
                          (unsigned long long)bytes, (unsigned long long)frame->bytes);
     if (frame->counts && check_counts(frame, problem, node, error))
         return error->status;
-    return frame->experts ? check_experts(frame, problem, node, error) : EPD_OK;
+    if (frame->experts && check_experts(frame, problem, node, error))
+        return error->status;
+    error->status = EPD_OK;
+    return frame->counts && frame->experts ? compare_counts(frame, problem, node, error) : EPD_OK;
 }

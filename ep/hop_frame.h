@@ -48,7 +48,8 @@ void hop_frame_lay(struct hop_frame *frame, const struct problem *problem, uint3
 void hop_frame_begin(struct hop_frame *frame, const struct problem *problem, uint32_t content,
                      uint32_t n_tokens, uint64_t step, void *data);
 /* What came from a node: EPD_PROTOCOL naming it if it is not what was due. n_tokens: what must come; UINT32_MAX: any
- * number up to max_tokens. Experts and counts are checked too. A head with a status is EPD_PEER_LOST. */
+ * number up to max_tokens. Experts and counts are checked too, and compared for
+ * the experts of this node. A head with a status is EPD_PEER_LOST. */
 EPD_MUST_CHECK enum epd_status hop_frame_check(struct hop_frame *frame, const struct problem *problem,
                                                uint32_t content, uint32_t n_tokens, uint64_t step,
                                                uint32_t node, void *data, uint64_t bytes,

@@ -6,7 +6,12 @@
  * exchange_set) the one of its own node is its own tokens, and that of any other node what came from the rank of the same
  * local index there: experts [max_tokens, K] count from the first one of this node, -1 where there is none here.
  *
- * What arrived is not trusted: after a swap that failed it is anything. Launchers as in cuda.h. */
+ * What arrived is not trusted: after a swap that failed it is anything. Every expert that is no one of this node counts as
+ * none, and there are never more than max_tokens tokens; what indexes memory is made of that here: the rows of a set are
+ * laid out by the experts that are there, counted again by the exchange of the set. Counts that came are for the books
+ * alone, each within 0 and max_tokens: those of a frame whose counts and experts differ are wrong numbers in the step's
+ * rows and traffic, and nothing else (the host backend, which lays out by them, compares them: ep/hop_frame.h).
+ * Launchers as in cuda.h. */
 #ifndef EPD_KERNELS_CUDA_HOP_H
 #define EPD_KERNELS_CUDA_HOP_H
 
