@@ -17,6 +17,8 @@ static int parse_action(struct failpoint *point, char *action)
     }
     if (strcmp(action, "error") == 0)
         point->action = FAILPOINT_ERROR;
+    else if (strcmp(action, "lost") == 0)
+        point->action = FAILPOINT_LOST;
     else if (strcmp(action, "abort") == 0)
         point->action = FAILPOINT_ABORT;
     else if (strcmp(action, "kill") == 0)
@@ -56,7 +58,7 @@ enum epd_status failpoint_parse(struct failpoints *failpoints, const char *text,
             return error_set(error, EPD_INVALID_ARGUMENT, "EPD_FAILPOINTS: more than %d", FAILPOINT_MAX);
         if (!parse_point(&failpoints->points[failpoints->n_points], item))
             return error_set(error, EPD_INVALID_ARGUMENT,
-                             "EPD_FAILPOINTS: '%.60s', want name=error|sleep:MS|abort|kill[@n]", item);
+                             "EPD_FAILPOINTS: '%.60s', want name=error|lost|sleep:MS|abort|kill[@n]", item);
         failpoints->n_points++;
     }
     return EPD_OK;
@@ -68,6 +70,8 @@ static enum epd_status act(const struct failpoint *point, struct epd_error *erro
     switch (point->action) {
     case FAILPOINT_ERROR:
         return error_set(error, EPD_SYSTEM, "failpoint %s", point->name);
+    case FAILPOINT_LOST:
+        return error_set(error, EPD_CUDA, "failpoint %s", point->name);
     case FAILPOINT_SLEEP: {
         struct timespec time = {point->sleep_ms / 1000, (long)(point->sleep_ms % 1000) * 1000000};
         while (nanosleep(&time, &time) != 0 && errno == EINTR) /* what hangs does not hear signals */

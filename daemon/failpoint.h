@@ -1,7 +1,7 @@
 /* Places where a test makes the daemon fail on purpose. In builds without EPD_FAILPOINTS a failpoint is the
  * constant EPD_OK and costs nothing. With it, the environment of the daemon says what happens:
  *
- *   EPD_FAILPOINTS=name=action[@n],...   action: error | sleep:MS | abort | kill; @n: only the n-th time the
+ *   EPD_FAILPOINTS=name=action[@n],...   action: error | lost | sleep:MS | abort | kill; @n: only the n-th time the
  * place is met
  *
  * Loop thread. Places: session_open, hello_reply, group_open, buffer_ready, plan_ready, launch_received,
@@ -17,6 +17,7 @@
 enum failpoint_action {
     FAILPOINT_NOTHING = 0,
     FAILPOINT_ERROR, /* the place gets EPD_SYSTEM */
+    FAILPOINT_LOST,  /* the place gets EPD_CUDA, as from a device that is lost */
     FAILPOINT_SLEEP, /* the thread sleeps */
     FAILPOINT_ABORT, /* abort() */
     FAILPOINT_KILL,  /* SIGKILL to itself */
@@ -40,7 +41,7 @@ EPD_MUST_CHECK enum epd_status failpoint_parse(struct failpoints *failpoints, co
                                                struct epd_error *error);
 
 #ifdef EPD_FAILPOINTS
-/* EPD_OK, or EPD_SYSTEM when the action is `error`. */
+/* EPD_OK, or what the actions `error` and `lost` give. */
 EPD_MUST_CHECK enum epd_status failpoint_hit(struct failpoints *failpoints, const char *name,
                                              struct epd_error *error);
 #else

@@ -65,11 +65,11 @@ void worker_stop(struct worker *worker, enum close_reason reason, enum worker_ex
 
 void worker_fail(struct worker *worker, const struct epd_error *error)
 {
-    if (worker->state == WORKER_STOPPING)
+    if (worker->state == WORKER_STOPPING || worker->fails)
         return;
+    worker->fails = 1;
     log_write(worker->log, LOG_ERROR, "worker fails status %s: %s", status_name(error->status), error->text);
     dump_to_file_last(worker, error->text); /* a copy: what the stop does to the steps is no part of it */
-    worker_stop(worker, CLOSE_RESTART, WORKER_EXIT_FATAL);
 }
 
 void worker_drain(struct worker *worker)
@@ -103,6 +103,8 @@ static int all_gone(const struct worker *worker)
 static void on_before_sleep(uv_prepare_t *prepare)
 {
     struct worker *worker = prepare->data;
+    if (worker->fails)
+        worker_stop(worker, CLOSE_RESTART, WORKER_EXIT_FATAL);
     session_end_closed(worker);
     if (worker->state == WORKER_STOPPING && all_gone(worker))
         uv_stop(&worker->loop);
@@ -194,9 +196,8 @@ static void on_channel(uv_poll_t *poll, int status, int events)
         break;
     case CHANNEL_ENDED:
         log_write(worker->log, LOG_ERROR, "worker ends: %s", error.text);
-        (void)uv_poll_stop(poll);
-        worker_stop(worker, CLOSE_RESTART, WORKER_EXIT_FATAL);
-        break;
+        _exit(
+            WORKER_EXIT_FATAL); /* the kernel is about to kill us too, and nobody would start another: nothing to tell */
     default:
         break;
     }

@@ -72,6 +72,7 @@ struct worker {
     struct worker_start start;
     enum worker_state state;
     enum worker_exit exit_code;
+    int fails; /* stops before the loop sleeps again: whoever found the failure may be amid its groups and plans */
     uint64_t started_ns, drain_deadline_ns, stop_deadline_ns, dumped_ns;
     uint32_t n_dumps;
     struct dumps dumps;
@@ -118,8 +119,8 @@ int worker_run(const struct worker_start *start, struct log *log);
 void worker_drain(struct worker *worker);
 /* Closes every session for the reason and ends the loop. */
 void worker_stop(struct worker *worker, enum close_reason reason, enum worker_exit code);
-/* The devices or an invariant are lost: logs, writes the flight recorder, stops so that the supervisor
- * restarts. */
+/* The devices or an invariant are lost: logs, writes the flight recorder; stops, before the loop sleeps again, so that the
+ * supervisor restarts. Legal anywhere. */
 void worker_fail(struct worker *worker, const struct epd_error *error);
 /* Writes the flight recorder beside the control socket, at most once in WORKER_DUMP_INTERVAL_NS. */
 void worker_dump(struct worker *worker, const char *why);

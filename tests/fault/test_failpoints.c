@@ -287,6 +287,44 @@ START_TEST(while_the_next_worker_starts_the_control_socket_answers_all_the_same)
 }
 END_TEST
 
+/* The answer that tells a rank of it must not take away what the daemon is still busy with. */
+START_TEST(a_device_that_is_lost_amid_a_request_ends_the_worker_in_order)
+{
+    static const char *const points[] = {"group_open", "buffer_ready", "plan_ready"};
+    static struct wire ranks[2];
+    for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
+        start_with(points[i], "lost");
+        const pid_t worker = daemon_worker(&epd_daemon);
+        struct message joins[] = {wire_join_message("lost", 2, 0), wire_join_message("lost", 2, 1)};
+        for (int rank = 0; rank < 2; rank++) {
+            wire_open(&ranks[rank], epd_daemon.socket_path);
+            ck_assert_int_eq(wire_send(&ranks[rank], &joins[rank], -1), 0);
+        }
+        enum epd_status got[2] = {wire_answer(&ranks[0]), wire_answer(&ranks[1])};
+        if (i > 0) {
+            ck_assert(got[0] == EPD_OK && got[1] == EPD_OK);
+            const uint64_t group = ranks[0].reply.reply_group.group_id;
+            for (int rank = 0; rank < 2; rank++) {
+                struct message request =
+                    i == 1 ? wire_alloc_message(group, 4096) : wire_barrier_message(group);
+                (void)wire_send(&ranks[rank], &request, -1); /* the first may have ended it already */
+            }
+            for (int rank = 0; rank < 2; rank++)
+                got[rank] = wire_answer(&ranks[rank]);
+        }
+        ck_assert_msg(got[0] == EPD_CUDA || got[1] == EPD_CUDA, "%s: %s, %s", points[i], status_name(got[0]),
+                      status_name(got[1]));
+        (void)daemon_wait_worker(&epd_daemon, worker);
+        for (int rank = 0; rank < 2; rank++)
+            wire_close(&ranks[rank]);
+        json_t *status = control_ask(epd_daemon.control_path, CONTROL_STATUS, NULL);
+        ck_assert_str_eq(json_string_value(json_object_get(status, "last_exit")), "exit code 3");
+        json_decref(status);
+        daemon_stop(&epd_daemon);
+    }
+}
+END_TEST
+
 START_TEST(a_daemon_that_is_stopped_while_its_worker_starts_has_done_nothing_wrong)
 {
     start_with("worker_start", "sleep:1500");
@@ -317,6 +355,7 @@ int main(void)
         a_worker_that_dies_at_any_place_is_replaced_and_ranks_get_through,
         a_worker_that_fails_at_every_start_is_given_up_at_the_limit,
         while_the_next_worker_starts_the_control_socket_answers_all_the_same,
+        a_device_that_is_lost_amid_a_request_ends_the_worker_in_order,
         a_daemon_that_is_stopped_while_its_worker_starts_has_done_nothing_wrong,
         a_worker_that_dies_while_it_drains_still_ends_the_daemon,
     };
