@@ -42,10 +42,26 @@ static void forget(struct buffer *buffer)
     free(buffer);
 }
 
+/* What the allocation takes beyond what was asked for: many small buffers are not small. */
+static enum epd_status take_rest(struct buffer *buffer, struct epd_error *error)
+{
+    struct session *session = buffer->session;
+    struct worker *worker = session->worker;
+    const uint64_t held = memory_held_bytes(buffer->memory);
+    const uint64_t rest = held > buffer->bytes ? held - buffer->bytes : 0;
+    enum epd_status status = quota_take(&worker->accounts, &worker->config, &session->quota,
+                                        bytes_quota(buffer->kind), rest, error);
+    if (status == EPD_OK)
+        buffer->bytes += rest;
+    return status;
+}
+
 static enum epd_status make_known(struct buffer *buffer, struct epd_error *error)
 {
     struct worker *worker = buffer->session->worker;
     enum epd_status status = failpoint_hit(&worker->failpoints, "buffer_ready", error);
+    if (status == EPD_OK)
+        status = take_rest(buffer, error);
     if (status != EPD_OK)
         return status;
     return registry_add(&worker->registry, REGISTRY_BUFFER, buffer->session->id, buffer, &buffer->id, error);
@@ -197,9 +213,9 @@ enum epd_status buffer_release(struct session *session, uint64_t buffer_id, stru
     if (status != EPD_OK)
         return status;
     struct buffer *buffer = object;
-    if (buffer->n_plans)
+    if (buffer->n_plans > buffer->n_ending)
         return error_set(error, EPD_IN_USE, "buffer %llu: bound %u times in plans, destroy them first",
-                         (unsigned long long)buffer_id, buffer->n_plans);
+                         (unsigned long long)buffer_id, buffer->n_plans - buffer->n_ending);
     buffer_drop(buffer);
     return EPD_OK;
 }
@@ -236,4 +252,16 @@ void buffer_unbind(struct buffer *buffer)
     assert(buffer->n_plans > 0);
     if (--buffer->n_plans == 0 && buffer->dropped)
         end(buffer);
+}
+
+void buffer_bind_ending(struct buffer *buffer)
+{
+    buffer->n_ending++;
+}
+
+void buffer_unbind_ending(struct buffer *buffer)
+{
+    assert(buffer->n_ending > 0);
+    buffer->n_ending--;
+    buffer_unbind(buffer);
 }

@@ -20,10 +20,22 @@ const char *rank_plan_state_name(enum rank_plan_state state)
 static void release_buffers(struct rank_plan *plan)
 {
     for (uint32_t i = 0; i < plan->n_buffers; i++)
-        buffer_unbind(plan->buffers[i]);
+        if (plan->keeps)
+            buffer_unbind_ending(plan->buffers[i]);
+        else
+            buffer_unbind(plan->buffers[i]);
     plan->n_buffers = 0;
     free(plan->buffers);
     plan->buffers = NULL;
+}
+
+/* What the plan keeps counts against its session as long as it is there: with steps that wait, or as the context of another
+ * plan, that may be long after the plan was destroyed. */
+static void release_memory(struct rank_plan *plan)
+{
+    release_buffers(plan);
+    quota_give(&plan->session->quota, QUOTA_SAVED_BYTES, plan->saved_bytes);
+    plan->saved_bytes = 0;
 }
 
 /* ep has nothing of this plan any more. */
@@ -31,6 +43,7 @@ static void free_plan(struct rank_plan *plan)
 {
     struct session *session = plan->session;
     struct group *group = plan->group;
+    release_memory(plan);
     session_flag_release(session, plan->flag_idx);
     free(plan);
     group_release(group);
@@ -53,10 +66,13 @@ static void detach(struct rank_plan *plan)
     plan->id = 0;
     list_remove(&plan->in_session);
     list_remove(&plan->in_member);
-    release_buffers(plan);
     quota_give(&session->quota, QUOTA_PLANS, 1);
-    quota_give(&session->quota, QUOTA_SAVED_BYTES, plan->saved_bytes);
-    plan->saved_bytes = 0;
+    plan->keeps = plan->plan && plan_in_use(plan->plan);
+    if (plan->keeps)
+        for (uint32_t i = 0; i < plan->n_buffers; i++)
+            buffer_bind_ending(plan->buffers[i]);
+    else
+        release_memory(plan);
     plan->member = NULL;
 }
 

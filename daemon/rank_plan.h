@@ -37,6 +37,7 @@ struct rank_plan {
     uint32_t n_buffers;
     uint32_t max_tokens; /* T of its tensors; 0 if it has none */
     int job;             /* ep will call back about its creation */
+    int keeps;           /* ENDING: it is in use, and what it keeps counts until it is gone */
     uint64_t saved_bytes;
     uint32_t n_queued, n_flights;
     uint64_t n_launches, n_failed;

@@ -154,6 +154,11 @@ void *memory_data(const struct memory *memory)
     return memory->request.kind == EPD_MEMORY_HEAP ? memory->block.data : memory->import.data;
 }
 
+uint64_t memory_held_bytes(const struct memory *memory)
+{
+    return memory->request.kind == EPD_MEMORY_HEAP ? memory->block.bytes : memory->request.bytes;
+}
+
 uint64_t memory_bytes(const struct memory *memory)
 {
     return memory->request.bytes;

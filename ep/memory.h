@@ -29,6 +29,8 @@ void memory_retain(struct memory *memory);
 void memory_release(struct memory *memory);
 
 uint64_t memory_bytes(const struct memory *memory);
+/* What it takes of its device: of owned memory the whole allocation, which the backend rounds up (on CUDA to 2 MiB). */
+uint64_t memory_held_bytes(const struct memory *memory);
 uint32_t memory_device_idx(const struct memory *memory);
 /* References held by plans (memory_release is legal but the bytes stay until they go). */
 uint32_t memory_references(const struct memory *memory);

@@ -178,6 +178,11 @@ uint64_t plan_shape_hash(const struct plan *plan)
     return plan->shape_hash;
 }
 
+int plan_in_use(const struct plan *plan)
+{
+    return plan->n_users > 0;
+}
+
 uint64_t plan_saved_bytes(const struct plan *plan)
 {
     return plan->saved_bytes;

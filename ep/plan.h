@@ -57,6 +57,8 @@ void plan_destroy(struct plan *plan, void (*gone)(void *arg), void *arg);
 uint64_t
 plan_shape_hash(const struct plan *plan); /* of what all ranks must agree on: op, modes, H, F, E, K, dtypes */
 uint64_t plan_saved_bytes(const struct plan *plan);
+/* 1 while steps or plans that have it as context use it: destroyed now, it would keep its memory until they end. */
+int plan_in_use(const struct plan *plan);
 enum epd_op plan_op(const struct plan *plan);
 
 /* Joins the plans of all ranks ([world_size], in rank order; n = 1 for a local op). EPD_PLAN_MISMATCH names the rank and

@@ -194,6 +194,93 @@ START_TEST(every_quota_of_a_session_is_kept_named_and_counted)
 }
 END_TEST
 
+START_TEST(a_small_buffer_counts_as_what_it_takes)
+{
+    const long page = sysconf(_SC_PAGESIZE);
+    wire_open(&wire, epd_daemon.socket_path);
+    const uint64_t group = wire_join_alone(&wire, "small");
+    json_t *clients = control_ask(epd_daemon.control_path, CONTROL_CLIENTS, NULL);
+    const long long others = control_sum(clients, "sessions", "heap_bytes");
+    json_decref(clients);
+    for (int n = 1; n <= 3; n++) {
+        struct message alloc = wire_alloc_message(group, 1);
+        ck_assert_int_eq(wire_call(&wire, &alloc, -1), EPD_OK);
+        clients = control_ask(epd_daemon.control_path, CONTROL_CLIENTS, NULL);
+        ck_assert_int_eq(control_sum(clients, "sessions", "heap_bytes") - others, n * page);
+        json_decref(clients);
+    }
+    wire_close(&wire);
+}
+END_TEST
+
+static struct message_reply_plan make_plan(struct message_plan_create create, uint64_t buffer)
+{
+    for (size_t i = 0; i < create.n_bindings; i++)
+        create.bindings[i].buffer_id = buffer;
+    struct message message = {.kind = MESSAGE_PLAN_CREATE, .plan_create = create};
+    ck_assert_msg(wire_call(&wire, &message, -1) == EPD_OK, "%s", wire.why);
+    return wire.reply.reply_plan;
+}
+
+/* A dispatch over one buffer, and a combine of its rows over another. */
+static void make_plans(uint64_t group, const uint64_t buffers[2], struct message_reply_plan plans[2])
+{
+    struct message_binding dispatch[] = {
+        {.role = EPD_ROLE_X, .offset = 65536, .dtype = EPD_F32, .n_dims = 2, .shape = {8, 32}},
+        {.role = EPD_ROLE_TOPK_IDX, .dtype = EPD_I64, .n_dims = 2, .shape = {8, 2}},
+        {.role = EPD_ROLE_RECV_X, .offset = 4096, .dtype = EPD_F32, .n_dims = 2, .shape = {64, 32}},
+        {.role = EPD_ROLE_M_SPLITS, .offset = 2048, .dtype = EPD_I64, .n_dims = 1, .shape = {4}}};
+    struct message_binding combine[] = {
+        {.role = EPD_ROLE_Y, .dtype = EPD_F32, .n_dims = 2, .shape = {64, 32}},
+        {.role = EPD_ROLE_OUT, .offset = 8192, .dtype = EPD_F32, .n_dims = 2, .shape = {8, 32}}};
+    struct message_plan_create create = {
+        .group_id = group, .op = EPD_OP_DISPATCH, .n_bindings = 4, .bindings = dispatch};
+    plans[0] = make_plan(create, buffers[0]);
+    create = (struct message_plan_create){.group_id = group,
+                                          .op = EPD_OP_COMBINE,
+                                          .context_plan_id = plans[0].plan_id,
+                                          .n_bindings = 2,
+                                          .bindings = combine};
+    plans[1] = make_plan(create, buffers[1]);
+}
+
+static uint64_t alloc_buffer(uint64_t group, uint64_t bytes)
+{
+    struct message alloc = wire_alloc_message(group, bytes);
+    ck_assert_msg(wire_call(&wire, &alloc, -1) == EPD_OK, "%s", wire.why);
+    return wire.reply.reply_buffer.buffer_id;
+}
+
+static void end_it(enum message_kind kind, uint64_t id)
+{
+    struct message message = wire_id_message(kind, id);
+    ck_assert_msg(wire_call(&wire, &message, -1) == EPD_OK, "%s", wire.why);
+}
+
+/* The context of another plan stays, and with it the memory that it is bound to, though nobody can name them any more. */
+START_TEST(memory_that_a_destroyed_plan_keeps_counts_until_it_is_gone)
+{
+    struct message_reply_plan plans[2];
+    wire_open(&wire, epd_daemon.socket_path);
+    const uint64_t group = wire_join_alone(&wire, "keeps");
+    const uint64_t buffers[] = {alloc_buffer(group, 700 * 1024), alloc_buffer(group, 16384)};
+    make_plans(group, buffers, plans);
+    end_it(MESSAGE_PLAN_DESTROY, plans[0].plan_id);
+    end_it(MESSAGE_BUFFER_RELEASE, buffers[0]);
+    struct message alloc = wire_alloc_message(group, 700 * 1024);
+    ck_assert_int_eq(wire_call(&wire, &alloc, -1), EPD_QUOTA);
+    ck_assert_msg(strstr(wire.why, "heap_bytes") != NULL, "%s", wire.why);
+    end_it(MESSAGE_PLAN_DESTROY, plans[1].plan_id);
+    enum epd_status status = EPD_QUOTA;
+    for (int waited = 0; status == EPD_QUOTA && waited < WIRE_DEADLINE_MS; waited++, sleep_ms(1)) {
+        alloc = wire_alloc_message(group, 700 * 1024);
+        status = wire_call(&wire, &alloc, -1);
+    }
+    ck_assert_msg(status == EPD_OK, "%s", wire.why);
+    wire_close(&wire);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -202,6 +289,8 @@ int main(void)
         connections_over_the_limit_are_told_so_and_all_are_taken_again_afterwards,
         out_of_fds_the_daemon_hangs_up_on_newcomers_and_goes_on_when_there_are_fds,
         every_quota_of_a_session_is_kept_named_and_counted,
+        a_small_buffer_counts_as_what_it_takes,
+        memory_that_a_destroyed_plan_keeps_counts_until_it_is_gone,
     };
     return suite_run("limits", tests, SUITE_COUNT(tests), start, stop);
 }
