@@ -16,7 +16,8 @@ enum epd_status channel_create(int fds[2], struct epd_error *error)
 
 static enum epd_status send_all(int fd, const char *data, size_t bytes, struct epd_error *error)
 {
-    if (send(fd, data, bytes, MSG_NOSIGNAL) != (ssize_t)bytes)
+    /* A side that does not read (stopped, or in a call of a driver) must not stop the other. */
+    if (send(fd, data, bytes, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)bytes)
         return error_set(error, EPD_SYSTEM, "channel: send: %s", strerror(errno));
     return EPD_OK;
 }

@@ -14,7 +14,7 @@ enum channel_event {
     CHANNEL_ENDED, /* the other side is gone */
 };
 
-/* Both ends close-on-exec. */
+/* Both ends close-on-exec. Nothing is waited for in sending: EPD_SYSTEM when the other side does not read. */
 EPD_MUST_CHECK enum epd_status channel_create(int fds[2], struct epd_error *error);
 EPD_MUST_CHECK enum epd_status channel_send_config(int fd, const struct config *config,
                                                    struct epd_error *error);

@@ -77,6 +77,13 @@ static void on_pause_over(uv_timer_t *timer)
         abort();
 }
 
+/* What keeps us from accepting now will not be over at once, and the socket stays readable meanwhile. */
+static void pause_accepting(struct listener *listener)
+{
+    (void)uv_poll_stop(&listener->poll);
+    (void)uv_timer_start(&listener->pause, on_pause_over, LISTENER_PAUSE_MS, 0);
+}
+
 /* Out of fds: the spare one lets us take peers and hang up on them, so that they do not wait for nothing. */
 static void out_of_fds(struct listener *listener)
 {
@@ -94,8 +101,7 @@ static void out_of_fds(struct listener *listener)
         }
         listener->spare_fd = open_spare();
     }
-    (void)uv_poll_stop(&listener->poll);
-    (void)uv_timer_start(&listener->pause, on_pause_over, LISTENER_PAUSE_MS, 0);
+    pause_accepting(listener);
 }
 
 /* 1 if there may be more. */
@@ -110,9 +116,11 @@ static int accept_one(struct listener *listener)
         return 1;
     if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
         out_of_fds(listener);
-    else if (errno != EAGAIN)
+    else if (errno != EAGAIN) {
         (void)log_limited(listener->worker->log, LOG_ERROR, "accept", clock_ns(), "accept failed: %s",
                           strerror(errno));
+        pause_accepting(listener);
+    }
     return 0;
 }
 

@@ -1,9 +1,12 @@
 #include "daemon/log.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -41,6 +44,18 @@ static void line_clean(char *line, size_t length)
             line[i] = '?';
 }
 
+/* Waits for no reader: a line that a full pipe or socket does not take now is forgotten like one that cannot be written. */
+static int put_line(int fd, const char *line, size_t length)
+{
+    ssize_t n = send(fd, line, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n < 0 && errno == ENOTSOCK) {
+        struct pollfd room = {.fd = fd,
+                              .events = POLLOUT}; /* of a pipe: for PIPE_BUF bytes, more than a line */
+        n = poll(&room, 1, 0) == 1 && (room.revents & POLLOUT) ? write(fd, line, length) : -1;
+    }
+    return n == (ssize_t)length;
+}
+
 static void write_line(struct log *log, enum log_level level, uint32_t n_left_out, const char *format,
                        va_list args)
 {
@@ -55,7 +70,7 @@ static void write_line(struct log *log, enum log_level level, uint32_t n_left_ou
         length = room - 1; /* snprintf says what it would have written */
     line_clean(line, length);
     line[length++] = '\n';
-    if (write(log->fd, line, length) != (ssize_t)length)
+    if (!put_line(log->fd, line, length))
         log->n_unwritten++;
 }
 

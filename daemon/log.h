@@ -1,6 +1,7 @@
 /* Log lines to standard error: one line, lower case, `word value` pairs, id first. Under systemd
  * (JOURNAL_STREAM) a line starts with its "<n>" priority, otherwise with the time. A line that cannot be
- * written is counted and forgotten: a full disk or a closed stderr never stops the daemon. One thread. */
+ * written at once is counted and forgotten: a full disk, a closed stderr or a reader that does not read never stops the daemon.
+ * One thread. */
 #ifndef EPD_DAEMON_LOG_H
 #define EPD_DAEMON_LOG_H
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,8 +103,12 @@ int outage_began(pid_t worker)
 void outage_answer(int listen_fd, const struct outage *outage)
 {
     int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
-    if (fd < 0)
+    if (fd < 0) {
+        (void)poll(
+            NULL, 0,
+            OUTAGE_LOOK_MS); /* no fds, perhaps: the caller is still there, and asked for again at once */
         return;
+    }
     const struct timeval limit = {.tv_usec = OUTAGE_READ_MS * 1000};
     struct exchange *exchange = calloc(1, sizeof(*exchange));
     if (exchange && arena_init(&exchange->arena, EPD_MAX_ARENA_BYTES) == EPD_OK) {

@@ -206,6 +206,7 @@ void stats_fill_document(struct worker *worker, json_t *document)
     set(document, "limits_hit", stats_limits_document(worker));
     set(document, "devices", stats_devices_document(worker));
     set(document, "log_suppressed", number(worker->log->n_suppressed));
+    set(document, "log_unwritten", number(worker->log->n_unwritten));
     set(document, "rss_bytes", number(rss_bytes()));
     set(document, "fds", number(open_fds()));
 }

@@ -24,6 +24,7 @@ EXPORT void *realloc(void *old, size_t bytes);
 EXPORT void *mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
 EXPORT int memfd_create(const char *name, unsigned flags);
 EXPORT int open(const char *path, int flags, ...);
+EXPORT int accept4(int socket, struct sockaddr *address, socklen_t *bytes, int flags);
 EXPORT int clock_gettime(clockid_t clock, struct timespec *time);
 EXPORT ssize_t sendmsg(int socket, const struct msghdr *header, int flags);
 
@@ -119,6 +120,16 @@ int open(const char *path, int flags, ...)
             (void)usleep(1000);
     }
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+
+int accept4(int socket, struct sockaddr *address, socklen_t *bytes, int flags)
+{
+    if (shim && atomic_load(&shim->deaf)) {
+        atomic_fetch_add(&shim->n_deaf, 1);
+        errno = EPERM;
+        return -1;
+    }
+    return (int)syscall(SYS_accept4, socket, address, bytes, flags);
 }
 
 int clock_gettime(clockid_t clock, struct timespec *time)

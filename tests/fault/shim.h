@@ -14,6 +14,8 @@ struct shim {
     atomic_int
         stuck; /* a disk that does not answer: files of flight recorders are opened only when this is 0 again */
     atomic_long n_stuck;      /* that have begun to be opened meanwhile */
+    atomic_int deaf;          /* accepting fails with EPERM */
+    atomic_long n_deaf;       /* how often it has */
     atomic_long clock_jump_s; /* added to CLOCK_REALTIME, with another sign at each look */
 };
 

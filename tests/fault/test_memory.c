@@ -286,6 +286,21 @@ START_TEST(a_disk_that_does_not_take_the_record_of_a_killed_worker_does_not_hold
 }
 END_TEST
 
+/* A filter that forbids it for a while, say: nobody is accepted, nobody spins, and then all are served. */
+START_TEST(a_socket_that_cannot_be_accepted_from_is_tried_again_without_spinning)
+{
+    static struct wire wire;
+    atomic_store(&shim->deaf, 1);
+    ck_assert_int_eq(wire_connect(&wire, epd_daemon.socket_path), 0);
+    sleep_ms(500);
+    const long n = atomic_load(&shim->n_deaf);
+    ck_assert_msg(n > 1 && n < 50, "%ld tries in 500 ms", n);
+    atomic_store(&shim->deaf, 0);
+    ck_assert_int_eq(wire_hello(&wire), EPD_OK);
+    wire_close(&wire);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -293,6 +308,7 @@ int main(void)
         documents_without_memory_are_refused_or_answered_and_the_worker_lives,
         deadlines_do_not_care_for_a_wall_clock_that_jumps_by_a_day,
         fds_that_the_kernel_does_not_take_are_sent_later,
+        a_socket_that_cannot_be_accepted_from_is_tried_again_without_spinning,
         a_disk_that_does_not_take_the_record_of_a_timeout_does_not_hold_up_the_end,
         a_disk_that_does_not_take_the_record_of_a_killed_worker_does_not_hold_up_the_end,
     };

@@ -275,6 +275,77 @@ START_TEST(readiness_is_notified)
 }
 END_TEST
 
+/* A pipe and a socket that nobody reads, full. */
+static void fill(int fd)
+{
+    static const char bytes[512];
+    ck_assert_int_eq(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
+    while (write(fd, bytes, sizeof(bytes)) > 0)
+        continue;
+    while (write(fd, bytes, 1) > 0)
+        continue;
+    ck_assert_int_eq(fcntl(fd, F_SETFL, 0), 0);
+}
+
+START_TEST(a_reader_of_the_log_that_does_not_read_stops_nobody)
+{
+    for (int kind = 0; kind < 2; kind++) {
+        int ends[2];
+        const int own = dup(STDERR_FILENO);
+        ck_assert_int_eq(kind ? socketpair(AF_UNIX, SOCK_STREAM, 0, ends) : pipe(ends), 0);
+        fill(ends[1]);
+        epd_prepare(&epd);
+        dup2(ends[1], STDERR_FILENO);
+        epd_spawn(&epd, NULL);
+        dup2(own, STDERR_FILENO);
+        ck_assert_int_gt(epd_status_number(&epd, "pid"), 0);
+        epd_stop(&epd);
+        close(own);
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+END_TEST
+
+START_TEST(a_service_manager_that_does_not_read_stops_nobody)
+{
+    epd_prepare(&epd);
+    char path[128];
+    snprintf(path, sizeof(path), "%s/notify", epd.directory);
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(address.sun_path, path);
+    int fd = socket(AF_UNIX, SOCK_DGRAM, 0), sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    ck_assert_int_eq(connect(sender, (struct sockaddr *)&address, sizeof(address)), 0);
+    while (send(sender, "X=1", 3, 0) > 0)
+        continue;
+    setenv("NOTIFY_SOCKET", path, 1);
+    epd_spawn(&epd, NULL);
+    unsetenv("NOTIFY_SOCKET");
+    ck_assert_int_gt(epd_status_number(&epd, "pid"), 0);
+    epd_stop(&epd);
+    close(sender);
+    close(fd);
+}
+END_TEST
+
+/* Its worker reads nothing, and more than a socket takes is to be told to it. */
+START_TEST(a_worker_that_does_not_read_does_not_stop_the_supervisor)
+{
+    static const char *const flags[] = {"--drain", "1ms", NULL};
+    epd_start(&epd, flags);
+    const pid_t worker = (pid_t)epd_status_number(&epd, "pid");
+    ck_assert_int_eq(kill(worker, SIGSTOP), 0);
+    for (int i = 0; i < 400; i++) {
+        kill(epd.pid, SIGHUP);
+        usleep(3000);
+    }
+    kill(epd.pid, SIGTERM);
+    ck_assert_int_eq(epd_wait(&epd), 1); /* the worker has to be killed */
+    epd_clean(&epd);
+}
+END_TEST
+
 #ifdef EPD_FAILPOINTS
 START_TEST(worker_that_fails_at_every_start_is_tried_with_backoff_then_given_up)
 {
@@ -353,6 +424,9 @@ int main(void)
                                   hup_reloads_and_a_broken_file_changes_nothing,
                                   sockets_from_the_service_manager_are_used_and_left,
                                   readiness_is_notified,
+                                  a_reader_of_the_log_that_does_not_read_stops_nobody,
+                                  a_service_manager_that_does_not_read_stops_nobody,
+                                  a_worker_that_does_not_read_does_not_stop_the_supervisor,
 #ifdef EPD_FAILPOINTS
                                   worker_that_fails_at_every_start_is_tried_with_backoff_then_given_up,
                                   worker_that_hangs_at_its_start_is_killed_started_again_and_given_up,
