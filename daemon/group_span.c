@@ -247,13 +247,13 @@ static void take_open(struct group *group, const struct fabric_message *message)
 
 /* ---- ends ---- */
 
-/* What other nodes hear of it: a rank is known to them by its number, anything else is a matter of this node. That its
- * daemon drains or starts again is not what theirs does. */
+/* What other nodes hear of it: a rank that has ended is known to them by its number, anything else is a matter of this
+ * node. That its daemon drains or starts again is not what theirs does, whichever rank it met first. */
 static void set_passed(const struct group *group, int32_t rank, const struct epd_error *error,
                        struct epd_error *passed)
 {
     const int ours = error->status == EPD_RESTARTED || error->status == EPD_DRAINING;
-    if (rank >= 0)
+    if (rank >= 0 && !ours)
         *passed = *error;
     else
         (void)error_set(passed, ours ? EPD_PEER_LOST : error->status, "node %u: %.200s",

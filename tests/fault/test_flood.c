@@ -18,8 +18,8 @@
 #define N_RANKS    2
 #define N_LAUNCHES 1024 /* launches_per_rank: more are not read */
 #define N_ASKERS   8
-#define N_ASKED    60 /* replies with an fd that may wait in a socket: fewer than the daemon allows */
-#define ANSWER_MS  100
+#define N_ASKED    60   /* replies with an fd that may wait in a socket: fewer than the daemon allows */
+#define ANSWER_MS  1000 /* each of these floods held the loop for seconds; a busy machine alone takes 150 ms */
 #define WATCH_MS   500
 
 static struct daemon_process epd_daemon;
