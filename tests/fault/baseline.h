@@ -5,9 +5,9 @@
 
 #include "tests/integration/daemon_process.h"
 
-/* Everything of a lost client is given back within a second. Sanitizers slow the daemon down by their known
- * factor. */
-#define RECLAIM_MS 1000
+/* Everything of a lost client is given back, as a rule within a second (epd-bench --op peer_loss tells how soon); on a
+ * machine that has other things to do it may take longer. Sanitizers slow the daemon down by their known factor. */
+#define RECLAIM_MS 5000
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZER_FACTOR 10
 #else
