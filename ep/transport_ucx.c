@@ -306,12 +306,10 @@ static void wait_all(struct transport_rail *rail)
         const unsigned progressed = rail->ucx->ucp_worker_progress(rail->worker);
         if (look(rail))
             return;
-        if (progressed) {
+        check_limits(rail, begun_ns); /* also while something comes: that may go on for ever */
+        if (progressed)
             spins = 0;
-            continue;
-        }
-        check_limits(rail, begun_ns);
-        if (spins > UCX_SPINS && !rail->broken.status)
+        else if (spins > UCX_SPINS && !rail->broken.status)
             nap(rail);
     }
 }

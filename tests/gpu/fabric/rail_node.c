@@ -13,8 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "ep/backend_cuda.h"
 #include "ep/clock.h"
-#include "ep/cuda_driver.h"
 #include "ep/transport.h"
 
 #define MS 1000000ull
@@ -79,6 +79,8 @@ static double ms_since(uint64_t begun_ns)
 
 struct seat {
     const struct transport *transport;
+    struct backend_device
+        device; /* as far as rails need one: its account of streams, and that one connects */
     struct transport_rail *rail;
     struct transport_address addresses[2];
     cudaStream_t stream;
@@ -110,6 +112,9 @@ static void seat_close(struct seat *seat)
     begun_ns = clock_now_ns();
     seat->transport->rails_end(&seat->rail, 1);
     const double ended_ms = ms_since(begun_ns);
+    want(seat->device.n_library_streams == 0, "%u streams are not given back",
+         seat->device.n_library_streams);
+    want(cuda_queues_idle(&seat->device), "the device is not idle behind a rail that has gone");
     say("closed in %.1f ms, left streams in %.1f ms, ended in %.1f ms", closed_ms, left_ms, ended_ms);
     want(ended_ms < TRANSPORT_END_MS + STALL_MS, "the quiet moment would last %.0f ms", ended_ms);
 }
@@ -135,8 +140,8 @@ static void seat_open(struct seat *seat, int device, int fd)
     ok(seat->transport->device_begin(&error), &error, "device");
     say("device begun in %.0f ms", ms_since(begun_ns));
     seat->n_threads = n_threads();
-    ok(seat->transport->rail_open(NULL, my_node, &seat->rail, &seat->addresses[my_node], &error), &error,
-       "open");
+    ok(seat->transport->rail_open(&seat->device, my_node, &seat->rail, &seat->addresses[my_node], &error),
+       &error, "open");
 }
 
 /* Returns the status; the text is in error. */
@@ -145,8 +150,12 @@ static enum epd_status seat_connect(struct seat *seat, unsigned limit_ms, struct
     const uint64_t begun_ns = clock_now_ns();
     if (seat->transport->rail_connect(seat->rail, 2, my_node, seat->addresses, limit_ms * MS, error))
         return error->status;
-    while (!seat->transport->rail_connected(seat->rail, error))
+    while (!seat->transport->rail_connected(seat->rail, error)) {
+        want(!cuda_queues_idle(&seat->device), "the device is idle while a rail connects");
         sleep_ms(1);
+    }
+    want(error->status || cuda_queues_idle(&seat->device),
+         "the device is not idle behind a rail that connected");
     say("connect: %s after %.0f ms", error->status ? error->text : "ok", ms_since(begun_ns));
     return error->status;
 }
@@ -417,6 +426,27 @@ static void role_alone(struct seat *seat)
     expect_no_threads_left(seat);
 }
 
+/* Node 1 meets and swaps nothing: the first swap of node 0 is in its stream until it is told to leave. */
+static void role_half(struct seat *seat)
+{
+    const struct epd_error why = {EPD_PEER_LOST, "enough"};
+    struct epd_error error = {.status = EPD_OK};
+    if (my_node == 1) {
+        ok(seat->transport->rail_connect(seat->rail, 2, my_node, seat->addresses, 60000 * MS, &error), &error,
+           "connect");
+        meet(seat);
+        seat->transport->rail_abort(seat->rail, &why);
+        return;
+    }
+    want(seat_connect(seat, 5000, &error) == EPD_TIMEOUT, "connect: %s", error.text);
+    const uint64_t begun_ns = clock_now_ns();
+    while (!cuda_queues_idle(&seat->device) && ms_since(begun_ns) < LEAVE_MS)
+        sleep_ms(1);
+    say("first swap left after %.1f ms", ms_since(begun_ns));
+    want(cuda_queues_idle(&seat->device), "the first swap has not left its stream");
+    meet(seat);
+}
+
 static void role_unused(struct seat *seat)
 {
     seat_close(seat);
@@ -432,7 +462,7 @@ struct role {
 static const struct role roles[] = {
     {"swaps", role_swaps, CONNECTED}, {"speed", role_speed, CONNECTED},     {"abort", role_abort, CONNECTED},
     {"kill", role_kill, CONNECTED},   {"connect", role_connect, ADDRESSED}, {"alone", role_alone, ALONE},
-    {"unused", role_unused, ALONE},
+    {"unused", role_unused, ALONE},   {"half", role_half, ADDRESSED},
 };
 
 static void take_role(const struct role *role, int device, int fd)

@@ -117,6 +117,13 @@ START_TEST(a_rail_that_was_never_connected_leaves_nothing)
 }
 END_TEST
 
+/* In a moment that is taken for quiet NCCL would wait for it, and all lanes with it. */
+START_TEST(a_first_swap_that_is_not_answered_is_no_quiet_moment_and_leaves_in_time)
+{
+    expect_well("half");
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     int n_devices = 0;
@@ -139,6 +146,7 @@ int main(int argc, char **argv)
     tcase_add_test(tests, a_killed_node_is_noticed_and_the_stream_goes_on);
     tcase_add_test(tests, a_rail_whose_other_node_does_not_connect_ends_in_time_and_leaves_nothing);
     tcase_add_test(tests, a_rail_that_was_never_connected_leaves_nothing);
+    tcase_add_test(tests, a_first_swap_that_is_not_answered_is_no_quiet_moment_and_leaves_in_time);
     tcase_add_test(tests, connecting_holds_up_no_other_stream);
     tcase_add_test(tests, swaps_have_a_speed);
     suite_add_tcase(suite, tests);
