@@ -51,7 +51,7 @@ static enum epd_status parse_config(char *text, struct config *config, struct ep
     struct config fresh;
     config_init(&fresh);
     memcpy(fresh.file, text, (size_t)(newline - text) + 1);
-    enum epd_status status = config_parse(&fresh, newline + 1, "supervisor", error);
+    enum epd_status status = config_take_rendered(&fresh, newline + 1, error);
     if (status == EPD_OK)
         *config = fresh;
     return status;

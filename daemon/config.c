@@ -103,7 +103,7 @@ static void describe_allowed(const struct config_key *key, char *text, size_t by
         (void)snprintf(text, bytes, "a time with ms, s or m, from %" PRIu64 "ms to %sms", key->min, max);
         break;
     case CONFIG_TEXT:
-        (void)snprintf(text, bytes, "at most %d bytes", CONFIG_TEXT_BYTES - 1);
+        (void)snprintf(text, bytes, "one line of at most %d bytes", CONFIG_TEXT_BYTES - 1);
         break;
     default:
         (void)snprintf(text, bytes, "a number from %" PRIu64 " to %s", key->min, max);
@@ -120,13 +120,22 @@ static int set_word(struct config *config, const struct config_key *key, const c
     return 0;
 }
 
+/* What is rendered line by line is read back line by line, and goes into logs and documents. */
+static int is_one_line(const char *value)
+{
+    for (; *value; value++)
+        if ((unsigned char)*value < ' ' || *value == 0x7f)
+            return 0;
+    return 1;
+}
+
 static int set_value(struct config *config, const struct config_key *key, const char *value)
 {
     if (key->type == CONFIG_WORD)
         return set_word(config, key, value);
     if (key->type == CONFIG_TEXT) {
         size_t length = strlen(value);
-        if (length >= CONFIG_TEXT_BYTES)
+        if (length >= CONFIG_TEXT_BYTES || !is_one_line(value))
             return 0;
         memcpy(text_of(config, key), value, length + 1);
         return 1;
@@ -214,7 +223,7 @@ static enum epd_status finish_read(const struct reader *reader, int result)
     if (result < 0)
         return error_set(reader->error, EPD_SYSTEM, "config %.150s: cannot be read: %s", reader->name,
                          strerror(errno));
-    char text[EPD_ERROR_TEXT_BYTES] = ": not a section and not `key = value`";
+    char text[EPD_ERROR_TEXT_BYTES] = ": not a section and not `key = value` of less than 200 bytes";
     if (reader->error->status != EPD_OK)
         (void)snprintf(text, sizeof(text), "%s", reader->error->text);
     const char *rest = text[0] == ':' && text[1] == ' ' ? text + 2 : text;
@@ -364,6 +373,38 @@ enum epd_status config_render(const struct config *config, char *text, size_t by
     if (length >= bytes)
         return error_set(error, EPD_INTERNAL, "config: %zu bytes rendered, room for %zu", length, bytes);
     return EPD_OK;
+}
+
+/* The value is all that follows " = ", whatever it holds: the reader of files knows comments, and lines of less than 200 bytes
+ * only. */
+static enum epd_status take_rendered(struct config *config, const char *section, char *line,
+                                     struct epd_error *error)
+{
+    char *equals = strstr(line, " = ");
+    if (!equals)
+        return error_set(error, EPD_PROTOCOL, "configuration: '%.60s', want key = value", line);
+    *equals = 0;
+    const struct config_key *key = find_key(section, line);
+    if (!key)
+        return error_set(error, EPD_PROTOCOL, "configuration: unknown key %.64s in [%.32s]", line, section);
+    return config_set(config, key, equals + 3, "configuration", error);
+}
+
+enum epd_status config_take_rendered(struct config *config, char *text, struct epd_error *error)
+{
+    struct config fresh = *config;
+    char *rest = NULL, section[32] = "";
+    enum epd_status status = EPD_OK;
+    for (char *line = strtok_r(text, "\n", &rest); line && status == EPD_OK;
+         line = strtok_r(NULL, "\n", &rest)) {
+        if (line[0] == '[')
+            (void)snprintf(section, sizeof(section), "%.*s", (int)strcspn(line + 1, "]"), line + 1);
+        else
+            status = take_rendered(&fresh, section, line, error);
+    }
+    if (status == EPD_OK)
+        *config = fresh;
+    return status;
 }
 
 static int same_value(const struct config *a, const struct config *b, const struct config_key *key)

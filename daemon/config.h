@@ -98,6 +98,9 @@ EPD_MUST_CHECK enum epd_status config_finish(struct config *config, struct epd_e
 /* Writes the whole configuration as INI text; EPD_INTERNAL if it does not fit. */
 EPD_MUST_CHECK enum epd_status config_render(const struct config *config, char *text, size_t bytes,
                                              struct epd_error *error);
+/* Reads back what config_render wrote, exactly; changes the text. EPD_PROTOCOL: it is not that. */
+EPD_MUST_CHECK enum epd_status config_take_rendered(struct config *config, char *text,
+                                                    struct epd_error *error);
 /* One value as text, as it would stand in the file. */
 void config_format(const struct config *config, const struct config_key *key, char *text, size_t bytes);
 /* Copies the reloadable keys of `fresh`; returns how many changed. *n_ignored counts changed keys that need a

@@ -103,6 +103,32 @@ START_TEST(rendered_configuration_reads_back_the_same)
 }
 END_TEST
 
+/* As flags give them: longer than a line of a file, and with what a file would take for a comment. */
+START_TEST(any_value_of_a_flag_reaches_the_worker)
+{
+    static char text[CONFIG_RENDERED_BYTES];
+    struct config again;
+    config_init(&again);
+    config_init(&config);
+    memset(config.dump_directory, 'd', sizeof(config.dump_directory) - 1);
+    strcpy(config.devices, "a ;b # = [c]");
+    strcpy(config.network, " tcp ");
+    ck_assert_int_eq(config_render(&config, text, sizeof(text), &error), EPD_OK);
+    ck_assert_msg(config_take_rendered(&again, text, &error) == EPD_OK, "%s", error.text);
+    ck_assert_mem_eq(&again, &config, sizeof(config));
+    char wrong[] = "[daemon]\nno such line\n";
+    ck_assert_int_eq(config_take_rendered(&again, wrong, &error), EPD_PROTOCOL);
+    ck_assert_mem_eq(&again, &config, sizeof(config));
+    size_t n_keys;
+    const struct config_key *keys = config_keys(&n_keys);
+    for (size_t i = 0; i < n_keys; i++)
+        if (strcmp(keys[i].key, "devices") == 0)
+            ck_assert_int_eq(config_set(&config, &keys[i], "2\nlog_level = error", "--devices", &error),
+                             EPD_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(error.text, "one line"));
+}
+END_TEST
+
 START_TEST(reload_takes_only_what_is_safe)
 {
     struct config fresh;
@@ -194,6 +220,7 @@ int main(void)
                                   refused_file_leaves_the_configuration_alone,
                                   keys_that_depend_on_each_other_are_checked,
                                   rendered_configuration_reads_back_the_same,
+                                  any_value_of_a_flag_reaches_the_worker,
                                   reload_takes_only_what_is_safe,
                                   every_key_has_a_flag_that_wins_over_the_file,
                                   bad_command_lines_are_named,
