@@ -25,6 +25,7 @@ static void count_rank(struct stats *stats, struct stats_op *op, const struct st
     op->rows += (uint64_t)rank->rows;
     op->dropped_rows += (uint64_t)rank->dropped_rows;
     op->wire_bytes += rank->wire_bytes;
+    op->network_bytes += rank->network_bytes;
     op->copied_bytes += rank->copied_bytes;
     op->flops += rank->flops;
     for (int phase = 0; phase < EPD_PHASE_COUNT; phase++)

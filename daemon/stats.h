@@ -11,7 +11,7 @@
 
 struct stats_op {
     uint64_t launches, failed; /* of ranks: a step of four ranks counts four */
-    uint64_t tokens, rows, dropped_rows, wire_bytes, copied_bytes, flops;
+    uint64_t tokens, rows, dropped_rows, wire_bytes, network_bytes, copied_bytes, flops;
     struct histogram gather_ns;         /* per step: first rank's request to last rank's */
     struct histogram run_ns;            /* per step: submitted to the loop hearing of its end */
     uint64_t phase_ns[EPD_PHASE_COUNT]; /* of all ranks */

@@ -104,6 +104,7 @@ static json_t *op_document(const struct stats_op *op, enum epd_op kind, const ch
     set(object, "rows", number(op->rows));
     set(object, "dropped_rows", number(op->dropped_rows));
     set(object, "wire_bytes", number(op->wire_bytes));
+    set(object, "network_bytes", number(op->network_bytes));
     set(object, "copied_bytes", number(op->copied_bytes));
     set(object, "flops", number(op->flops));
     set(object, "gather_ns", histogram_document(&op->gather_ns));

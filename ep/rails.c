@@ -18,6 +18,7 @@ struct rail {
     struct epd_error error; /* of the job */
     struct lane_job job;
     _Atomic uint64_t n_swaps, waited_ns;
+    uint64_t moved_bytes; /* lane thread */
     _Atomic uint64_t sent_bytes[EPD_MAX_NODES], received_bytes[EPD_MAX_NODES];
 };
 
@@ -329,6 +330,11 @@ uint32_t rails_node_name(const struct rails *rails, uint32_t node)
     return node < rails->n_nodes ? rails->addresses[(size_t)node * rails->n_ranks].node : node;
 }
 
+uint64_t rails_moved_bytes(const struct rails *rails, uint32_t rank_idx)
+{
+    return rails->ranks[rank_idx].moved_bytes;
+}
+
 void rails_traffic(const struct rails *rails, struct rails_traffic *traffic)
 {
     memset(traffic, 0, sizeof *traffic);
@@ -366,6 +372,7 @@ static void count_bytes(const struct rails *rails, struct rail *rail, uint32_t n
 {
     if (node == rails->node)
         return;
+    rail->moved_bytes += sent + received;
     atomic_fetch_add(&rail->sent_bytes[node], sent);
     atomic_fetch_add(&rail->received_bytes[node], received);
 }

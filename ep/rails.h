@@ -40,6 +40,8 @@ void rails_close(struct rails *rails);
 /* What errors call the node-th node of the rails: the addresses' word. After connect; what is no node of them is called as
  * it is. */
 uint32_t rails_node_name(const struct rails *rails, uint32_t node);
+/* Lane thread of the rank: bytes that its rail has sent to and received from all nodes so far. */
+uint64_t rails_moved_bytes(const struct rails *rails, uint32_t rank_idx);
 void rails_traffic(const struct rails *rails, struct rails_traffic *traffic);
 /* "ucx", "nccl". */
 const char *rails_transport(const struct rails *rails);

@@ -293,14 +293,24 @@ static void finish_submission(struct step_lane *lane)
     }
 }
 
+/* What the rank's rail has moved so far: to and from other nodes. */
+static uint64_t moved_bytes(const struct rank_run *run)
+{
+    const struct team *team = run->plan->team;
+    return rails_moved_bytes(team->rails, run->plan->rank % team->problem.ranks_per_node);
+}
+
 void step_lane_run(struct lane_job *job, struct lane *lane)
 {
     struct step_lane *part = step_lane_of_job(job);
     const struct backend *backend = lane_backend(lane);
     struct epd_error error = {.status = EPD_OK};
     struct rank_run runs[EPD_MAX_WORLD_SIZE];
-    for (uint32_t i = 0; i < part->n_ranks; i++)
+    uint64_t moved[EPD_MAX_WORLD_SIZE];
+    for (uint32_t i = 0; i < part->n_ranks; i++) {
         runs[i] = step_rank_run(part, part->ranks[i]);
+        moved[i] = step_spans(part->step) ? moved_bytes(&runs[i]) : 0;
+    }
     if (step_spans(part->step))
         part->step->team->hop->begin(runs, part->n_ranks, part->step->number);
     check_ranks(part);
@@ -320,6 +330,8 @@ void step_lane_run(struct lane_job *job, struct lane *lane)
         (void)meet(part, &part->step->last);
     if (step_spans(part->step) && !step_reports(part->step))
         step_agree(part);
+    for (uint32_t i = 0; i < part->n_ranks && step_spans(part->step); i++)
+        part->step->results[part->ranks[i]].network_bytes = moved_bytes(&runs[i]) - moved[i];
     if (backend->works_later)
         finish_submission(part);
     if (backend->queue_ticket(part->team_lane->queue, &part->ticket, &error))

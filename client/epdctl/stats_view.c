@@ -43,6 +43,7 @@ static void add_op_rates(struct table *table, const json_t *op, const json_t *be
     add_rate(table, field_growth(op, before, "tokens"), seconds, "");
     add_rate(table, field_growth(op, before, "rows"), seconds, "");
     add_rate(table, field_growth(op, before, "wire_bytes"), seconds, "B");
+    add_rate(table, field_growth(op, before, "network_bytes"), seconds, "B");
 }
 
 /* FLOP per second while the GEMMs ran: what the processor or GPU gave, not what the node was asked for. */
@@ -60,7 +61,7 @@ static void print_ops(const json_t *stats, const json_t *before, double seconds,
 {
     struct table table;
     table_init(&table,
-               "op,>launches,>failed,>dropped,>copied,>launches/s,>tokens/s,>rows/s,>sent,>GEMM speed,"
+               "op,>launches,>failed,>dropped,>copied,>launches/s,>tokens/s,>rows/s,>sent,>network,>GEMM speed,"
                ">wait p50,>wait p99,>run p50,>run p99,>run max");
     size_t idx;
     json_t *op;

@@ -88,6 +88,66 @@ START_TEST(groups_with_nodes_in_common_step_at_once)
 }
 END_TEST
 
+/* ---- numbers ---- */
+
+/* Some steps; then it waits, so that numbers can be looked at. */
+static void counted_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct layer_tensor f[FORWARD_COUNT];
+    struct watch *watch = *(struct watch *const *)rank->arg;
+    layer_open(&layer, rank, op_case_named(FABRIC_CASE));
+    struct epd_plan *plan = fabric_forward_plan(&layer, f), *barrier = fabric_barrier_plan(&layer);
+    for (int i = 0; i < 10; i++)
+        RANK_CHECK(layer_step(plan) == EPD_OK);
+    RANK_CHECK(layer_step(barrier) == EPD_OK);
+    atomic_fetch_add(&watch->n_steps, 10);
+    while (!atomic_load(&watch->ends))
+        fabric_sleep_ms(5);
+    layer_close(&layer);
+}
+
+/* Of a node with one group: its rail, and what its ops say that crossed. */
+static void ask_bytes(unsigned node, double *sent, double *received, double *of_ops)
+{
+    size_t idx;
+    json_t *op, *stats = fabric_ask_document(&fabric, node, CONTROL_STATS);
+    json_t *document = fabric_ask_document(&fabric, node, CONTROL_FABRIC);
+    const json_t *group = json_array_get(field_array(document, "groups"), 0);
+    const json_t *rail = json_array_get(field_array(field_object(group, "rails"), "nodes"), 0);
+    *sent = field_number(rail, "sent_bytes");
+    *received = field_number(rail, "received_bytes");
+    *of_ops = 0;
+    json_array_foreach (field_array(stats, "ops"), idx, op)
+        *of_ops += field_number(op, "network_bytes");
+    json_decref(document);
+    json_decref(stats);
+}
+
+START_TEST(what_crosses_is_counted_on_both_sides_and_both_ways)
+{
+    static const unsigned nodes[] = {2, 0};
+    double sent[2], received[2], of_ops[2];
+    struct rank_team team;
+    struct watch *watch = open_watch();
+    fabric_start(&fabric, 3, 2, NULL);
+    fabric_ranks_start_on(&fabric, &team, nodes, 2, "counted", fabric_world_size(), counted_rank, &watch);
+    await_steps(watch, 10 * fabric_world_size());
+    fabric_sleep_ms(200); /* the loops hear of the last step */
+    for (int i = 0; i < 2; i++)
+        ask_bytes(nodes[i], &sent[i], &received[i], &of_ops[i]);
+    ck_assert_double_gt(sent[0], 0);
+    ck_assert_double_eq(sent[0], received[1]);
+    ck_assert_double_eq(sent[1], received[0]);
+    for (int i = 0; i < 2; i++)
+        ck_assert_double_eq(of_ops[i], sent[i] + received[i]);
+    atomic_store(&watch->ends, 1);
+    ck_assert_uint_eq(ranks_wait(&team, 30), 0);
+    fabric_stop(&fabric);
+    munmap(watch, sizeof(*watch));
+}
+END_TEST
+
 /* ---- losses ---- */
 
 static void expect_nodes(const json_t *group, const json_t *rail, unsigned first, unsigned second,
@@ -250,6 +310,7 @@ int main(void)
     TCase *tests = tcase_create("subset");
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, groups_with_nodes_in_common_step_at_once);
+    tcase_add_test(tests, what_crosses_is_counted_on_both_sides_and_both_ways);
     tcase_add_test(tests, a_killed_node_ends_the_groups_that_it_is_in_and_no_other);
     tcase_add_test(tests, losing_node_0_ends_groups_that_it_is_not_in);
     tcase_add_test(tests, joins_that_cannot_be_are_told_why);

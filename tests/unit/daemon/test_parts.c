@@ -146,7 +146,12 @@ START_TEST(steps_are_counted_by_op_and_failure)
 {
     static struct stats stats;
     struct step_rank_result ranks[2] = {
-        {.status = EPD_OK, .rows = 5, .wire_bytes = 64, .flops = 1000, .phase_ns = {[EPD_PHASE_GEMM] = 30}},
+        {.status = EPD_OK,
+         .rows = 5,
+         .wire_bytes = 64,
+         .network_bytes = 96,
+         .flops = 1000,
+         .phase_ns = {[EPD_PHASE_GEMM] = 30}},
         {.status = EPD_CAPACITY_OVERFLOW, .rows = 7, .dropped_rows = 2, .phase_ns = {[EPD_PHASE_GEMM] = 40}}};
     const struct step_result result = {.n_ranks = 2, .ranks = ranks};
     stats_count_step(&stats, EPD_OP_MOE_FORWARD, &result, 12, 100, 200);
@@ -158,6 +163,7 @@ START_TEST(steps_are_counted_by_op_and_failure)
     ck_assert_uint_eq(op->rows, 12);
     ck_assert_uint_eq(op->dropped_rows, 2);
     ck_assert_uint_eq(op->wire_bytes, 64);
+    ck_assert_uint_eq(op->network_bytes, 96);
     ck_assert_uint_eq(op->phase_ns[EPD_PHASE_GEMM], 70);
     ck_assert_uint_eq(op->run_ns.count, 1);
     ck_assert_uint_eq(stats.failed_launches[EPD_TIMEOUT], 1);

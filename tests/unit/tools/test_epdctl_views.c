@@ -19,7 +19,8 @@ static const char stats_text[] =
     "{'verb': 'stats', 'version': '0.1.0', 'uptime_ms': 10000, 'rss_bytes': 10485760, 'fds': 42,"
     " 'sessions': {'open': 4, 'opened': 9, 'closed': {'client': 5, 'dead': 0}},"
     " 'ops': [{'op': 'moe_forward', 'launches': 800, 'failed': 0, 'tokens': 204800, 'rows': 409600,"
-    "          'dropped_rows': 0, 'wire_bytes': 78643200, 'copied_bytes': 0, 'flops': 2000000000,"
+    "          'dropped_rows': 0, 'wire_bytes': 78643200, 'network_bytes': 123000000, 'copied_bytes': 0, "
+    "'flops': 2000000000,"
     "          'gather_ns': {'count': 200, 'mean': 3000000, 'p50': 2500000, 'p99': 9000000, 'max': 9900000},"
     "          'run_ns': {'count': 200, 'mean': 1000000, 'p50': 900000, 'p99': 4000000, 'max': 5000000},"
     "          'phase_ns': {'gemm': 100000000, 'combine': 25000000}},"
@@ -131,7 +132,7 @@ START_TEST(stats_say_what_how_fast_and_what_holds_back)
     ASSERT_SAYS(&output, "epd 0.1.0, up 10 s");
     ASSERT_SAYS(&output, "sessions 4 open, 9 since the start; daemon memory 10.0 MiB, open files 42");
     ASSERT_SAYS(&output, "moe_forward       800       0        0     0 B        80/s  20.5 k/s  41.0 k/s  "
-                         "7.86 MB/s  20.0 GFLOP/s");
+                         "7.86 MB/s  12.3 MB/s  20.0 GFLOP/s");
     ASSERT_SAYS(&output, "2.50 ms   9.00 ms   900 us  4.00 ms  5.00 ms");
     ck_assert_msg(!strstr(output.text, "barrier"), "an op that never ran is listed");
     ASSERT_SAYS(&output, "host 0  71 %  1.50 KiB");
