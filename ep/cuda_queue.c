@@ -97,11 +97,11 @@ static enum epd_status check_channels(const struct backend_device *device, uint3
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         n_queues++;
     if (n_queues + device->n_library_streams + n > MAX_QUEUES)
-        return error_set(
-            error, EPD_QUOTA,
-            "device %u: %u groups have their queues on it, and libraries %u streams, of %u: groups that span "
-            "nodes hold theirs until nothing runs on any device of the node",
-            device->device_idx, n_queues, device->n_library_streams, MAX_QUEUES);
+        return error_set(error, EPD_QUOTA,
+                         "device %u: %u groups have their queues on it, and rails between nodes %u streams, "
+                         "of %u; those of closed "
+                         "rails come back when nothing runs on any device of the node",
+                         device->device_idx, n_queues, device->n_library_streams, MAX_QUEUES);
     return EPD_OK;
 }
 
