@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -16,6 +15,9 @@
 #define DIAL_BACKOFF_FIRST_MS 5
 #define DIAL_BACKOFF_LAST_MS  500
 
+/* Of a daemon that was started without XDG_RUNTIME_DIR, as systemd starts it. */
+#define SYSTEM_SOCKET "/run/epd/epd.sock"
+
 _Static_assert(sizeof(((struct sockaddr_un *)0)->sun_path) == DIAL_PATH_BYTES, "what the system takes");
 
 static const char *environment(const char *name)
@@ -25,24 +27,36 @@ static const char *environment(const char *name)
     return value && value[0] ? value : NULL;
 }
 
-enum epd_status dial_path(const char *given, char path[DIAL_PATH_BYTES], struct epd_error *error)
+const char *dial_first_there(const char *own, const char *system)
 {
-    const char *directory = "";
-    const char *name = given ? given : environment("EPD_SOCKET");
+    return access(own, F_OK) != 0 && access(system, F_OK) == 0 ? system : own;
+}
 
-    if (!name) {
-        const char *runtime = environment("XDG_RUNTIME_DIR");
-        directory = runtime ? runtime : "/run";
-        name = "/epd/epd.sock";
-    }
-    size_t bytes = strlen(directory) + strlen(name);
+static enum epd_status take_path(const char *directory, const char *name, char path[DIAL_PATH_BYTES],
+                                 struct epd_error *error)
+{
+    size_t directory_bytes = strlen(directory), bytes = directory_bytes + strlen(name);
     if (bytes == 0)
         return error_set(error, EPD_INVALID_ARGUMENT, "socket path: empty");
     if (bytes >= DIAL_PATH_BYTES)
         return error_set(error, EPD_INVALID_ARGUMENT, "socket path %s%.100s: %zu bytes, at most %d",
                          directory, name, bytes, DIAL_PATH_BYTES - 1);
-    snprintf(path, DIAL_PATH_BYTES, "%s%s", directory, name);
+    memcpy(path, directory, directory_bytes);
+    memcpy(path + directory_bytes, name, bytes - directory_bytes + 1);
     return EPD_OK;
+}
+
+enum epd_status dial_path(const char *given, char path[DIAL_PATH_BYTES], struct epd_error *error)
+{
+    const char *name = given ? given : environment("EPD_SOCKET"), *runtime = environment("XDG_RUNTIME_DIR");
+
+    if (name)
+        return take_path("", name, path, error);
+    if (!runtime || runtime[0] != '/')
+        return take_path("", SYSTEM_SOCKET, path, error);
+    if (take_path(runtime, "/epd/epd.sock", path, error))
+        return error->status;
+    return dial_first_there(path, SYSTEM_SOCKET) == path ? EPD_OK : take_path("", SYSTEM_SOCKET, path, error);
 }
 
 /* One try, which never blocks: a full backlog is waited for where the deadline is known. 0, or an errno. */

@@ -224,7 +224,7 @@ EPD_API_VOID const char *epd_version(void);
 
 struct epd_open_options {
     size_t size; /* [in] sizeof(struct epd_open_options) */
-    /* [in] NULL: $EPD_SOCKET, else $XDG_RUNTIME_DIR/epd/epd.sock, else /run/epd/epd.sock */
+    /* [in] NULL: $EPD_SOCKET, else $XDG_RUNTIME_DIR/epd/epd.sock, but /run/epd/epd.sock where only that is there */
     const char *socket_path;
     const char *client_name; /* [in] shown by `epdctl clients`; NULL: the program's name; at most 63 bytes */
     uint32_t timeout_ms;     /* [in] for connecting, while the socket is absent or refuses; 0: 10000 */

@@ -17,6 +17,8 @@
 /* A document larger than this is not ours. */
 #define MAX_DOCUMENT_BYTES (256u << 20)
 #define CONTROL_NAME       "epd-control.sock"
+/* Of a daemon that was started without XDG_RUNTIME_DIR, as systemd starts it. */
+#define SYSTEM_PATH "/run/epd/" CONTROL_NAME
 
 void link_default_path(char *path, size_t bytes)
 {
@@ -33,10 +35,10 @@ void link_default_path(char *path, size_t bytes)
     }
     if (runtime && runtime[0] == '/') {
         (void)snprintf(path, bytes, "%s/epd/" CONTROL_NAME, runtime);
-        if (access(path, F_OK) == 0)
+        if (access(path, F_OK) == 0 || access(SYSTEM_PATH, F_OK) != 0)
             return;
     }
-    (void)snprintf(path, bytes, "/run/epd/" CONTROL_NAME);
+    (void)snprintf(path, bytes, "%s", SYSTEM_PATH);
 }
 
 static enum epd_status connect_error(const char *path, int code, struct epd_error *error)

@@ -21,7 +21,7 @@ struct link {
 };
 
 /* The control socket to use when none is named: $EPD_CONTROL_SOCKET, else epd-control.sock beside
- * $EPD_SOCKET, else under $XDG_RUNTIME_DIR/epd if there is one, else /run/epd/epd-control.sock. */
+ * $EPD_SOCKET, else under $XDG_RUNTIME_DIR/epd, but /run/epd/epd-control.sock where only that is there. */
 void link_default_path(char *path, size_t bytes);
 
 /* EPD_DISCONNECTED if nobody listens there, EPD_PERMISSION if we may not; the text has the path and what to

@@ -48,7 +48,7 @@ static const struct option_help options[] = {
     {{"control-socket", required_argument, NULL, 's'},
      " PATH",
      "control socket of the daemon ($EPD_CONTROL_SOCKET, else beside $EPD_SOCKET, else "
-     "$XDG_RUNTIME_DIR/epd/epd-control.sock, else /run/epd/epd-control.sock)"},
+     "$XDG_RUNTIME_DIR/epd/epd-control.sock, but /run/epd/epd-control.sock where only that is there)"},
     {{"json", no_argument, NULL, 'j'}, "", "the daemon's document as it is"},
     {{"watch", optional_argument, NULL, 'w'}, "[=S]", "again every S seconds (2); stats then shows rates"},
     {{"verbose", no_argument, NULL, 'v'}, "", "more of it"},

@@ -25,40 +25,41 @@ struct option_row {
     const char *name;
     enum option_kind kind;
     size_t offset;
-    uint64_t min, max; /* of counts */
-    const char *help;  /* NULL: for rank processes only */
+    uint64_t min, max;    /* of counts */
+    const char *argument; /* what help calls it; "" without one */
+    const char *help;     /* NULL: for rank processes only */
 };
 
 #define FIELD(name) offsetof(struct settings, name)
 
 static const struct option_row option_rows[] = {
-    {"text", OPTION_TEXT, FIELD(text_path), 0, 0, "FILE  text to learn (/usr/share/common-licenses/GPL-3)"},
-    {"socket", OPTION_TEXT, FIELD(socket_path), 0, 0, "PATH  socket of the daemon ($EPD_SOCKET)"},
-    {"losses", OPTION_TEXT, FIELD(losses_path), 0, 0, "FILE  write the losses of every step there"},
-    {"ranks", OPTION_COUNT, FIELD(n_ranks), 1, MAX_RANKS, "N  rank processes (4)"},
-    {"steps", OPTION_COUNT, FIELD(n_steps), 1, 1000000, "N  training steps (200)"},
-    {"tokens", OPTION_COUNT, FIELD(n_tokens), 1, 65536, "N  tokens of a rank in a step (256)"},
-    {"context", OPTION_COUNT, FIELD(context_bytes), 1, MAX_CONTEXT_BYTES,
-     "N  bytes a prediction looks back on (8)"},
-    {"hidden", OPTION_COUNT, FIELD(hidden), 8, MAX_HIDDEN, "N  hidden size, a multiple of 8 (64)"},
-    {"ffn", OPTION_COUNT, FIELD(ffn), 8, 32768, "N  ffn size of an expert, a multiple of 8 (128)"},
-    {"experts", OPTION_COUNT, FIELD(n_experts), 1, 1024, "N  experts, a multiple of the ranks (8)"},
-    {"top-k", OPTION_COUNT, FIELD(top_k), 1, MAX_TOP_K, "N  experts of a token (2)"},
-    {"learning-rate", OPTION_FLOAT, FIELD(learning_rate), 0, 0, "X  of Adam (0.003)"},
-    {"seed", OPTION_SEED, FIELD(seed), 0, 0, "N  of the weights and the order of the data (1)"},
-    {"report", OPTION_COUNT, FIELD(report_steps), 1, 1000000, "N  a progress line every N steps (10)"},
-    {"reference", OPTION_SWITCH, FIELD(reference), 0, 0,
-     "  train the same model in one process without epd as well and compare every step's loss"},
-    {"reference-only", OPTION_SWITCH, FIELD(reference_only), 0, 0, "  only that; needs no daemon"},
-    {"tolerance", OPTION_DOUBLE, FIELD(tolerance), 0, 0,
-     "X  relative difference of losses that passes (fp32: 1e-4; bf16 and fp16: 5e-2, or where every token "
+    {"text", OPTION_TEXT, FIELD(text_path), 0, 0, "FILE", "text to learn (/usr/share/common-licenses/GPL-3)"},
+    {"socket", OPTION_TEXT, FIELD(socket_path), 0, 0, "PATH", "socket of the daemon ($EPD_SOCKET)"},
+    {"losses", OPTION_TEXT, FIELD(losses_path), 0, 0, "FILE", "write the losses of every step there"},
+    {"ranks", OPTION_COUNT, FIELD(n_ranks), 1, MAX_RANKS, "N", "rank processes (4)"},
+    {"steps", OPTION_COUNT, FIELD(n_steps), 1, 1000000, "N", "training steps (200)"},
+    {"tokens", OPTION_COUNT, FIELD(n_tokens), 1, 65536, "N", "tokens of a rank in a step (256)"},
+    {"context", OPTION_COUNT, FIELD(context_bytes), 1, MAX_CONTEXT_BYTES, "N",
+     "bytes a prediction looks back on (8)"},
+    {"hidden", OPTION_COUNT, FIELD(hidden), 8, MAX_HIDDEN, "N", "hidden size, a multiple of 8 (64)"},
+    {"ffn", OPTION_COUNT, FIELD(ffn), 8, 32768, "N", "ffn size of an expert, a multiple of 8 (128)"},
+    {"experts", OPTION_COUNT, FIELD(n_experts), 1, 1024, "N", "experts, a multiple of the ranks (8)"},
+    {"top-k", OPTION_COUNT, FIELD(top_k), 1, MAX_TOP_K, "N", "experts of a token (2)"},
+    {"learning-rate", OPTION_FLOAT, FIELD(learning_rate), 0, 0, "X", "of Adam (0.003)"},
+    {"seed", OPTION_SEED, FIELD(seed), 0, 0, "N", "of the weights and the order of the data (1)"},
+    {"report", OPTION_COUNT, FIELD(report_steps), 1, 1000000, "N", "a progress line every N steps (10)"},
+    {"reference", OPTION_SWITCH, FIELD(reference), 0, 0, "",
+     "train the same model in one process without epd as well and compare every step's loss"},
+    {"reference-only", OPTION_SWITCH, FIELD(reference_only), 0, 0, "", "only that; needs no daemon"},
+    {"tolerance", OPTION_DOUBLE, FIELD(tolerance), 0, 0, "X",
+     "relative difference of losses that passes (fp32: 1e-4; bf16 and fp16: 5e-2, or where every token "
      "goes to all experts 1.6e-2 and 2e-3)"},
-    {"dtype", OPTION_DTYPE, FIELD(dtype), 0, 0,
-     "NAME  of the layer: f32 (host backend only), bf16 or f16 (host: f32, CUDA: bf16)"},
-    {"help", OPTION_SWITCH, 0, 0, 0, "  this text"},
-    {"rank", OPTION_FD, FIELD(rank), 0, 0, NULL},
-    {"exchange-fd", OPTION_FD, FIELD(exchange_fd), 0, 0, NULL},
-    {"launcher-pid", OPTION_FD, FIELD(launcher_pid), 0, 0, NULL},
+    {"dtype", OPTION_DTYPE, FIELD(dtype), 0, 0, "NAME",
+     "of the layer: f32 (host backend only), bf16 or f16 (host: f32, CUDA: bf16)"},
+    {"help", OPTION_SWITCH, 0, 0, 0, "", "this text"},
+    {"rank", OPTION_FD, FIELD(rank), 0, 0, NULL, NULL},
+    {"exchange-fd", OPTION_FD, FIELD(exchange_fd), 0, 0, NULL, NULL},
+    {"launcher-pid", OPTION_FD, FIELD(launcher_pid), 0, 0, NULL, NULL},
 };
 #define N_OPTIONS (sizeof(option_rows) / sizeof(option_rows[0]))
 
@@ -210,12 +211,19 @@ enum settings_result settings_parse(struct settings *settings, int argc, char **
     return settings_check(settings) ? SETTINGS_USAGE_ERROR : SETTINGS_RUN;
 }
 
+static void print_option(const struct option_row *row)
+{
+    char option[32];
+    (void)snprintf(option, sizeof(option), "--%s %s", row->name, row->argument);
+    printf("  %-18s %s\n", option, row->help);
+}
+
 void settings_print_help(void)
 {
     printf(
         "epd-train-moe: trains a small byte-level MoE language model, its experts run by an epd daemon.\n\n");
     for (size_t i = 0; i < N_OPTIONS; i++)
         if (option_rows[i].help)
-            printf("  --%s %s\n", option_rows[i].name, option_rows[i].help);
+            print_option(&option_rows[i]);
     printf("\nExit codes: 0 trained (and, with --reference, the losses agree), 1 failed, 2 usage.\n");
 }

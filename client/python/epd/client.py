@@ -224,7 +224,8 @@ class Client:
 def connect(socket: str | None = None, name: str | None = None, timeout: float | None = 10.0) -> Client:
     """Connects to the daemon of this node.
 
-    socket: its path; by default ``$EPD_SOCKET``, else ``$XDG_RUNTIME_DIR/epd/epd.sock``, else ``/run/epd/epd.sock``.
+    socket: its path; by default ``$EPD_SOCKET``, else ``$XDG_RUNTIME_DIR/epd/epd.sock``, but ``/run/epd/epd.sock`` where only
+    that is there.
     name: shown by ``epdctl clients``; by default the script's. timeout: seconds to wait for a daemon that is not there yet.
 
     Raises :class:`epd.Disconnected` (no daemon within the timeout), :class:`epd.VersionMismatch`, :class:`epd.Quota`,

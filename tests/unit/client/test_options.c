@@ -2,6 +2,7 @@
 #include <check.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "client/deadline.h"
 #include "client/dial.h"
@@ -88,10 +89,22 @@ START_TEST(socket_path_comes_from_the_first_place_that_names_one)
     ck_assert_str_eq(path, "/a/epd.sock");
     setenv("EPD_SOCKET", "", 1);
     ck_assert_int_eq(dial_path(NULL, path, &error), EPD_OK);
-    ck_assert_str_eq(path, "/b/epd/epd.sock");
+    ck_assert_str_eq(path, access("/run/epd/epd.sock", F_OK) == 0 ? "/run/epd/epd.sock" : "/b/epd/epd.sock");
     unsetenv("XDG_RUNTIME_DIR");
     ck_assert_int_eq(dial_path(NULL, path, &error), EPD_OK);
     ck_assert_str_eq(path, "/run/epd/epd.sock");
+}
+END_TEST
+
+/* A user who is logged in has a folder for sockets of his own; the daemon of the machine has not put one there. */
+START_TEST(socket_of_the_system_is_taken_where_the_user_has_none)
+{
+    const char *there = "/proc/self/status", *absent = "/proc/self/nothing";
+
+    ck_assert_ptr_eq(dial_first_there(there, there), there);
+    ck_assert_str_eq(dial_first_there(there, absent), there);
+    ck_assert_str_eq(dial_first_there(absent, there), there);
+    ck_assert_str_eq(dial_first_there(absent, "/proc/self/neither"), absent);
 }
 END_TEST
 
@@ -182,6 +195,7 @@ int main(void)
     tcase_add_test(cases, options_without_a_size_are_refused_by_name);
     tcase_add_test(cases, info_is_cut_for_an_older_caller_and_zeroed_for_a_newer_one);
     tcase_add_test(cases, socket_path_comes_from_the_first_place_that_names_one);
+    tcase_add_test(cases, socket_of_the_system_is_taken_where_the_user_has_none);
     tcase_add_test(cases, socket_path_that_the_system_would_cut_is_refused);
     tcase_add_test(cases, open_without_a_daemon_ends_at_its_timeout_and_names_the_path);
     tcase_add_test(cases, open_refuses_a_name_that_does_not_fit);
