@@ -50,9 +50,15 @@ static uint64_t uid_limit(const struct config *config, enum quota_kind kind)
     return kind == QUOTA_HEAP_BYTES ? config->heap_per_uid : 0;
 }
 
+/* Without a limit a sum still has to be a number: what clients ask for adds up before any of it is made. */
+static uint64_t bound(uint64_t limit)
+{
+    return limit ? limit : UINT64_MAX;
+}
+
 static int fits(uint64_t used, uint64_t amount, uint64_t limit)
 {
-    return !limit || (used <= limit && amount <= limit - used);
+    return used <= bound(limit) && amount <= bound(limit) - used;
 }
 
 static struct account *find_account(struct accounts *accounts, uint32_t uid)
@@ -133,13 +139,13 @@ enum epd_status quota_take(struct accounts *accounts, const struct config *confi
         accounts->n_hits[kind]++;
         return error_set(error, EPD_QUOTA,
                          "%s of this session: %" PRIu64 " held, %" PRIu64 " more wanted, at most %" PRIu64,
-                         names[kind], quota->used[kind], amount, own);
+                         names[kind], quota->used[kind], amount, bound(own));
     }
     if (!fits(account->used[kind], amount, shared)) {
         accounts->n_hits[kind]++;
         return error_set(error, EPD_QUOTA,
                          "%s of uid %u: %" PRIu64 " held, %" PRIu64 " more wanted, at most %" PRIu64,
-                         names[kind], account->uid, account->used[kind], amount, shared);
+                         names[kind], account->uid, account->used[kind], amount, bound(shared));
     }
     quota->used[kind] += amount;
     account->used[kind] += amount;

@@ -553,6 +553,25 @@ START_TEST(a_page_full_of_garbage_harms_only_its_owner)
 }
 END_TEST
 
+/* Each may be asked for, and together they are more than a number holds. */
+START_TEST(sizes_whose_sum_overflows_are_refused_one_by_one)
+{
+    wire_open(&wire, epd_daemon.socket_path);
+    const uint64_t group = wire_join_alone(&wire, "sum");
+    for (int n = 0; n < 4; n++) {
+        struct message alloc = wire_alloc_message(group, INT64_MAX);
+        ck_assert_int_eq(wire_send(&wire, &alloc, -1), 0);
+    }
+    for (int n = 0; n < 4; n++) {
+        ck_assert_int_eq(wire_receive(&wire, WIRE_DEADLINE_MS), WIRE_MESSAGE);
+        ck_assert_int_eq(wire.reply.kind, MESSAGE_REPLY_ERROR);
+    }
+    struct message small = wire_alloc_message(group, 4096);
+    ck_assert_msg(wire_call(&wire, &small, -1) == EPD_OK, "%s", wire.why);
+    wire_close(&wire);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -573,6 +592,7 @@ int main(void)
         a_buffer_lives_as_long_as_a_plan_of_another_group_is_bound_to_it,
         numbers_out_of_the_schemas_range_close_the_session_with_the_field,
         a_page_full_of_garbage_harms_only_its_owner,
+        sizes_whose_sum_overflows_are_refused_one_by_one,
     };
     return suite_run("hostile", tests, SUITE_COUNT(tests), start, stop);
 }

@@ -109,6 +109,24 @@ START_TEST(quotas_of_session_and_uid_hold_and_are_given_back)
 }
 END_TEST
 
+START_TEST(without_a_limit_a_sum_is_still_a_number)
+{
+    struct accounts accounts;
+    struct config config;
+    struct quota a, b;
+    config_init(&config);
+    quota_init(&accounts);
+    ck_assert_int_eq(quota_open(&accounts, &config, 5, &a, &error), EPD_OK);
+    ck_assert_int_eq(quota_open(&accounts, &config, 5, &b, &error), EPD_OK);
+    ck_assert_int_eq(quota_take(&accounts, &config, &a, QUOTA_HEAP_BYTES, UINT64_MAX - 1, &error), EPD_OK);
+    ck_assert_int_eq(quota_take(&accounts, &config, &a, QUOTA_HEAP_BYTES, 2, &error), EPD_QUOTA);
+    ck_assert_int_eq(quota_take(&accounts, &config, &b, QUOTA_HEAP_BYTES, 2, &error), EPD_QUOTA);
+    quota_give(&a, QUOTA_HEAP_BYTES, UINT64_MAX - 1);
+    quota_close(&accounts, &a);
+    quota_close(&accounts, &b);
+}
+END_TEST
+
 START_TEST(control_sessions_do_not_count_against_ranks)
 {
     struct accounts accounts;
@@ -493,6 +511,7 @@ int main(void)
     const TTest *const tests[] = {ids_grow_and_are_never_used_again,
                                   unknown_foreign_and_stale_ids_are_told_apart,
                                   quotas_of_session_and_uid_hold_and_are_given_back,
+                                  without_a_limit_a_sum_is_still_a_number,
                                   control_sessions_do_not_count_against_ranks,
                                   quantiles_are_within_an_eighth,
                                   steps_are_counted_by_op_and_failure,
