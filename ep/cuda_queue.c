@@ -3,8 +3,8 @@
  *
  * Hardware channels. Streams beyond CUDA_DEVICE_MAX_CONNECTIONS share one with others, and what waits for a
  * client in one would hold up another, on this device perhaps the one that on the next device holds up it. So
- * a device has at most MAX_QUEUES, handed from team to team, each its own stream as long as a team has it. One that no
- * team has keeps its stream until a library wants the channel. */
+ * a device has at most MAX_QUEUES, each its own stream for as long as the device is open, handed from team to
+ * team. */
 #include <assert.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -36,7 +36,7 @@ struct backend_queue {
     struct backend_device *device; /* borrowed from the lane */
     struct backend_queue *next;    /* of the device */
     int in_use;
-    cudaStream_t stream; /* NULL only while it is not in use */
+    cudaStream_t stream;
     cudaEvent_t marks[BACKEND_MARKS];
     char *pinned;                   /* the ticket's word, then the staging ring; owned */
     _Atomic uint64_t *reached;      /* in pinned */
@@ -69,12 +69,8 @@ static enum epd_status make_pinned(struct backend_queue *queue, struct epd_error
 
 static enum epd_status make_stream(struct backend_queue *queue, struct epd_error *error)
 {
-    return cuda_runtime_check(cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking), "stream",
-                              error);
-}
-
-static enum epd_status make_marks(struct backend_queue *queue, struct epd_error *error)
-{
+    if (cuda_runtime_check(cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking), "stream", error))
+        return error->status;
     for (uint32_t i = 0; i < BACKEND_MARKS; i++)
         if (cuda_runtime_check(cudaEventCreateWithFlags(&queue->marks[i], cudaEventDisableTiming), "event",
                                error))
@@ -94,31 +90,17 @@ static void queue_free(struct backend_queue *queue)
     free(queue);
 }
 
-/* Of a queue that no team has: nothing is in it. 0 if there is none. */
-static int give_up_stream(struct backend_device *device)
-{
-    for (struct backend_queue *queue = device->first_queue; queue; queue = queue->next) {
-        if (queue->in_use || !queue->stream)
-            continue;
-        (void)cudaStreamDestroy(queue->stream);
-        queue->stream = NULL;
-        return 1;
-    }
-    return 0;
-}
-
-/* Makes room for n more. */
-static enum epd_status check_channels(struct backend_device *device, uint32_t n, struct epd_error *error)
+static enum epd_status check_channels(const struct backend_device *device, uint32_t n,
+                                      struct epd_error *error)
 {
     uint32_t n_queues = 0;
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
-        n_queues += queue->stream != NULL;
-    while (n_queues + device->n_library_streams + n > MAX_QUEUES && give_up_stream(device))
-        n_queues--;
+        n_queues++;
     if (n_queues + device->n_library_streams + n > MAX_QUEUES)
         return error_set(error, EPD_QUOTA,
-                         "device %u: %u groups have their queues on it, and rails between nodes %u streams, "
-                         "of %u; those of closed rails come back when nothing runs on any device of the node",
+                         "device %u: groups have or had %u queues on it, and rails between nodes have %u "
+                         "streams, of %u; those of "
+                         "closed rails come back when nothing runs on any device of the node",
                          device->device_idx, n_queues, device->n_library_streams, MAX_QUEUES);
     return EPD_OK;
 }
@@ -137,32 +119,14 @@ void cuda_streams_give_back(struct backend_device *device, uint32_t n)
     device->n_library_streams -= n;
 }
 
-/* One that no team has, if there is one with its stream, or else without. */
-static struct backend_queue *find_unused(const struct backend_device *device)
-{
-    struct backend_queue *found = NULL;
-    for (struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
-        if (!queue->in_use && (!found || (queue->stream && !found->stream)))
-            found = queue;
-    return found;
-}
-
-static enum epd_status use_again(struct backend_queue *queue, struct epd_error *error)
-{
-    if (!queue->stream && (check_channels(queue->device, 1, error) || make_stream(queue, error)))
-        return error->status;
-    queue->in_use = 1;
-    return EPD_OK;
-}
-
 enum epd_status cuda_queue_create(struct backend_device *device, struct backend_queue **queue,
                                   struct epd_error *error)
 {
-    struct backend_queue *unused = find_unused(device);
-    if (unused) {
-        if (use_again(unused, error))
-            return error->status;
-        *queue = unused;
+    for (struct backend_queue *free = device->first_queue; free; free = free->next) {
+        if (free->in_use)
+            continue;
+        free->in_use = 1;
+        *queue = free;
         return EPD_OK;
     }
     if (check_channels(device, 1, error))
@@ -171,7 +135,7 @@ enum epd_status cuda_queue_create(struct backend_device *device, struct backend_
     if (!created)
         return error_set(error, EPD_NO_MEMORY, "queue: %zu bytes", sizeof *created);
     created->device = device;
-    if (make_pinned(created, error) || make_stream(created, error) || make_marks(created, error)) {
+    if (make_pinned(created, error) || make_stream(created, error)) {
         queue_free(created);
         return error->status;
     }

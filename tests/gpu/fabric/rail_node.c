@@ -453,31 +453,6 @@ static void role_unused(struct seat *seat)
     expect_no_threads_left(seat);
 }
 
-/* Queues that groups have left do not keep rails out. */
-static void role_channels(struct seat *seat)
-{
-    struct backend_queue *queues[CUDA_CONNECTIONS];
-    struct epd_error error = {.status = EPD_OK};
-    unsigned n = 0, n_again = 0;
-    seat_close(seat);
-    while (n < CUDA_CONNECTIONS && cuda_queue_create(&seat->device, &queues[n], &error) == EPD_OK)
-        n++;
-    say("%u queues: %s", n, error.text);
-    want(error.status == EPD_QUOTA && cuda_streams_take(&seat->device, 1, &error) == EPD_QUOTA, "no limit");
-    for (unsigned i = 0; i < n; i++)
-        cuda_queue_destroy(queues[i]);
-    ok(cuda_streams_take(&seat->device, TRANSPORT_RAIL_STREAMS, &error), &error, "streams of a rail");
-    while (n_again < n && cuda_queue_create(&seat->device, &queues[n_again], &error) == EPD_OK)
-        n_again++;
-    want(n_again + TRANSPORT_RAIL_STREAMS == n, "%u queues beside a rail, want %u", n_again,
-         n - TRANSPORT_RAIL_STREAMS);
-    cuda_streams_give_back(&seat->device, TRANSPORT_RAIL_STREAMS);
-    while (n_again < n && cuda_queue_create(&seat->device, &queues[n_again], &error) == EPD_OK)
-        n_again++;
-    want(n_again == n, "%u queues behind a rail, want %u", n_again, n);
-    cuda_queues_free(&seat->device);
-}
-
 struct role {
     const char *name;
     void (*run)(struct seat *seat);
@@ -485,11 +460,9 @@ struct role {
 };
 
 static const struct role roles[] = {
-    {"swaps", role_swaps, CONNECTED},     {"speed", role_speed, CONNECTED},
-    {"abort", role_abort, CONNECTED},     {"kill", role_kill, CONNECTED},
-    {"connect", role_connect, ADDRESSED}, {"alone", role_alone, ALONE},
-    {"unused", role_unused, ALONE},       {"half", role_half, ADDRESSED},
-    {"channels", role_channels, ALONE},
+    {"swaps", role_swaps, CONNECTED}, {"speed", role_speed, CONNECTED},     {"abort", role_abort, CONNECTED},
+    {"kill", role_kill, CONNECTED},   {"connect", role_connect, ADDRESSED}, {"alone", role_alone, ALONE},
+    {"unused", role_unused, ALONE},   {"half", role_half, ADDRESSED},
 };
 
 static void take_role(const struct role *role, int device, int fd)

@@ -124,12 +124,6 @@ START_TEST(a_first_swap_that_is_not_answered_is_no_quiet_moment_and_leaves_in_ti
 }
 END_TEST
 
-START_TEST(queues_that_groups_have_left_do_not_keep_rails_out)
-{
-    expect_well("channels");
-}
-END_TEST
-
 int main(int argc, char **argv)
 {
     int n_devices = 0;
@@ -153,7 +147,6 @@ int main(int argc, char **argv)
     tcase_add_test(tests, a_rail_whose_other_node_does_not_connect_ends_in_time_and_leaves_nothing);
     tcase_add_test(tests, a_rail_that_was_never_connected_leaves_nothing);
     tcase_add_test(tests, a_first_swap_that_is_not_answered_is_no_quiet_moment_and_leaves_in_time);
-    tcase_add_test(tests, queues_that_groups_have_left_do_not_keep_rails_out);
     tcase_add_test(tests, connecting_holds_up_no_other_stream);
     tcase_add_test(tests, swaps_have_a_speed);
     suite_add_tcase(suite, tests);
