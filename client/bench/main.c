@@ -226,12 +226,10 @@ static enum epd_status check_memory(const struct job *job)
     return EPD_NO_MEMORY;
 }
 
-/* Computes without looking up. */
 static enum epd_status run_solo(const struct bench *bench, const struct job *job, struct result *result)
 {
     const uint32_t n_nodes = job->n_nodes > 1 ? job->n_nodes : 1;
-    const enum epd_status status = solo_run(job, bench->report.n_devices * n_nodes, result);
-    return interrupted ? EPD_EVICTED : status;
+    return solo_run(job, bench->report.n_devices * n_nodes, &interrupted, result);
 }
 
 /* The comparison runs before and after, and its better half counts: a machine that was busy for a while must not make the

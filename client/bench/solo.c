@@ -14,6 +14,7 @@
 /* All ranks' tokens and all experts. */
 struct solo {
     const struct job *job;
+    const volatile sig_atomic_t *interrupted; /* borrowed */
     uint32_t n_threads;
     size_t n_tokens, n_pairs; /* of all ranks */
     float *x, *weights, *w1, *w2, *out;
@@ -25,6 +26,7 @@ struct solo {
     pthread_barrier_t barrier;
     pthread_mutex_t gate; /* held until all threads are there, or one could not be */
     int called_off;       /* guarded by gate */
+    int ended;            /* thread 0 writes it between two barriers, the others read it behind the next */
     double *samples;      /* [n_iterations] */
 };
 
@@ -148,6 +150,8 @@ static void solo_step(struct solo *solo, uint32_t thread_idx)
     if (thread_idx == 0)
         solo_layout(solo);
     pthread_barrier_wait(&solo->barrier);
+    if (thread_idx == 0)
+        solo->ended = *solo->interrupted != 0;
     for (size_t rank = thread_idx; rank < job->n_ranks; rank += solo->n_threads)
         for (size_t l = 0; l < n_local; l++)
             solo_expert(solo, rank * n_local + l);
@@ -162,7 +166,7 @@ static void *solo_main(void *arg)
 {
     struct solo_thread *self = arg;
     const struct job *job = self->solo->job;
-    for (uint32_t i = 0; i < job->n_warmup + job->n_iterations; i++) {
+    for (uint32_t i = 0; !self->solo->ended && i < job->n_warmup + job->n_iterations; i++) {
         const double start_ns = clock_ns();
         solo_step(self->solo, self->thread_idx);
         if (self->thread_idx == 0 && i >= job->n_warmup)
@@ -196,12 +200,15 @@ static enum epd_status solo_measure(struct solo *solo)
         solo_main(&threads[0]);
     for (uint32_t i = 1; i < n; i++)
         pthread_join(threads[i].thread, NULL);
-    return solo->called_off ? EPD_SYSTEM : EPD_OK;
+    return solo->called_off ? EPD_SYSTEM : solo->ended ? EPD_EVICTED : EPD_OK;
 }
 
-enum epd_status solo_run(const struct job *job, uint32_t n_threads, struct result *result)
+enum epd_status solo_run(const struct job *job, uint32_t n_threads, const volatile sig_atomic_t *interrupted,
+                         struct result *result)
 {
-    struct solo solo = {.job = job, .n_threads = n_threads < job->n_ranks ? n_threads : job->n_ranks};
+    struct solo solo = {.job = job,
+                        .interrupted = interrupted,
+                        .n_threads = n_threads < job->n_ranks ? n_threads : job->n_ranks};
     solo.n_tokens = (size_t)job->n_ranks * job->n_tokens;
     solo.n_pairs = solo.n_tokens * job->top_k;
     enum epd_status status = solo_allocate(&solo);

@@ -5,9 +5,13 @@
 #ifndef EPD_BENCH_SOLO_H
 #define EPD_BENCH_SOLO_H
 
+#include <signal.h>
+
 #include "client/bench/run.h"
 
-/* Fills median, p99 and min. job->dtype must be EPD_F32. EPD_NO_MEMORY; EPD_SYSTEM without threads. */
-enum epd_status solo_run(const struct job *job, uint32_t n_threads, struct result *result);
+/* Fills median, p99 and min. job->dtype must be EPD_F32. EPD_NO_MEMORY; EPD_SYSTEM without threads; EPD_EVICTED
+ * soon after *interrupted has become true. */
+enum epd_status solo_run(const struct job *job, uint32_t n_threads, const volatile sig_atomic_t *interrupted,
+                         struct result *result);
 
 #endif

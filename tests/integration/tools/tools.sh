@@ -218,6 +218,19 @@ case_bench() {
     says "$work/out" '"failed": "EPD_INVALID_ARGUMENT"'
     exits 1 "$bench" --daemon "$epd" --backend host --case dsv3 --tokens 1000000 --op moe_forward
     says "$work/out" "choose smaller"
+    # A signal ends it and its daemon, whether it waits for ranks or computes by itself.
+    local bench_pid code=0
+    TMPDIR=$work "$bench" --daemon "$epd" --backend host --op moe_forward --tokens 2048 --iters 100000 >"$work/out" 2>"$work/why" &
+    bench_pid=$!
+    for _ in $(seq 300); do
+        [ -S "$(echo "$work"/epd-bench-*/epd.sock)" ] && break
+        sleep 0.1
+    done
+    kill -TERM "$bench_pid"
+    wait "$bench_pid" || code=$?
+    [ "$code" -eq 1 ] || fail "an interrupted benchmark ended with exit code $code"
+    says "$work/why" "interrupted"
+    [ ! -e "$(echo "$work"/epd-bench-*)" ] || fail "an interrupted benchmark has left its daemon's folder"
     exits 2 "$bench" --case nonsense
     exits 2 "$bench" --op ''
     exits 2 "$bench" --suite node --op dispatch
