@@ -29,6 +29,17 @@ static _Atomic unsigned n_opened;
 static _Atomic int at_work; /* lanes */
 static _Atomic int n_disturbed;
 
+static _Thread_local int calloc_fails_in; /* calls of this thread; 0: never */
+
+void *__real_calloc(size_t n, size_t bytes);
+void *__wrap_calloc(size_t n, size_t bytes);
+void *__wrap_calloc(size_t n, size_t bytes)
+{
+    if (calloc_fails_in && --calloc_fails_in == 0)
+        return NULL;
+    return __real_calloc(n, bytes);
+}
+
 static int device_idle(struct backend_device *device)
 {
     (void)device;
@@ -317,6 +328,40 @@ START_TEST(rails_of_which_one_could_not_be_opened_close)
 }
 END_TEST
 
+/* What rails need to end is there when they are opened. */
+START_TEST(without_memory_rails_do_not_open_and_open_ones_end)
+{
+    const uint32_t devices[N_RANKS] = {0, 1, 1};
+    struct harness harness;
+    struct bundle bundle;
+    int k = 1;
+    open_all(&harness);
+    for (;; k++) {
+        struct epd_error error = {.status = EPD_OK};
+        bundle.told = 0;
+        calloc_fails_in = k;
+        const enum epd_status status =
+            rails_open(harness.node, 0, N_RANKS, devices, note, &bundle, &bundle.rails, &error);
+        const int failed = calloc_fails_in == 0;
+        calloc_fails_in = 0;
+        ck_assert_int_eq(status, failed ? EPD_NO_MEMORY : EPD_OK);
+        if (!failed)
+            break;
+    }
+    ck_assert_int_eq(k, 3); /* the rails, and the moment in which they end */
+    harness_wait(&harness, &bundle.told);
+    bundle_connect(&bundle, &harness);
+    calloc_fails_in = 1;
+    rails_close(bundle.rails);
+    while (fake_nccl.n_comms)
+        poll_for(&harness, 1);
+    harness_settle(&harness);
+    ck_assert_int_eq(calloc_fails_in, 1);
+    calloc_fails_in = 0;
+    close_all(&harness);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -325,6 +370,7 @@ int main(void)
         lanes_work_on_while_closed_rails_wait_for_their_streams,
         a_swap_that_never_leaves_its_stream_costs_its_device,
         rails_of_which_one_could_not_be_opened_close,
+        without_memory_rails_do_not_open_and_open_ones_end,
     };
     return suite_run("ep rails", tests, COUNT(tests));
 }
