@@ -277,8 +277,9 @@ START_TEST(a_refused_launch_that_no_memory_is_there_for_is_left_to_the_client_to
     struct outcome outcome;
     pair_init(&pair);
     atomic_store(&state, BUSY);
+    const uint64_t before = atomic_load(&n_tickets);
     launch_start(&pair.plan, (uint32_t[N_RANKS]){0}, 0, &outcome);
-    while (atomic_load(&words(&pair, LOST)->ready)) /* until the lane has it */
+    while (atomic_load(&n_tickets) == before) /* until it is in the queue */
         ;
     on_loop = no_memory = 1;
     refuse(&pair);
