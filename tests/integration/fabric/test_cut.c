@@ -28,6 +28,28 @@ START_TEST(a_node_that_is_cut_off_is_named_soon_after)
 }
 END_TEST
 
+/* Of three nodes; the places in the group are not the numbers that are told. */
+START_TEST(a_node_of_some_that_is_cut_off_is_named_by_its_number)
+{
+    static const unsigned nodes[] = {0, 2}, others[] = {1, 0};
+    struct rank_team team, other;
+    fabric_start_in_namespaces(&fabric, 3, 2, fabric_quick);
+    fabric_ranks_start_on(&fabric, &team, nodes, 2, "some", fabric_world_size(), fabric_until_lost_rank,
+                          "node 2");
+    fabric_sleep_ms(1000);
+    fabric_cut(&fabric, 2, 1);
+    fabric_ranks_end(&fabric, &team, fabric_world_size() / 2);
+    fabric_ranks_start_on(&fabric, &other, others, 2, "others", fabric_world_size(), fabric_healthy_rank,
+                          NULL);
+    ck_assert_uint_eq(ranks_wait(&other, 60), 0);
+    fabric_cut(&fabric, 2, 0);
+    fabric_wait_complete(&fabric, 2);
+    fabric_ranks_start_on(&fabric, &team, nodes, 2, "some", fabric_world_size(), fabric_healthy_rank, NULL);
+    ck_assert_uint_eq(ranks_wait(&team, 60), 0);
+    fabric_stop(&fabric);
+}
+END_TEST
+
 int main(void)
 {
     if (!fabric_namespaces_open()) {
@@ -38,6 +60,7 @@ int main(void)
     TCase *tests = tcase_create("fabric_cut");
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, a_node_that_is_cut_off_is_named_soon_after);
+    tcase_add_test(tests, a_node_of_some_that_is_cut_off_is_named_by_its_number);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
