@@ -320,7 +320,7 @@ START_TEST(a_swap_that_does_not_get_into_its_stream_ends_at_the_limit)
     struct epd_error error;
     fake_nccl_reset();
     seat_open(&seat, 0);
-    ck_assert_int_eq(begin_connect(&seat, 0, 100 * MS, &error), EPD_OK);
+    ck_assert_int_eq(begin_connect(&seat, 0, 1000 * MS, &error), EPD_OK);
     ck_assert_int_eq(await_connected(&seat, &error), EPD_OK);
     fake_nccl.takes = 0;
     ck_assert_int_eq(swap(&seat, 0, &error), EPD_TIMEOUT);
@@ -367,7 +367,7 @@ START_TEST(rails_of_a_lane_end_by_one_deadline)
         ck_assert(leaves_soon(&seats[i]));
     const uint64_t begun_ns = clock_now_ns();
     nccl->rails_end(rails, COUNT(rails));
-    ck_assert_uint_lt(clock_now_ns() - begun_ns, (TRANSPORT_END_MS + 500) * MS);
+    ck_assert_uint_lt(clock_now_ns() - begun_ns, 2 * TRANSPORT_END_MS * MS);
     ck_assert_int_eq(fake_nccl.n_aborts, COUNT(seats));
     for (size_t i = 0; i < COUNT(seats); i++)
         fake_stream_destroy(seats[i].stream);
@@ -388,10 +388,10 @@ START_TEST(ids_that_nobody_came_for_are_given_back_by_the_same_deadline)
         nccl->rail_close(rails[i]);
         ck_assert(leaves_soon(&seats[i]));
     }
-    fake_nccl.go_ms = 300;
+    fake_nccl.go_ms = 700;
     const uint64_t begun_ns = clock_now_ns();
     nccl->rails_end(rails, COUNT(rails));
-    ck_assert_uint_lt(clock_now_ns() - begun_ns, 1000 * MS);
+    ck_assert_uint_lt(clock_now_ns() - begun_ns, 4 * 700 * MS); /* one by one it would take longer */
     for (size_t i = 0; i < COUNT(seats); i++)
         fake_stream_destroy(seats[i].stream);
     fake_nccl_expect_clean(0);

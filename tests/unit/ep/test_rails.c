@@ -294,14 +294,14 @@ START_TEST(a_swap_that_never_leaves_its_stream_costs_its_device)
     struct harness harness;
     struct bundle bundle;
     open_all(&harness);
-    harness.node->step_lost_ns = 60 * MS;
+    harness.node->step_lost_ns = 500 * MS;
     bundle_open(&bundle, &harness);
     bundle_connect(&bundle, &harness);
     fake_nccl.leaves = 0;
     rails_abort(bundle.rails, &(struct epd_error){EPD_PEER_LOST, "node 1 is gone"});
     rails_close(bundle.rails);
     ck_assert_int_eq(ask_device(&harness), EPD_OK);
-    poll_for(&harness, 150);
+    poll_for(&harness, 700);
     ck_assert_int_eq(ask_device(&harness), EPD_CUDA);
     harness_settle(&harness);
     ck_assert_int_eq(fake_nccl.n_comms, N_RANKS);
