@@ -220,6 +220,17 @@ static const char *longest_phase(const json_t *op, char *text, size_t bytes)
     return text;
 }
 
+/* What a step does not have yet: how it ended while it runs, and how long it lay in the queue while ranks are missing. */
+static int is_to_come(const json_t *op, const char *key)
+{
+    const char *state = field_text(op, "state", "");
+    const int gathers = strcmp(state, "gathering") == 0;
+    if (!gathers && strcmp(state, "running") != 0)
+        return 0;
+    return strcmp(key, "status") == 0 || strcmp(key, "phase") == 0 || strcmp(key, "run_ns") == 0 ||
+           (gathers && strcmp(key, "wait_ns") == 0);
+}
+
 void dump_view(const json_t *document, size_t max_ops, FILE *out)
 {
     static const struct column columns[] = {
@@ -238,7 +249,10 @@ void dump_view(const json_t *document, size_t max_ops, FILE *out)
         const json_t *op = json_array_get(ops, i);
         char missing[256], phase[64];
         for (size_t column = 0; column < n_columns; column++)
-            add_cell(&table, op, &columns[column]);
+            if (is_to_come(op, columns[column].key))
+                table_add(&table, "-");
+            else
+                add_cell(&table, op, &columns[column]);
         table_add(&table, longest_phase(op, phase, sizeof(phase)));
         table_add(&table, missing_ranks(op, missing, sizeof(missing)));
         table_add(&table, field_text(op, "text", ""));

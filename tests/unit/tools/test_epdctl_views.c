@@ -331,6 +331,20 @@ START_TEST(dump_names_missing_ranks_and_keeps_the_newest)
 }
 END_TEST
 
+START_TEST(dump_does_not_say_how_a_step_ended_that_runs)
+{
+    struct output output;
+    json_t *document = parse(
+        "{'ops': [{'serial': 1, 'op': 'combine', 'state': 'running', 'status': 'EPD_OK', 'phase': 'none', "
+        "'rank': -1, 'gather_ns': 2000, 'wait_ns': 3000, 'run_ns': 0, 'text': 'x'}]}");
+    output_open(&output);
+    dump_view(document, 1, output.file);
+    ASSERT_SAYS(&output, "running  -       -             -    -  2.00 us  3.00 us    -  -");
+    output_close(&output);
+    json_decref(document);
+}
+END_TEST
+
 START_TEST(status_without_a_worker_says_when_the_next_starts)
 {
     struct output output;
@@ -436,6 +450,7 @@ static Suite *views_suite(void)
     tcase_add_test(tcase, lists_show_dashes_for_unknown_keys);
     tcase_add_test(tcase, groups_show_the_awaited_rank);
     tcase_add_test(tcase, dump_names_missing_ranks_and_keeps_the_newest);
+    tcase_add_test(tcase, dump_does_not_say_how_a_step_ended_that_runs);
     tcase_add_test(tcase, fabric_shows_nodes_rails_and_agreements);
     tcase_add_test(tcase, fabric_shows_which_nodes_a_group_has);
     tcase_add_test(tcase, status_without_a_worker_says_when_the_next_starts);
