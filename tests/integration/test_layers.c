@@ -189,14 +189,14 @@ static void run_all_cases(enum epd_saved saved, int delay_wgrad)
     for (size_t i = 0; i < n_op_cases; i++) {
         struct layer_test test = {&op_cases[i], saved, delay_wgrad};
         char name[64];
-        if (op_cases[i].world_size > MAX_TEST_RANKS || op_cases[i].world_size % fabric.n_nodes)
+        if (op_cases[i].world_size > MAX_TEST_RANKS || op_cases[i].world_size % fabric.n_group_nodes)
             continue;
         snprintf(name, sizeof(name), "layer-%zu-%d-%d", i, (int)saved, delay_wgrad);
         unsigned n_failed = fabric_run(&fabric, name, op_cases[i].world_size, layer_rank, &test);
         ck_assert_msg(n_failed == 0, "case \"%s\": %u ranks failed", op_cases[i].name, n_failed);
         n_run++;
     }
-    printf("%u of %zu cases on %u nodes\n", n_run, n_op_cases, fabric.n_nodes);
+    printf("%u of %zu cases on %u of %u nodes\n", n_run, n_op_cases, fabric.n_group_nodes, fabric.n_nodes);
     ck_assert_uint_gt(n_run, 0);
 }
 
