@@ -23,6 +23,7 @@ struct command {
     int verbose;
     uint32_t watch_s;    /* 0: once */
     uint64_t max_ops;    /* of dump; 0: all */
+    int has_last;        /* max_ops was given: it is of --json, too */
     uint64_t session_id; /* of evict */
     const char *reason;  /* of evict; NULL: the default */
 };

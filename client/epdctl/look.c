@@ -12,10 +12,22 @@
 /* What `epdctl stats` shows rates of. */
 #define STATS_PERIOD_S 1
 
-static void show(const struct command *command, enum control_verb verb, const json_t *document,
+static void keep_newest(json_t *document, uint64_t max_ops)
+{
+    const json_t *ops = field_array(document, "ops");
+    const size_t n_ops = json_array_size(ops);
+    json_t *kept = json_array();
+    for (size_t i = max_ops && n_ops > max_ops ? n_ops - max_ops : 0; i < n_ops; i++)
+        (void)json_array_append(kept, json_array_get(ops, i));
+    (void)json_object_set_new(document, "ops", kept);
+}
+
+static void show(const struct command *command, enum control_verb verb, json_t *document,
                  const json_t *before)
 {
     if (command->json) {
+        if (verb == CONTROL_DUMP && command->has_last)
+            keep_newest(document, command->max_ops);
         command_print_json(document);
         return;
     }

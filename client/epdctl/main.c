@@ -121,6 +121,7 @@ static int take_option(struct command *command, int option)
         command->timeout_ms = (int)value;
         return 0;
     case OPTION_LAST:
+        command->has_last = 1;
         return parse_count("--last", optarg, 0, UINT64_MAX, &command->max_ops);
     case OPTION_REASON:
         command->reason = optarg;

@@ -165,6 +165,11 @@ case_epdctl_verbs() {
         exits 0 "$epdctl" --json "$verb"
         says "$work/out" "\"verb\": \"$verb\""
     done
+    exits 0 "$train" --ranks 1 --steps 3 --tokens 16 --hidden 16 --ffn 16 --text "$text"
+    exits 0 "$epdctl" --json dump
+    [ "$(grep -c '"serial"' "$work/out")" -gt 2 ] || fail "the document does not have all steps"
+    exits 0 "$epdctl" --json --last 2 dump
+    [ "$(grep -c '"serial"' "$work/out")" -eq 2 ] || fail "--last is not of the document"
     exits 0 "$epdctl" --verbose status
     says "$work/out" "restart_healthy"
     exits 0 "$epdctl" devices
