@@ -296,10 +296,10 @@ static json_t *fabric_document(struct worker *worker)
     return document;
 }
 
-static json_t *whole_stats_document(struct worker *worker)
+static json_t *whole_stats_document(struct session *session)
 {
-    json_t *document = header(worker, "stats");
-    stats_fill_document(worker, document);
+    json_t *document = header(session->worker, "stats");
+    stats_fill_document(session, document);
     return document;
 }
 
@@ -325,7 +325,7 @@ static enum epd_status make_document(struct session *session, const struct messa
         *document = status_document(worker);
         return EPD_OK;
     case CONTROL_STATS:
-        *document = whole_stats_document(worker);
+        *document = whole_stats_document(session);
         return EPD_OK;
     case CONTROL_CLIENTS:
         *document = clients_document(worker);

@@ -7,15 +7,15 @@
  *
  *   status   backend, host, draining (bool), generation (worker starts before this one), last_exit (text, ""
  * if none), supervisor_pid, sockets {rank, control}, config_file ("" if none), mps (bool), sessions, groups,
- * buffers, plans, launches_in_flight, config [{section, key, value, default, reloadable, help}], limits_hit
+ * buffers, plans, launches_in_flight, queues {devices [n taken], per_session, per_uid (limits; 0: none)}, config [{section, key, value, default, reloadable, help}], limits_hit
  * {name: n} stats    sessions {open, opened, refused, closed {reason: n}}, requests {kind: n}, errors
  * {status: n}, ops [{op, launches, failed, tokens, rows, dropped_rows, wire_bytes (of rows that ranks of
  * this node sent to other ranks), network_bytes (what crossed to and from other nodes, both ways), copied_bytes, flops,
  *                  gather_ns {count, mean, p50, p99, max}, run_ns {...}, phase_ns {phase: n}}],
  *            failed_launches {status: n}, groups [{group_id, name, launches, failed, imbalance_last,
  * imbalance_mean, hottest_expert, expert_rows [E], ranks [{rank, came_last, held_up_ns}]}], limits_hit {name:
- * n}, devices [...as in devices], log_suppressed, rss_bytes, fds clients  sessions [{session_id, name, kind
- * (rank|control), state, pid, uid, connected_ms, idle_ms, requests, groups, buffers, plans, heap_bytes,
+ * n}, devices [...as in devices], log_suppressed, log_unwritten, rss_bytes, fds clients  sessions [{session_id, name, kind
+ * (rank|control), state, pid, uid, connected_ms, idle_ms, requests, groups, queues, buffers, plans, heap_bytes,
  * imported_bytes, saved_bytes, in_flight, output_bytes}] groups   groups [{group_id, name, uid, state
  * (joining|open|broken), reason, epoch, world_size, dtype, overflow, n_experts, top_k, hidden, ffn,
  * max_tokens, capacity_rows, alignment, deadline_ms, launches, failed, in_flight, ranks [{rank, present, node (of a
@@ -34,9 +34,9 @@
  * nodes [{node, sent_bytes, received_bytes}]}}]; status says fabric_complete (bool)
  *
  * While no worker runs, the supervisor answers STATUS itself with {"verb", "version", "pid": 0,
- * "supervisor_pid", "worker": "starting"|"waiting"|"failed", "generation", "last_exit", "restart_in_ms",
+ * "supervisor_pid", "worker": "starting"|"waiting"|"ending", "generation", "last_exit", "restart_in_ms",
  * "failures"} and every other verb with EPD_RESTARTED. The STATS message of a rank session is answered with
- * the stats document too. */
+ * the stats document too, with the groups of its uid alone, and expert_rows only of those that it is in. */
 #ifndef EPD_DAEMON_CONTROL_H
 #define EPD_DAEMON_CONTROL_H
 

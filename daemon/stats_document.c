@@ -6,6 +6,7 @@
 
 #include "daemon/document.h"
 #include "daemon/member.h"
+#include "daemon/session.h"
 
 static json_t *number(uint64_t value)
 {
@@ -142,9 +143,17 @@ static json_t *ranks_document(const struct group *group)
     return list;
 }
 
-static json_t *group_document(const struct group *group)
+static json_t *rows_document(const struct load *load)
 {
-    json_t *object = json_object(), *rows = json_array();
+    json_t *rows = json_array();
+    for (uint32_t e = 0; e < load->n_experts; e++)
+        (void)json_array_append_new(rows, json_integer(load->expert_rows[e]));
+    return rows;
+}
+
+static json_t *group_document(const struct group *group, int with_rows)
+{
+    json_t *object = json_object();
     const struct load *load = &group->load;
     set(object, "group_id", number(group->id));
     set(object, "name", json_string(group->name));
@@ -154,18 +163,31 @@ static json_t *group_document(const struct group *group)
     set(object, "imbalance_last", json_real(load->imbalance_last));
     set(object, "imbalance_mean", json_real(load->n_steps ? load->imbalance_sum / (double)load->n_steps : 0));
     set(object, "hottest_expert", number(load_hottest(load)));
-    for (uint32_t e = 0; e < load->n_experts; e++)
-        (void)json_array_append_new(rows, json_integer(load->expert_rows[e]));
-    set(object, "expert_rows", rows);
+    if (with_rows)
+        set(object, "expert_rows", rows_document(load));
     set(object, "ranks", ranks_document(group));
     return object;
 }
 
-static json_t *groups_document(const struct worker *worker)
+static int is_member(const struct group *group, const struct session *session)
+{
+    for (uint32_t rank = 0; rank < group->world_size; rank++)
+        if (group->members[rank] && group->members[rank]->session == session)
+            return 1;
+    return 0;
+}
+
+/* A rank is told of the groups of its uid, and row by row (which may be very many) of those that it is in. */
+static json_t *groups_document(const struct worker *worker, const struct session *session)
 {
     json_t *list = json_array();
-    list_each(node, after, &worker->groups)(void)
-        json_array_append_new(list, group_document(list_owner(node, struct group, in_worker)));
+    const int sees_all = session->kind == SESSION_CONTROL;
+    list_each(node, after, &worker->groups)
+    {
+        const struct group *group = list_owner(node, struct group, in_worker);
+        if (sees_all || group->uid == session->peer.uid)
+            (void)json_array_append_new(list, group_document(group, sees_all || is_member(group, session)));
+    }
     return list;
 }
 
@@ -194,8 +216,9 @@ static uint64_t open_fds(void)
     return n > 3 ? n - 3 : 0; /* ".", ".." and the directory itself */
 }
 
-void stats_fill_document(struct worker *worker, json_t *document)
+void stats_fill_document(const struct session *session, json_t *document)
 {
+    struct worker *worker = session->worker;
     const struct stats *stats = &worker->stats;
     set(document, "sessions", sessions_document(worker));
     set(document, "requests", requests_document(stats));
@@ -203,7 +226,7 @@ void stats_fill_document(struct worker *worker, json_t *document)
     set(document, "ops",
         ops_document(stats, node_backend(worker->node) == EPD_BACKEND_CUDA ? "submit_ns" : "phase_ns"));
     set(document, "failed_launches", statuses_document(stats->failed_launches));
-    set(document, "groups", groups_document(worker));
+    set(document, "groups", groups_document(worker, session));
     set(document, "limits_hit", stats_limits_document(worker));
     set(document, "devices", stats_devices_document(worker));
     set(document, "log_suppressed", number(worker->log->n_suppressed));

@@ -7,8 +7,11 @@
 
 #include "daemon/worker.h"
 
-/* Adds every part of the stats document. */
-void stats_fill_document(struct worker *worker, json_t *document);
+struct session;
+
+/* Adds every part of the stats document that the session may see: a rank is told of the groups of its uid only, and of the
+ * load of single experts only where it is a member. */
+void stats_fill_document(const struct session *session, json_t *document);
 /* {limit name: how often it refused something}. */
 json_t *stats_limits_document(const struct worker *worker);
 /* [{device_idx, uuid, name, ...}]. */

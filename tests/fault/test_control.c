@@ -96,11 +96,40 @@ START_TEST(dumps_are_limited_and_may_lose_their_asker)
 }
 END_TEST
 
+static uint64_t bytes_of_stats(struct wire *wire)
+{
+    struct message stats = {.kind = MESSAGE_STATS};
+    ck_assert_int_eq(wire_call(wire, &stats, -1), EPD_OK);
+    return wire->reply.reply_document.bytes;
+}
+
+/* The rows of each of 65536 experts, of groups that the asker is not in. */
+START_TEST(what_a_rank_asks_for_does_not_grow_with_the_groups_of_others)
+{
+    static struct wire wide, asker;
+    wire_open(&wide, epd_daemon.socket_path);
+    wire_open(&asker, epd_daemon.socket_path);
+    const uint64_t before = bytes_of_stats(&asker);
+    for (char name[] = "a"; name[0] < 'a' + 8; name[0]++) {
+        struct message join = wire_join_message(name, EPD_MAX_WORLD_SIZE, 0);
+        join.group_join.config.n_experts = EPD_MAX_LOCAL_EXPERTS * EPD_MAX_WORLD_SIZE;
+        ck_assert_int_eq(wire_send(&wide, &join, -1), 0);
+    }
+    const uint64_t own = bytes_of_stats(&wide), now = bytes_of_stats(&asker);
+    ck_assert_msg(now < before + 8 * 1024, "%lu bytes, %lu before", (unsigned long)now,
+                  (unsigned long)before);
+    ck_assert_uint_gt(own, 8ul * 65536);
+    wire_close(&wide);
+    wire_close(&asker);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
         a_dump_of_a_full_recorder_keeps_nobody_waiting,
         dumps_are_limited_and_may_lose_their_asker,
+        what_a_rank_asks_for_does_not_grow_with_the_groups_of_others,
     };
     return suite_run("control", tests, SUITE_COUNT(tests), start, stop);
 }

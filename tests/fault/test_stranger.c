@@ -97,6 +97,39 @@ static void join_as_stranger(void)
     wire_close(&wire);
 }
 
+/* Sees its own group, and none of the other uid's. */
+static void look_as_stranger(void)
+{
+    static struct wire wire;
+    struct message stats = {.kind = MESSAGE_STATS};
+    if (wire_connect(&wire, epd_daemon.socket_path) != 0 || wire_hello(&wire) != EPD_OK)
+        _exit(2);
+    (void)wire_join_alone(&wire, "own");
+    if (wire_call(&wire, &stats, -1) != EPD_OK || lseek(wire.reply_fd, 0, SEEK_SET) != 0)
+        _exit(3);
+    json_t *document = json_loadfd(wire.reply_fd, 0, NULL);
+    const json_t *groups = json_object_get(document, "groups");
+    if (json_array_size(groups) != 1)
+        _exit(4);
+    const char *name = json_string_value(json_object_get(json_array_get(groups, 0), "name"));
+    if (!name || strcmp(name, "own") != 0)
+        _exit(5);
+    json_decref(document);
+    wire_close(&wire);
+}
+
+START_TEST(a_rank_is_told_nothing_of_the_groups_of_another_uid)
+{
+    struct bystander bystander;
+    daemon_start(&epd_daemon, 2, (const char *const[]){"--socket-mode", "0666", NULL});
+    ck_assert_int_eq(chmod(epd_daemon.directory, 0711), 0);
+    bystander_start(&bystander, epd_daemon.socket_path);
+    ck_assert_int_eq(as_stranger(look_as_stranger), 0);
+    bystander_stop(&bystander);
+    daemon_stop(&epd_daemon);
+}
+END_TEST
+
 START_TEST(a_group_name_belongs_to_its_uid)
 {
     struct bystander bystander;
@@ -115,6 +148,7 @@ int main(void)
         a_uid_that_is_not_allowed_is_told_so_counted_and_logged_a_few_times,
         the_mode_of_the_socket_keeps_strangers_out_by_default,
         a_group_name_belongs_to_its_uid,
+        a_rank_is_told_nothing_of_the_groups_of_another_uid,
     };
     if (geteuid() != 0) {
         puts("skipped: only root can become another user");
