@@ -29,8 +29,8 @@ struct fake_nccl {
     /* Ever. */
     _Atomic int n_swaps, n_aborts, n_destroys, n_shrinks;
     _Atomic uint64_t sent_bytes, received_bytes;
-    void (*_Atomic on_end)(
-        void); /* before a communicator that has not been aborted by force ends; may be NULL */
+    /* Runs before a communicator ends; not where one that is busy is aborted. May be NULL. */
+    void (*_Atomic on_end)(void);
 };
 
 extern struct fake_nccl fake_nccl;
