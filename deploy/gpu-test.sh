@@ -72,30 +72,29 @@ missing() {
 "
 }
 
-# run NAME LIMIT_S COMMAND...: everything it prints goes into NAME.log.
-run() {
+# starts NAME LIMIT_S PROGRAM...: whether it is wanted and there. Sets name, limit and begin.
+starts() {
     name=$1 limit=$(limit_of "$2")
-    shift 2
-    wanted "$name" || return
-    if [ ! -x "$1" ]; then
+    wanted "$name" || return 1
+    if [ ! -x "$3" ]; then
         missing "$name"
-        return
+        return 1
     fi
     begin=$(date +%s)
+}
+
+# run NAME LIMIT_S COMMAND...: everything it prints goes into NAME.log.
+run() {
+    starts "$@" || return
+    shift 2
     timeout -s KILL "$limit" "$@" > "$out/$name.log" 2>&1
     finish "$name" $? $(($(date +%s) - begin))
 }
 
 # measure NAME LIMIT_S COMMAND...: its JSON lines go into NAME.jsonl, the rest into NAME.log.
 measure() {
-    name=$1 limit=$(limit_of "$2")
+    starts "$@" || return
     shift 2
-    wanted "$name" || return
-    if [ ! -x "$1" ]; then
-        missing "$name"
-        return
-    fi
-    begin=$(date +%s)
     timeout -s KILL "$limit" "$@" > "$out/$name.jsonl" 2> "$out/$name.log"
     finish "$name" $? $(($(date +%s) - begin))
 }
@@ -129,8 +128,11 @@ run backend_fused 90 "$tests/backend/test_gpu_fused"
 run backend_moe 300 "$tests/backend/test_gpu_moe"
 run backend_expert 300 "$tests/backend/test_gpu_expert"
 for n in 2 4; do
-    run "backend_exchange_$n" 120 "$(command -v env)" EPD_TEST_NODES=$n "$tests/backend/test_gpu_exchange"
-    run "backend_moe_$n" 120 "$(command -v env)" EPD_TEST_NODES=$n "$tests/backend/test_gpu_moe"
+    EPD_TEST_NODES=$n
+    export EPD_TEST_NODES
+    run "backend_exchange_$n" 120 "$tests/backend/test_gpu_exchange"
+    run "backend_moe_$n" 120 "$tests/backend/test_gpu_moe"
+    unset EPD_TEST_NODES
 done
 run backend_hop 120 "$tests/backend/test_gpu_hop"
 run fabric_rail 60 "$tests/fabric/test_gpu_rail"
