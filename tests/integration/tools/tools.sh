@@ -165,8 +165,12 @@ case_epdctl_verbs() {
         exits 0 "$epdctl" --json "$verb"
         says "$work/out" "\"verb\": \"$verb\""
     done
-    exits 0 "$train" --ranks 1 --steps 3 --tokens 16 --hidden 16 --ffn 16 --text "$text"
+    exits 0 "$train" --ranks 2 --steps 100 --tokens 16 --hidden 16 --ffn 16 --text "$text"
     exits 0 "$epdctl" --json dump
+    # Of every step: its time runs from before the lanes get it.
+    awk -F'[:,]' '/"run_ns"/ { run = $2 + 0 }
+        /"(route|dispatch|gemm|activation|combine|wgrad)": / && $2 + 0 > run { longer++ }
+        END { exit longer > 0 }' "$work/out" || fail "a phase took longer than its step"
     [ "$(grep -c '"serial"' "$work/out")" -gt 2 ] || fail "the document does not have all steps"
     exits 0 "$epdctl" --json --last 2 dump
     [ "$(grep -c '"serial"' "$work/out")" -eq 2 ] || fail "--last is not of the document"
