@@ -60,9 +60,10 @@ static void add_gemm_speed(struct table *table, const json_t *op, const json_t *
 static void print_ops(const json_t *stats, const json_t *before, double seconds, FILE *out)
 {
     struct table table;
-    table_init(&table,
-               "op,>launches,>failed,>dropped,>copied,>launches/s,>tokens/s,>rows/s,>sent,>network,>GEMM speed,"
-               ">wait p50,>wait p99,>run p50,>run p99,>run max");
+    table_init(
+        &table,
+        "op,>launches,>failed,>dropped,>copied,>launches/s,>tokens/s,>rows/s,>sent,>network,>GEMM speed,"
+        ">wait p50,>wait p99,>run p50,>run p99,>run max");
     size_t idx;
     json_t *op;
     json_array_foreach (field_array(stats, "ops"), idx, op) {
