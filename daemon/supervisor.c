@@ -372,6 +372,8 @@ static void kill_worker(struct supervisor *supervisor, uint64_t now_ns)
     char *why = supervisor->killed_why;
     const size_t bytes = sizeof(supervisor->killed_why);
     supervisor->kill_at_ns = now_ns + clock_ms_to_ns(SUPERVISOR_KILL_MS);
+    if (outage_began(supervisor->worker)) /* it does end: the kernel takes down what it had */
+        return;
     (void)kill(supervisor->worker, SIGKILL);
     if (why[0])
         return;
