@@ -6,7 +6,7 @@
 #include "tests/integration/daemon_process.h"
 #include "tests/integration/rank_process.h"
 
-#define FABRIC_PROCESS_MAX_NODES 4
+#define FABRIC_PROCESS_MAX_NODES 8
 
 struct fabric_process {
     unsigned n_nodes, n_devices;

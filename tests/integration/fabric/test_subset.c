@@ -212,6 +212,51 @@ START_TEST(a_killed_node_ends_the_groups_that_it_is_in_and_no_other)
 }
 END_TEST
 
+/* As in a job of eight nodes whose expert-parallel groups have two each. */
+START_TEST(four_groups_of_two_nodes_share_a_fabric_of_eight)
+{
+    enum { N = 4, KILLED = 5 };
+    struct rank_team teams[N], again;
+    struct watch *watches[N];
+    char names[N][16];
+    const unsigned hit = KILLED / 2, pair[] = {2 * hit, 2 * hit + 1};
+    fabric_start(&fabric, 2 * N, 1, fabric_quick);
+    for (unsigned i = 0; i < N; i++) {
+        const unsigned nodes[] = {2 * i, 2 * i + 1};
+        watches[i] = open_watch();
+        snprintf(names[i], sizeof(names[i]), "moe-%u", i);
+        if (i == hit)
+            fabric_ranks_start_on(&fabric, &teams[i], nodes, 2, names[i], fabric_world_size(),
+                                  fabric_until_lost_rank, "node 5");
+        else
+            fabric_ranks_start_on(&fabric, &teams[i], nodes, 2, names[i], fabric_world_size(), steady_rank,
+                                  &watches[i]);
+    }
+    for (unsigned i = 0; i < N; i++)
+        if (i != hit)
+            await_steps(watches[i], 20);
+    fabric_kill_node(&fabric, KILLED);
+    fabric_ranks_end(&fabric, &teams[hit], fabric_world_size() / 2);
+    for (unsigned i = 0; i < N; i++)
+        if (i != hit)
+            await_steps(watches[i], 50);
+    fabric_start_node(&fabric, KILLED, NULL, fabric_quick);
+    for (const long began = fabric_now_ms(); fabric_log_count(&fabric, 0, "fabric complete") < 2;
+         fabric_sleep_ms(5))
+        ck_assert_msg(fabric_now_ms() - began < 10000, "the fabric does not form again");
+    fabric_ranks_start_on(&fabric, &again, pair, 2, names[hit], fabric_world_size(), fabric_healthy_rank,
+                          NULL);
+    ck_assert_uint_eq(ranks_wait(&again, 30), 0);
+    for (unsigned i = 0; i < N; i++) {
+        atomic_store(&watches[i]->ends, 1);
+        if (i != hit)
+            ck_assert_uint_eq(ranks_wait(&teams[i], 30), 0);
+        munmap(watches[i], sizeof(*watches[i]));
+    }
+    fabric_stop(&fabric);
+}
+END_TEST
+
 START_TEST(losing_node_0_ends_groups_that_it_is_not_in)
 {
     static const unsigned nodes[] = {2, 1};
@@ -312,6 +357,7 @@ int main(void)
     tcase_add_test(tests, groups_with_nodes_in_common_step_at_once);
     tcase_add_test(tests, what_crosses_is_counted_on_both_sides_and_both_ways);
     tcase_add_test(tests, a_killed_node_ends_the_groups_that_it_is_in_and_no_other);
+    tcase_add_test(tests, four_groups_of_two_nodes_share_a_fabric_of_eight);
     tcase_add_test(tests, losing_node_0_ends_groups_that_it_is_not_in);
     tcase_add_test(tests, joins_that_cannot_be_are_told_why);
     tcase_add_test(tests, a_group_needs_no_other_nodes_than_its_own);
