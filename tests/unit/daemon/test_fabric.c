@@ -10,6 +10,7 @@
 #include "daemon/fabric_auth.h"
 #include "daemon/fabric_config.h"
 #include "daemon/group_fields.h"
+#include "proto/fabric.h"
 #include "tests/unit/daemon/suite.h"
 
 static struct epd_error error;
