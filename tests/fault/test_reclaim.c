@@ -3,8 +3,10 @@
 #include <check.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -287,13 +289,16 @@ START_TEST(a_client_killed_after_any_message_is_named_and_the_next_group_works)
 }
 END_TEST
 
-/* Killed from outside, wherever it happens to be: the survivor's steps end EPD_OK or EPD_PEER_LOST. */
+/* Killed from outside once it steps, wherever it happens to be: the survivor's steps end EPD_OK or EPD_PEER_LOST. */
 static void stepping_rank(const struct rank *rank)
 {
+    _Atomic int *n_stepping = *(_Atomic int *const *)rank->arg;
     struct workload w;
     struct epd_failure failure = {.size = sizeof(failure)};
     enum epd_status status;
     workload_open(&w, rank, &workload_case, 0);
+    RANK_CHECK(workload_step(&w) == EPD_OK);
+    atomic_fetch_add(n_stepping, 1);
     while ((status = workload_step(&w)) == EPD_OK)
         ;
     RANK_CHECK(status == EPD_PEER_LOST);
@@ -305,14 +310,19 @@ static void stepping_rank(const struct rank *rank)
 START_TEST(a_rank_killed_in_the_middle_of_steps_is_named_and_nothing_stays)
 {
     struct baseline before;
+    _Atomic int *n_stepping =
+        mmap(NULL, sizeof(*n_stepping), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    ck_assert(n_stepping != MAP_FAILED);
     ck_assert_uint_eq(ranks_run(epd_daemon.socket_path, "random", 2, next_group_rank, NULL), 0);
     baseline_take(&before, &epd_daemon);
     for (int i = 0; i < N_RANDOM_KILLS; i++) {
         struct rank_team team;
-        ranks_start(&team, epd_daemon.socket_path, "random", 2, stepping_rank, NULL);
-        struct timespec t = {.tv_nsec = (100 + 17 * i) * 1000000l};
-        if (SANITIZER_FACTOR > 1)
-            t.tv_sec = 2;
+        atomic_store(n_stepping, 0);
+        ranks_start(&team, epd_daemon.socket_path, "random", 2, stepping_rank, &n_stepping);
+        struct timespec t = {.tv_nsec = 1000000};
+        while (atomic_load(n_stepping) < 2) /* a rank that fails before leaves its suite to the time limit */
+            nanosleep(&t, NULL);
+        t.tv_nsec = 17 * i * 1000000l;
         nanosleep(&t, NULL);
         kill(team.pids[1], SIGKILL);
         ck_assert_uint_eq(ranks_wait(&team, 60), 1);
