@@ -43,12 +43,13 @@ static void warn(struct group *group, uint64_t now_ns)
 {
     char missing[128];
     int32_t first_missing;
+    struct log_word name;
     group->gather.warned = 1;
     name_missing(group, missing, sizeof(missing), &first_missing);
     (void)log_limited(group->worker->log, LOG_WARN, "gather_warn", now_ns,
                       "group %" PRIu64 " name %s step %" PRIu64 " op %s phase gather waits_ms %" PRIu64
                       " missing_ranks%s",
-                      group->id, group->name, group->ordinal + 1, op_of_gather(group),
+                      group->id, log_word(&name, group->name), group->ordinal + 1, op_of_gather(group),
                       (uint64_t)((now_ns - group->gather.first_ns) / CLOCK_NS_PER_MS), missing);
 }
 

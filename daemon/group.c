@@ -292,11 +292,12 @@ void group_open(struct group *group, const struct team_span *span)
         group_fail_join(group, &error);
         return;
     }
+    struct log_word name;
     group->state = GROUP_OPEN;
     group->epoch = worker_next_epoch(worker);
     (void)log_limited(worker->log, LOG_INFO, "group_open", clock_ns(),
                       "group %" PRIu64 " open name %s ranks %u epoch %" PRIu64 " exchange %s", group->id,
-                      group->name, group->world_size, group->epoch,
+                      log_word(&name, group->name), group->world_size, group->epoch,
                       team_is_fused(group->team) ? "fused" : "staged");
     for (uint32_t i = 0; i < n_ranks; i++)
         answer_join(group->members[first + i]);
@@ -422,13 +423,14 @@ void group_break(struct group *group, int32_t rank, const struct epd_error *erro
     if (group->state == GROUP_BROKEN)
         return;
     struct worker *worker = group->worker;
+    struct log_word name;
     group->state = GROUP_BROKEN;
     group->lost = *error;
     group->lost_rank = rank;
     group->epoch = worker_next_epoch(worker);
     (void)log_limited(worker->log, LOG_INFO, "group_broken", clock_ns(),
-                      "group %" PRIu64 " broken name %s steps %" PRIu64 " reason %s", group->id, group->name,
-                      group->n_launches, error->text);
+                      "group %" PRIu64 " broken name %s steps %" PRIu64 " reason %s", group->id,
+                      log_word(&name, group->name), group->n_launches, error->text);
     group_span_end(group, rank, error);
     joint_plan_fail_all(group, error);
     gather_break(group);

@@ -44,6 +44,19 @@ static void line_clean(char *line, size_t length)
             line[i] = '?';
 }
 
+const char *log_word(struct log_word *word, const char *name)
+{
+    size_t length = 0;
+    word->text[0] = 0;
+    for (; *name && length + 4 < sizeof(word->text); name++) {
+        const unsigned char byte = (unsigned char)*name;
+        const int plain = byte > ' ' && byte < 0x7f && byte != '\\';
+        length += (size_t)snprintf(word->text + length, sizeof(word->text) - length, plain ? "%c" : "\\x%02x",
+                                   byte);
+    }
+    return word->text;
+}
+
 /* Waits for no reader: a line that a full pipe or socket does not take now is forgotten like one that cannot be written. */
 static int put_line(int fd, const char *line, size_t length)
 {

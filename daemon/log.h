@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "proto/limits.h"
+
 enum log_level {
     LOG_ERROR = 0, /* somebody has to act */
     LOG_WARN = 1,  /* somebody should look */
@@ -35,6 +37,12 @@ struct log {
     struct log_limit limits[LOG_MAX_KEYS];
     uint64_t n_suppressed, n_unwritten;
 };
+
+/* A client's name as one word of a line: what could look like the next words is written as \xNN. */
+struct log_word {
+    char text[4 * EPD_MAX_NAME_BYTES];
+};
+const char *log_word(struct log_word *word, const char *name);
 
 void log_init(struct log *log, const char *who, enum log_level level, int fd);
 void log_write(struct log *log, enum log_level level, const char *format, ...)

@@ -247,6 +247,20 @@ START_TEST(log_is_limited_per_key_and_says_what_it_left_out)
 }
 END_TEST
 
+START_TEST(a_name_is_one_word_of_a_log_line_whatever_is_in_it)
+{
+    struct log_word word;
+    char longest[EPD_MAX_NAME_BYTES];
+    ck_assert_str_eq(log_word(&word, "moe-layer.7"), "moe-layer.7");
+    ck_assert_str_eq(log_word(&word, "x broken reason lies"), "x\\x20broken\\x20reason\\x20lies");
+    ck_assert_str_eq(log_word(&word, "\\x20\n"), "\\x5cx20\\x0a");
+    ck_assert_str_eq(log_word(&word, ""), "");
+    memset(longest, ' ', sizeof(longest));
+    longest[sizeof(longest) - 1] = 0;
+    ck_assert_uint_eq(strlen(log_word(&word, longest)), 4 * (sizeof(longest) - 1));
+}
+END_TEST
+
 START_TEST(launch_queue_keeps_order_while_it_grows_and_wraps)
 {
     struct launch_queue queue = {0};
@@ -517,6 +531,7 @@ int main(void)
                                   steps_are_counted_by_op_and_failure,
                                   load_knows_the_busiest_expert,
                                   log_is_limited_per_key_and_says_what_it_left_out,
+                                  a_name_is_one_word_of_a_log_line_whatever_is_in_it,
                                   launch_queue_keeps_order_while_it_grows_and_wraps,
                                   recorder_keeps_the_newest_steps_and_names_missing_ranks,
                                   dumps_are_never_written_over_and_the_oldest_go,
