@@ -1,10 +1,11 @@
 #include "daemon/options.h"
 
+#include <assert.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_FLAGS       64
+#define MAX_FLAGS       96
 #define MAX_FLAG_BYTES  32
 #define FIRST_KEY_VALUE 1000 /* getopt value of the first configuration flag */
 
@@ -48,9 +49,10 @@ static void make_flags(struct flags *flags)
 {
     size_t n_keys = 0;
     const struct config_key *keys = config_keys(&n_keys);
+    assert(N_OWN + n_keys < MAX_FLAGS); /* and one to end the list */
     memset(flags, 0, sizeof(*flags));
     memcpy(flags->list, own_flags, sizeof(own_flags));
-    for (size_t i = 0; i < n_keys && N_OWN + i + 1 < MAX_FLAGS; i++) {
+    for (size_t i = 0; i < n_keys; i++) {
         name_flag(&keys[i], flags->names[i]);
         flags->list[N_OWN + i] =
             (struct option){flags->names[i], required_argument, NULL, FIRST_KEY_VALUE + (int)i};
