@@ -162,8 +162,10 @@ void member_leave(struct member *member, const struct epd_error *why)
         rank_plan_destroy(list_owner(member->plans.next, struct rank_plan, in_member));
     drop_buffers(member);
     member_destroy(member);
-    if (group->state == GROUP_JOINING && !group->n_members)
-        group->state = GROUP_BROKEN; /* nobody waits any more: the name is free */
+    /* Nobody waits any more: the name is free, here and on node 0. Or other nodes count on this rank already. */
+    if (group->state == GROUP_JOINING &&
+        (!group->n_members || (group->span && group->span->state != SPAN_GATHERING)))
+        group_fail_join(group, &lost);
     group_release(group);
 }
 

@@ -1,6 +1,7 @@
 /* Groups that span some nodes of a fabric: any of them, in any order, many at once; and what nodes outside may do to
  * them: nothing. */
 #include <check.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -333,6 +334,49 @@ START_TEST(joins_that_cannot_be_are_told_why)
 }
 END_TEST
 
+/* Until all ranks of the node's last group are there and it waits for others. */
+static void await_joined(unsigned node)
+{
+    int joined = 0;
+    for (const long began_ms = fabric_now_ms(); !joined; fabric_sleep_ms(5)) {
+        json_t *document = fabric_ask_document(&fabric, node, CONTROL_FABRIC);
+        const json_t *groups = field_array(document, "groups");
+        const size_t n = json_array_size(groups);
+        joined = n && strcmp(field_text(json_array_get(groups, n - 1), "state", ""), "joined") == 0;
+        json_decref(document);
+        ck_assert_msg(fabric_now_ms() - began_ms < 20000, "node %u does not join", node);
+    }
+}
+
+/* Killed while their group waits for other nodes. Those that are left are told; who comes next under the name is a new
+ * group; and nobody else notices. */
+START_TEST(ranks_that_go_while_their_group_is_being_joined_leave_its_name_free)
+{
+    static const unsigned one[] = {1}, both[] = {1, 0}, bystanders[] = {2, 1};
+    static const struct refusal gone = {4, 2, 0, EPD_PEER_LOST, {"rank 1", "is gone"}};
+    struct rank_team team, steady;
+    struct watch *watch = open_watch();
+    fabric_start(&fabric, 3, 2, (const char *const[]){"--join", "60s", NULL});
+    fabric_ranks_start_on(&fabric, &steady, bystanders, 2, "steady", fabric_world_size(), steady_rank,
+                          &watch);
+    await_steps(watch, 10);
+    fabric_ranks_start_on(&fabric, &team, one, 1, "half", 2, refused_rank, &gone);
+    await_joined(1);
+    fabric_ranks_end(&fabric, &team, 0);
+    fabric_ranks_start_on(&fabric, &team, both, 2, "half", fabric_world_size(), fabric_healthy_rank, NULL);
+    ck_assert_uint_eq(ranks_wait(&team, 60), 0);
+    fabric_ranks_start_on(&fabric, &team, one, 1, "half", 2, refused_rank, &gone);
+    await_joined(1);
+    ck_assert_int_eq(kill(team.pids[1], SIGKILL), 0);
+    fabric_ranks_end(&fabric, &team, 1);
+    await_steps(watch, 10);
+    atomic_store(&watch->ends, 1);
+    ck_assert_uint_eq(ranks_wait(&steady, 30), 0);
+    fabric_stop(&fabric);
+    munmap(watch, sizeof(*watch));
+}
+END_TEST
+
 /* The fabric is never complete, and says so; its group works. */
 START_TEST(a_group_needs_no_other_nodes_than_its_own)
 {
@@ -360,6 +404,7 @@ int main(void)
     tcase_add_test(tests, four_groups_of_two_nodes_share_a_fabric_of_eight);
     tcase_add_test(tests, losing_node_0_ends_groups_that_it_is_not_in);
     tcase_add_test(tests, joins_that_cannot_be_are_told_why);
+    tcase_add_test(tests, ranks_that_go_while_their_group_is_being_joined_leave_its_name_free);
     tcase_add_test(tests, a_group_needs_no_other_nodes_than_its_own);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
