@@ -142,8 +142,8 @@ class Client:
         same time need names of their own.
 
         Raises :class:`epd.GroupMismatch` (names the field and both values), :class:`epd.Timeout` (names the missing ranks),
-        :class:`epd.InUse` (the rank is taken, or the name by a group of other nodes), :class:`epd.InvalidArgument` and its kin, :class:`epd.Unsupported` (several
-        nodes of a daemon that is in no fabric), :class:`epd.Quota`.
+        :class:`epd.InUse` (the rank is taken, or the name by a group of other nodes), :class:`epd.InvalidArgument` and its kin,
+        :class:`epd.Unsupported` (several nodes of a daemon that is in no fabric), :class:`epd.Quota`.
         """
         options = structs.sized(
             structs.epd_group_options,
