@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "client/epdctl/field.h"
 #include "client/epdctl/link.h"
 #include "tests/reference/op_cases.h"
 
@@ -126,4 +127,26 @@ json_t *fabric_ask_document(const struct fabric_process *fabric, unsigned node, 
                   "%s", error.text);
     link_close(&link);
     return document;
+}
+
+void fabric_await_group(const struct fabric_process *fabric, unsigned node, const char *group,
+                        const char *state)
+{
+    const int runs = strcmp(state, "open") == 0;
+    for (const long began_ms = fabric_now_ms();; fabric_sleep_ms(5)) {
+        json_t *one, *document = fabric_ask_document(fabric, node, CONTROL_FABRIC);
+        size_t idx;
+        int there = 0;
+        json_array_foreach (field_array(document, "groups"), idx, one)
+            there |= strcmp(field_text(one, "name", ""), group) == 0 &&
+                     strcmp(field_text(one, "state", ""), state) == 0 &&
+                     (!runs || field_number(one, "steps") >= 5);
+        json_decref(document);
+        if (there)
+            return;
+        if (fabric_now_ms() - began_ms > 30000) {
+            fabric_print_logs(fabric);
+            ck_abort_msg("group %s on node %u is not %s", group, node, state);
+        }
+    }
 }

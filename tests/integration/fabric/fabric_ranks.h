@@ -46,6 +46,9 @@ void fabric_ahead_rank(const struct rank *rank);
 void fabric_until_lost_rank(const struct rank *rank);
 /* What the node's control socket says. To be released. */
 json_t *fabric_ask_document(const struct fabric_process *fabric, unsigned node, enum control_verb verb);
+/* Until the group on the node is in the state ("joined", "open") and some of its steps, if it is open, have ended. */
+void fabric_await_group(const struct fabric_process *fabric, unsigned node, const char *group,
+                        const char *state);
 /* The first n_kept ranks must end well, the others are ended. */
 void fabric_ranks_end(const struct fabric_process *fabric, struct rank_team *team, unsigned n_kept);
 

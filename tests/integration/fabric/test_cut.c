@@ -18,7 +18,7 @@ START_TEST(a_node_that_is_cut_off_is_named_soon_after)
     fabric_stop(&fabric);
     fabric_start_in_namespaces(&fabric, 2, 2, fabric_quick);
     fabric_ranks_start(&fabric, &team, "spanning", fabric_world_size(), fabric_until_lost_rank, "node 1");
-    fabric_sleep_ms(1000);
+    fabric_await_group(&fabric, 1, "spanning", "open");
     fabric_cut(&fabric, 1, 1);
     fabric_ranks_end(&fabric, &team, fabric_world_size() / 2);
     fabric_cut(&fabric, 1, 0);
@@ -36,7 +36,7 @@ START_TEST(a_node_of_some_that_is_cut_off_is_named_by_its_number)
     fabric_start_in_namespaces(&fabric, 3, 2, fabric_quick);
     fabric_ranks_start_on(&fabric, &team, nodes, 2, "some", fabric_world_size(), fabric_until_lost_rank,
                           "node 2");
-    fabric_sleep_ms(1000);
+    fabric_await_group(&fabric, 2, "some", "open");
     fabric_cut(&fabric, 2, 1);
     fabric_ranks_end(&fabric, &team, fabric_world_size() / 2);
     fabric_ranks_start_on(&fabric, &other, others, 2, "others", fabric_world_size(), fabric_healthy_rank,

@@ -44,7 +44,7 @@ START_TEST(a_killed_node_ends_its_groups_with_its_name_and_comes_back)
     fabric_start(&fabric, 2, 2, fabric_quick);
     ranks_start(&beside, fabric.nodes[0].socket_path, "beside", fabric_world_size(), bystander_rank, NULL);
     fabric_ranks_start(&fabric, &spanning, "spanning", fabric_world_size(), fabric_until_lost_rank, "node 1");
-    fabric_sleep_ms(1000);
+    fabric_await_group(&fabric, 1, "spanning", "open");
     fabric_kill_node(&fabric, 1);
     fabric_ranks_end(&fabric, &spanning, fabric_world_size() / 2);
     ck_assert_uint_eq(ranks_wait(&beside, 30), 0);
@@ -62,7 +62,7 @@ START_TEST(a_killed_coordinator_ends_the_groups_of_the_others)
     struct rank_team team;
     fabric_start(&fabric, 2, 2, fabric_quick);
     fabric_ranks_start(&fabric, &team, "spanning", fabric_world_size(), fabric_until_lost_rank, "node 0");
-    fabric_sleep_ms(700);
+    fabric_await_group(&fabric, 1, "spanning", "open");
     fabric_kill_node(&fabric, 0);
     for (unsigned r = 0; r < fabric_world_size() / 2; r++) { /* those of node 1 are looked at */
         const pid_t pid = team.pids[r];

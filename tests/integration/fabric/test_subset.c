@@ -134,9 +134,13 @@ START_TEST(what_crosses_is_counted_on_both_sides_and_both_ways)
     fabric_start(&fabric, 3, 2, NULL);
     fabric_ranks_start_on(&fabric, &team, nodes, 2, "counted", fabric_world_size(), counted_rank, &watch);
     await_steps(watch, 10 * fabric_world_size());
-    fabric_sleep_ms(200); /* the loops hear of the last step */
-    for (int i = 0; i < 2; i++)
-        ask_bytes(nodes[i], &sent[i], &received[i], &of_ops[i]);
+    for (const long began_ms = fabric_now_ms();; fabric_sleep_ms(5)) { /* the loops hear of the last step */
+        for (int i = 0; i < 2; i++)
+            ask_bytes(nodes[i], &sent[i], &received[i], &of_ops[i]);
+        if ((of_ops[0] == sent[0] + received[0] && of_ops[1] == sent[1] + received[1]) ||
+            fabric_now_ms() - began_ms > 10000)
+            break;
+    }
     ck_assert_double_gt(sent[0], 0);
     ck_assert_double_eq(sent[0], received[1]);
     ck_assert_double_eq(sent[1], received[0]);
@@ -189,6 +193,7 @@ START_TEST(a_killed_node_ends_the_groups_that_it_is_in_and_no_other)
     fabric_ranks_start_on(&fabric, &ended, (const unsigned[]){with[1], with[0]}, 2, "ended",
                           fabric_world_size(), fabric_until_lost_rank, "node 3");
     await_steps(watch, 50);
+    fabric_await_group(&fabric, 3, "ended", "open");
     fabric_kill_node(&fabric, 3);
     fabric_ranks_end(&fabric, &ended, fabric_world_size() / 2);
     await_steps(watch, 100);
@@ -201,7 +206,7 @@ START_TEST(a_killed_node_ends_the_groups_that_it_is_in_and_no_other)
         ck_assert_msg(fabric_now_ms() - began < 10000, "the fabric does not form again");
     fabric_ranks_start_on(&fabric, &ended, with, 2, "ended", fabric_world_size(), fabric_until_lost_rank,
                           "node 0");
-    fabric_sleep_ms(1000);
+    fabric_await_group(&fabric, 3, "ended", "open");
     look_at_numbers();
     await_steps(watch, 100);
     atomic_store(&watch->ends, 1);
@@ -236,6 +241,7 @@ START_TEST(four_groups_of_two_nodes_share_a_fabric_of_eight)
     for (unsigned i = 0; i < N; i++)
         if (i != hit)
             await_steps(watches[i], 20);
+    fabric_await_group(&fabric, KILLED, names[hit], "open");
     fabric_kill_node(&fabric, KILLED);
     fabric_ranks_end(&fabric, &teams[hit], fabric_world_size() / 2);
     for (unsigned i = 0; i < N; i++)
@@ -265,7 +271,7 @@ START_TEST(losing_node_0_ends_groups_that_it_is_not_in)
     fabric_start(&fabric, 3, 2, fabric_quick);
     fabric_ranks_start_on(&fabric, &team, nodes, 2, "apart", fabric_world_size(), fabric_until_lost_rank,
                           "node 0");
-    fabric_sleep_ms(700);
+    fabric_await_group(&fabric, 1, "apart", "open");
     fabric_kill_node(&fabric, 0);
     ck_assert_uint_eq(ranks_wait(&team, 30), 0);
     fabric_stop(&fabric);
@@ -334,20 +340,6 @@ START_TEST(joins_that_cannot_be_are_told_why)
 }
 END_TEST
 
-/* Until all ranks of the node's last group are there and it waits for others. */
-static void await_joined(unsigned node)
-{
-    int joined = 0;
-    for (const long began_ms = fabric_now_ms(); !joined; fabric_sleep_ms(5)) {
-        json_t *document = fabric_ask_document(&fabric, node, CONTROL_FABRIC);
-        const json_t *groups = field_array(document, "groups");
-        const size_t n = json_array_size(groups);
-        joined = n && strcmp(field_text(json_array_get(groups, n - 1), "state", ""), "joined") == 0;
-        json_decref(document);
-        ck_assert_msg(fabric_now_ms() - began_ms < 20000, "node %u does not join", node);
-    }
-}
-
 /* Killed while their group waits for other nodes. Those that are left are told; who comes next under the name is a new
  * group; and nobody else notices. */
 START_TEST(ranks_that_go_while_their_group_is_being_joined_leave_its_name_free)
@@ -361,12 +353,12 @@ START_TEST(ranks_that_go_while_their_group_is_being_joined_leave_its_name_free)
                           &watch);
     await_steps(watch, 10);
     fabric_ranks_start_on(&fabric, &team, one, 1, "half", 2, refused_rank, &gone);
-    await_joined(1);
+    fabric_await_group(&fabric, 1, "half", "joined");
     fabric_ranks_end(&fabric, &team, 0);
     fabric_ranks_start_on(&fabric, &team, both, 2, "half", fabric_world_size(), fabric_healthy_rank, NULL);
     ck_assert_uint_eq(ranks_wait(&team, 60), 0);
     fabric_ranks_start_on(&fabric, &team, one, 1, "half", 2, refused_rank, &gone);
-    await_joined(1);
+    fabric_await_group(&fabric, 1, "half", "joined");
     ck_assert_int_eq(kill(team.pids[1], SIGKILL), 0);
     fabric_ranks_end(&fabric, &team, 1);
     await_steps(watch, 10);
