@@ -331,6 +331,8 @@ static enum epd_status find_or_create(struct session *session, const struct mess
     struct group *group = find_by_name(worker, session->peer.uid, join->name);
     if (group && drop_hung_up(group, session)) {
         session_end_closed(worker);
+        if (session->state == SESSION_CLOSING) /* it was in that group and could not be told: gone too */
+            return error_set(error, EPD_DISCONNECTED, "group %s: the session has ended", join->name);
         group = find_by_name(worker, session->peer.uid, join->name);
     }
     if (!group)
