@@ -402,7 +402,11 @@ START_TEST(worker_that_hangs_at_its_start_is_not_waited_for_when_epd_is_to_end)
     setenv("EPD_FAILPOINTS", "worker_open=sleep:60000", 1);
     epd_spawn(&epd, NULL);
     unsetenv("EPD_FAILPOINTS");
-    usleep(500000);
+    for (int waited = 0; access(epd.control, F_OK) != 0; waited++) { /* from then on it hears signals */
+        ck_assert_int_lt(waited, 10000);
+        usleep(1000);
+    }
+    usleep(300000);
     kill(epd.pid, SIGTERM);
     ck_assert_int_eq(epd_wait(&epd), 0);
     epd_clean(&epd);
