@@ -54,15 +54,17 @@ static int is_dump(const char *name, const char *prefix)
            strcmp(name + length - tail, SUFFIX) == 0;
 }
 
-/* Returns how many there are, and the first by name. */
-static uint32_t find_oldest(DIR *directory, const char *prefix, char *oldest, size_t bytes)
+/* Returns how many there are, and the first by name but the new one: the clock may have been set back. */
+static uint32_t find_oldest(DIR *directory, const char *prefix, const char *new, char *oldest, size_t bytes)
 {
     uint32_t n = 0;
+    oldest[0] = 0;
     rewinddir(directory);
     for (const struct dirent *entry; (entry = readdir(directory));) {
         if (!is_dump(entry->d_name, prefix))
             continue;
-        if (n++ == 0 || strcmp(entry->d_name, oldest) < 0)
+        n++;
+        if (strcmp(entry->d_name, new) != 0 && (!oldest[0] || strcmp(entry->d_name, oldest) < 0))
             (void)snprintf(oldest, bytes, "%s", entry->d_name);
     }
     return n;
@@ -75,7 +77,8 @@ static void drop_old(const struct dump_file *file)
     if (!directory)
         return;
     name_prefix(file, prefix);
-    while (find_oldest(directory, prefix, oldest, sizeof(oldest)) > DUMP_FILE_MAX)
+    const char *new = file->path + strlen(file->directory) + 1;
+    while (find_oldest(directory, prefix, new, oldest, sizeof(oldest)) > DUMP_FILE_MAX)
         if (unlinkat(dirfd(directory), oldest, 0) != 0)
             break;
     (void)closedir(directory);

@@ -367,6 +367,15 @@ START_TEST(dumps_are_never_written_over_and_the_oldest_go)
         }
     ck_assert_uint_eq(count_dumps(directory), DUMP_FILE_MAX + 1);
     ck_assert_int_eq(stat(stranger, &info), 0);
+    for (int i = 0; i < DUMP_FILE_MAX; i++) { /* of tomorrow: the clock has been set back */
+        char later[96];
+        snprintf(later, sizeof(later), "%s/epd-dump-1-99990101T000000Z-4-%d.json", directory, i + 4);
+        close(open(later, O_CREAT | O_WRONLY, 0600));
+    }
+    dump_file_init(&file, &config, 1, 5, 1);
+    ck_assert_msg(dump_file_write(&file, &recorder, &error) == EPD_OK, "%s", error.text);
+    ck_assert_int_eq(stat(file.path, &info), 0);
+    ck_assert_uint_eq(count_dumps(directory), DUMP_FILE_MAX + 1);
     snprintf(config.dump_directory, sizeof(config.dump_directory), "/nonexistent");
     dump_file_init(&file, &config, 1, 1, 1);
     ck_assert_int_eq(dump_file_write(&file, &recorder, &error), EPD_SYSTEM);
