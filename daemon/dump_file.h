@@ -2,7 +2,7 @@
  *
  * Name: epd-dump-PID-TIME-WORKER-N.json. PID is the supervisor's, TIME that of writing (UTC), WORKER counts the workers from 1
  * and N the dumps of that worker from 1; N is "end" of what a supervisor writes of a worker that was killed. So no two are
- * alike, none is ever written over, and those of one PID are listed in the order of their times. */
+ * alike, none is ever written over, and those of one PID are listed in the order of their times, to the second. */
 #ifndef EPD_DAEMON_DUMP_FILE_H
 #define EPD_DAEMON_DUMP_FILE_H
 

@@ -83,6 +83,6 @@ void tcp_port_advise(struct log *log, const char *port)
     range[strcspn(range, "\t")] = '-';
     log_write(log, LOG_WARN,
               "fabric port %s lies among those of outgoing connections, %s: one may have it when the worker "
-              "restarts; choose another, or sysctl net.ipv4.ip_local_reserved_ports=%s",
+              "restarts; choose another, or add %s to sysctl net.ipv4.ip_local_reserved_ports",
               port, range, port);
 }
