@@ -182,15 +182,21 @@ START_TEST(a_late_node_is_waited_for_and_only_then_all_are_ready)
 }
 END_TEST
 
+/* A session, and what a rank of the layer would join with. layer_close ends it. */
+static struct epd_group_options connect_layer(struct layer *layer, const struct rank *rank)
+{
+    struct epd_open_options options = {.size = sizeof(options), .socket_path = rank->socket_path};
+    *layer = (struct layer){.op_case = op_case_named(FABRIC_CASE), .rank = rank};
+    op_inputs_init(&layer->inputs, layer->op_case);
+    RANK_CHECK(epd_open(&options, &layer->client) == EPD_OK);
+    return layer_group_options(layer);
+}
+
 /* A rank of one node joins with another hidden size. */
 static void mismatch_rank(const struct rank *rank)
 {
-    const struct op_case *c = op_case_named(FABRIC_CASE);
-    struct layer layer = {.op_case = c, .rank = rank};
-    struct epd_open_options open_options = {.size = sizeof(open_options), .socket_path = rank->socket_path};
-    op_inputs_init(&layer.inputs, c);
-    RANK_CHECK(epd_open(&open_options, &layer.client) == EPD_OK);
-    struct epd_group_options options = layer_group_options(&layer);
+    struct layer layer;
+    struct epd_group_options options = connect_layer(&layer, rank);
     if (rank->rank >= rank->world_size / 2)
         options.hidden += 8;
     RANK_CHECK(epd_group_join(layer.client, &options, &layer.group) == EPD_GROUP_MISMATCH);
@@ -202,12 +208,8 @@ static void mismatch_rank(const struct rank *rank)
 /* Both nodes come with the first half of the ranks. */
 static void same_half_rank(const struct rank *rank)
 {
-    const struct op_case *c = op_case_named(FABRIC_CASE);
-    struct layer layer = {.op_case = c, .rank = rank};
-    struct epd_open_options open_options = {.size = sizeof(open_options), .socket_path = rank->socket_path};
-    op_inputs_init(&layer.inputs, c);
-    RANK_CHECK(epd_open(&open_options, &layer.client) == EPD_OK);
-    struct epd_group_options options = layer_group_options(&layer);
+    struct layer layer;
+    struct epd_group_options options = connect_layer(&layer, rank);
     options.rank %= rank->world_size / 2;
     RANK_CHECK(epd_group_join(layer.client, &options, &layer.group) == EPD_GROUP_MISMATCH);
     RANK_CHECK(strstr(epd_error_text(), "node 0 says 0..1") && strstr(epd_error_text(), "node 1 says 0..1"));
@@ -217,12 +219,8 @@ static void same_half_rank(const struct rank *rank)
 /* The other node's ranks do not come. */
 static void alone_rank(const struct rank *rank)
 {
-    const struct op_case *c = op_case_named(FABRIC_CASE);
-    struct layer layer = {.op_case = c, .rank = rank};
-    struct epd_open_options open_options = {.size = sizeof(open_options), .socket_path = rank->socket_path};
-    op_inputs_init(&layer.inputs, c);
-    RANK_CHECK(epd_open(&open_options, &layer.client) == EPD_OK);
-    struct epd_group_options options = layer_group_options(&layer);
+    struct layer layer;
+    struct epd_group_options options = connect_layer(&layer, rank);
     if (rank->rank < rank->world_size / 2) {
         RANK_CHECK(epd_group_join(layer.client, &options, &layer.group) == EPD_TIMEOUT);
         RANK_CHECK(strstr(epd_error_text(), "node 1") != NULL);
