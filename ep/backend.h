@@ -67,7 +67,9 @@ struct exchange_slots {
     int32_t *row;    /* [R, max_tokens, K] */
     float *weight;   /* [R, max_tokens, K]; NULL: weights count as 1 */
     int32_t *tokens; /* [R] */
-    int32_t *sent;   /* [R] tokens of this rank that rank r gets rows of: what crosses the link */
+    /* [n_nodes, R] of the ranks of this one's local index, in the order of the nodes: tokens of it that rank r gets rows of.
+     * This rank's own row is whole; of the others only the ranks of this node are written. */
+    int32_t *sent;
 };
 
 /* Memory that a backend's exchange wants for each rank; 0 and 0 where it works in the tensors alone. */

@@ -88,7 +88,6 @@ static void args_of_frame(struct exchange_args *set, const struct cuda_hop *kern
     char *frame = frame_of(kernels, kernels->in, node);
     const int64_t n_tokens = kernels->shape.max_tokens;
     set->shape.n_tokens = kernels->shape.max_tokens;
-    set->slots.sent = NULL;
     set->splits_out = NULL;
     set->offsets_out = NULL;
     set->x.data = set->out.data = frame + kernels->frame.rows;
@@ -136,7 +135,7 @@ static struct exchange_args args_of_set(const struct hop_cuda *hop, const struct
         set.slots.weight = args->slots.weight + choices * set.shape.world_size;
     set.slots.tokens = args->slots.tokens + node * set.shape.world_size;
     if (set.slots.sent)
-        set.slots.sent = args->slots.sent + set.set.first_rank;
+        set.slots.sent = args->slots.sent + (uint64_t)node * shape->world_size + set.set.first_rank;
     if (node != kernels->node)
         args_of_frame(&set, kernels, node);
     set.topk_idx = (struct tensor){.data = set.routing.expert,
@@ -219,14 +218,15 @@ static enum epd_status choose_and_cross(const struct hop_cuda *hop, const struct
                                         const struct exchange_args *args, struct CUstream_st *stream,
                                         struct epd_error *error)
 {
-    struct cuda_hop_choose_args choose = {.hop = *kernels,
-                                          .topk_idx = args->topk_idx,
-                                          .expert = args->routing.expert,
-                                          .place = hop->routing.place,
-                                          .expert_here =
-                                              hop->routing.expert + kernels->node * n_choices(&args->shape),
-                                          .sent_tokens = args->slots.sent,
-                                          .error = args->route_error};
+    struct cuda_hop_choose_args choose = {
+        .hop = *kernels,
+        .topk_idx = args->topk_idx,
+        .expert = args->routing.expert,
+        .place = hop->routing.place,
+        .expert_here = hop->routing.expert + kernels->node * n_choices(&args->shape),
+        .sent_tokens =
+            args->slots.sent ? args->slots.sent + (uint64_t)kernels->node * args->shape.world_size : NULL,
+        .error = args->route_error};
     const struct cuda_hop_pack_args pack = {
         .hop = *kernels, .experts = 1, .weights = args->topk_weights.data, .x = args->x.data};
     struct cuda_hop_take_args take = {

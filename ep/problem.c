@@ -134,22 +134,6 @@ static int64_t clamp_rows(int64_t rows, int64_t max)
     return rows < 0 ? 0 : rows > max ? max : rows;
 }
 
-/* The rows of one expert, in the order of the sending ranks, of which `kept` fit. */
-static void count_expert(const struct problem *problem, const int32_t *counts, uint32_t expert, int64_t kept,
-                         struct problem_traffic *traffic)
-{
-    uint32_t receiver = expert / problem->n_local_experts;
-    for (uint32_t rank = 0; rank < problem->world_size; rank++) {
-        int64_t rows = clamp_rows(counts[(size_t)rank * problem->n_experts + expert], kept);
-        kept -= rows;
-        traffic[receiver].rows += rows;
-        if (rank != receiver) {
-            traffic[rank].sent_rows += rows;
-            traffic[receiver].foreign_rows += rows;
-        }
-    }
-}
-
 void problem_count_traffic(const struct problem *problem, const int32_t *counts,
                            struct problem_traffic *traffic)
 {
@@ -161,7 +145,7 @@ void problem_count_traffic(const struct problem *problem, const int32_t *counts,
         for (uint32_t rank = 0; rank < problem->world_size; rank++)
             rows += counts[(size_t)rank * problem->n_experts + expert];
         int64_t kept = clamp_rows(problem->capacity_rows - receiver->needed_rows, rows);
-        count_expert(problem, counts, expert, kept, traffic);
+        receiver->rows += kept;
         receiver->needed_rows += (rows + alignment - 1) / alignment * alignment;
         receiver->dropped_rows += rows - kept;
     }

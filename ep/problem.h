@@ -52,10 +52,10 @@ struct problem_traffic {
     int64_t rows;         /* in this rank's slabs, without padding */
     int64_t needed_rows;  /* with padding: what would have been the smallest capacity */
     int64_t dropped_rows; /* for this rank, over its capacity */
-    int64_t sent_rows;    /* from this rank's tokens to other ranks' slabs */
-    int64_t foreign_rows; /* in this rank's slabs, from other ranks' tokens */
+    int64_t sent_rows;    /* tokens of this rank, once for each other rank that has one of their experts */
+    int64_t foreign_rows; /* tokens of other ranks that have an expert here */
 };
-/* traffic[world_size]. */
+/* traffic[world_size]; the last two stay 0: counts do not tell them. */
 void problem_count_traffic(const struct problem *problem, const int32_t *counts,
                            struct problem_traffic *traffic);
 

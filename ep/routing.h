@@ -21,6 +21,13 @@ struct routing_context {
     uint32_t n_tokens; /* of that step */
 };
 
+/* Numbers in exchange_slots.sent. */
+uint64_t routing_n_sent(const struct problem *problem);
+/* The same numbers where work is done at once and nobody keeps them: from the routing of a step of so many tokens.
+ * O(tokens of the rail * K). */
+void routing_count_sent(const struct routing_context *context, const struct problem *problem,
+                        uint32_t n_tokens, int32_t *sent);
+
 /* Takes the arrays from the layout (pointers are NULL while it measures). */
 void routing_carve(struct routing_context *context, const struct problem *problem, int with_weights,
                    int with_slots, struct layout *layout);

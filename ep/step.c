@@ -46,12 +46,8 @@ static int step_alloc_reports(struct step *step, struct plan *plan)
         step->counts = calloc((size_t)problem->world_size * problem->n_experts, sizeof *step->counts);
         step->expert_rows = calloc(problem->n_experts, sizeof *step->expert_rows);
         step->traffic = calloc(problem->world_size, sizeof *step->traffic);
-        if (plan_router(plan)->routing.slots.sent) {
-            step->sent = calloc((size_t)problem->world_size * problem->world_size, sizeof *step->sent);
-            if (!step->sent)
-                return 0;
-        }
-        return step->counts && step->expert_rows && step->traffic;
+        step->sent = calloc(problem->ranks_per_node * routing_n_sent(problem), sizeof *step->sent);
+        return step->counts && step->expert_rows && step->traffic && step->sent;
     }
     if (plan->splits) {
         step->splits = calloc((size_t)plan->bindings.dims[DIM_GROUPS], sizeof *step->splits);

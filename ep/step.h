@@ -14,8 +14,11 @@ struct step_rank_result {
     int64_t rows;        /* received rows in this rank's slabs, before padding (dispatch, moe_forward) */
     int64_t needed_rows; /* capacity the step would have needed */
     int64_t dropped_rows;
-    uint64_t wire_bytes;    /* payload sent to other ranks, as if each had gone straight there */
-    uint64_t network_bytes; /* sent to and received from other nodes, on this rank's rail */
+    /* Payload sent to other ranks, as if each token had gone straight there, once to each rank that has one of its experts,
+     * before drops; the same on every backend and number of nodes. */
+    uint64_t wire_bytes;
+    uint64_t
+        network_bytes; /* sent to and received from other nodes, on this rank's rail: messages whole, as they cross */
     /* payload moved between two buffers for no other reason: 0 on every zero-copy path */
     uint64_t copied_bytes;
     uint64_t flops; /* of the grouped GEMMs */

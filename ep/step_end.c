@@ -103,18 +103,25 @@ static uint64_t crossing_bytes(const struct plan *plan, const struct problem_tra
     return rows * problem->hidden * dtype_bytes(problem->dtype);
 }
 
-/* A backend that keeps count of it sends a token once to each rank, whatever number of its experts is there. */
-static void count_sent_once(const struct step *step)
+/* A token goes once to each rank that has one of its experts. Of what the ranks of other nodes send, this node knows what
+ * goes to its own. */
+static void count_sent(const struct step *step)
 {
-    uint32_t n = step->team->problem.world_size;
-    for (uint32_t rank = 0; rank < n; rank++) {
-        struct problem_traffic *traffic = &step->traffic[rank];
-        traffic->sent_rows = traffic->foreign_rows = 0;
-        for (uint32_t other = 0; other < n; other++) {
-            traffic->sent_rows += other == rank ? 0 : step->sent[rank * n + other];
-            traffic->foreign_rows += other == rank ? 0 : step->sent[other * n + rank];
+    const struct problem *problem = &step->team->problem;
+    const uint32_t first = problem_first_rank(problem), n_here = problem->ranks_per_node;
+    const int32_t *sent = step->sent;
+    for (uint32_t i = 0; i < n_here; i++)
+        for (uint32_t node = 0; node < problem->n_nodes; node++, sent += problem->world_size) {
+            const uint32_t from = node * n_here + i;
+            for (uint32_t to = 0; to < problem->world_size; to++) {
+                if (to == from)
+                    continue;
+                if (node == problem->node)
+                    step->traffic[from].sent_rows += sent[to];
+                if (to >= first && to < first + n_here)
+                    step->traffic[to].foreign_rows += sent[to];
+            }
         }
-    }
 }
 
 /* After the flags: nobody waits for numbers. */
@@ -122,8 +129,7 @@ static void account_routed(struct step *step)
 {
     const struct problem *problem = &step->team->problem;
     problem_count_traffic(problem, step->counts, step->traffic);
-    if (step->sent)
-        count_sent_once(step);
+    count_sent(step);
     for (uint32_t i = 0; i < step->n_ranks; i++) {
         const struct plan *plan = step->plans[i];
         const struct problem_traffic *traffic = &step->traffic[plan->rank];

@@ -79,7 +79,8 @@ struct step {
     int64_t *expert_rows; /* [E] */
     struct problem_traffic *traffic; /* [R] */
     struct hop_report *reports; /* [n_ranks, n_nodes] of a team that spans them and works later; else NULL */
-    int32_t *sent; /* [R, R] tokens of a rank that each rank gets rows of; NULL: the backend keeps none */
+    int32_t *
+        sent; /* [ranks per node, n_nodes, R] of the routing used, as exchange_slots.sent; NULL like counts */
 
     uint32_t n_lanes;
     _Atomic uint32_t n_delivered; /* lanes whose reports have come */

@@ -238,15 +238,16 @@ static enum epd_status copy_routing(const struct step *step, uint32_t idx, const
 {
     const struct problem *problem = &step->team->problem;
     const struct routing_context *routing = &plan_router(run->plan)->routing;
-    uint64_t row_bytes = problem->world_size * sizeof *step->sent;
+    int32_t *sent = step->sent + (run->plan->rank - problem_first_rank(problem)) * routing_n_sent(problem);
     if (idx == 0 && run->backend->copy_out(
                         run->queue, step->counts, routing->routing.counts,
                         (uint64_t)problem->world_size * problem->n_experts * sizeof *step->counts, 0, error))
         return error->status;
-    if (!step->sent)
-        return EPD_OK;
-    return run->backend->copy_out(run->queue, step->sent + (uint64_t)run->plan->rank * problem->world_size,
-                                  routing->slots.sent, row_bytes, 0, error);
+    if (routing->slots.sent)
+        return run->backend->copy_out(run->queue, sent, routing->slots.sent,
+                                      routing_n_sent(problem) * sizeof *sent, 0, error);
+    routing_count_sent(routing, problem, run->n_tokens, sent);
+    return EPD_OK;
 }
 
 /* The rails break, and with them the group on all nodes: they may have this one's report already, and it says that all is

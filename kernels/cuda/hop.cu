@@ -46,6 +46,7 @@ struct choose_memory {
     uint32_t first_bad;
     int32_t before[CHOOSE_WARPS][EPD_MAX_RANKS]; /* tokens for a node: of a warp, then of all before it */
     int32_t chosen[EPD_MAX_RANKS];               /* so far */
+    int32_t sent[EPD_MAX_RANKS];                 /* tokens for a rank, so far */
 };
 
 static __device__ __forceinline__ int64_t topk_at(const struct tensor &topk_idx, size_t i)
@@ -54,13 +55,13 @@ static __device__ __forceinline__ int64_t topk_at(const struct tensor &topk_idx,
                                      : (int64_t) static_cast<const int32_t *>(topk_idx.data)[i];
 }
 
-/* Checks and counts the experts of a token; returns the nodes that have one. */
+/* Checks and counts the experts of a token; returns the ranks that have one. */
 static __device__ uint64_t token_choose(const struct cuda_hop_choose_args &a, choose_memory &m,
                                         uint32_t token)
 {
     const struct exchange_shape &shape = a.hop.shape;
     size_t first = (size_t)token * shape.top_k;
-    uint64_t nodes = 0;
+    uint64_t ranks = 0;
     for (uint32_t k = 0; k < shape.top_k; k++) {
         int64_t value = topk_at(a.topk_idx, first + k);
         bool known = value >= 0 && value < shape.n_experts;
@@ -74,9 +75,28 @@ static __device__ uint64_t token_choose(const struct cuda_hop_choose_args &a, ch
         if (!known)
             continue;
         atomicAdd(&m.rows[expert], 1);
-        nodes |= 1ull << ((uint32_t)expert / experts_per_node(a.hop));
+        ranks |= 1ull << ((uint32_t)expert / shape.n_local_experts);
     }
-    return nodes & ~(1ull << a.hop.node);
+    return ranks;
+}
+
+/* The other nodes that have one of the ranks. */
+static __device__ uint64_t nodes_of(const struct cuda_hop &h, uint64_t ranks)
+{
+    uint64_t nodes = 0;
+    for (; ranks; ranks &= ranks - 1)
+        nodes |= 1ull << ((uint32_t)(__ffsll((long long)ranks) - 1) / ranks_per_node(h));
+    return nodes & ~(1ull << h.node);
+}
+
+/* Each lane has a token for `ranks`. Whole warp. */
+static __device__ void ranks_tally(const struct exchange_shape &shape, choose_memory &m, uint64_t ranks)
+{
+    for (uint32_t rank = 0; rank < shape.world_size; rank++) {
+        uint32_t n = __popc(__ballot_sync(FULL_WARP, ranks >> rank & 1));
+        if (threadIdx.x % 32 == 0 && n)
+            atomicAdd(&m.sent[rank], (int32_t)n);
+    }
 }
 
 /* Places of a block of tokens, one per thread, behind those chosen so far. Whole block. */
@@ -145,7 +165,7 @@ static __device__ void choose_tell(const struct cuda_hop_choose_args &a, const c
                                            h.frame.head) = {CUDA_HOP_MAGIC, (uint32_t)m.chosen[node]};
     uint32_t rank = threadIdx.x;
     if (a.sent_tokens && rank < shape.world_size && rank / n_here != h.node)
-        a.sent_tokens[rank] = rank % n_here == shape.rank % n_here ? m.chosen[rank / n_here] : 0;
+        a.sent_tokens[rank] = m.sent[rank];
 }
 
 static __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
@@ -157,7 +177,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     for (uint32_t e = threadIdx.x; e < shape.n_experts; e += CHOOSE_THREADS)
         expert_rows[e] = 0;
     if (threadIdx.x < EPD_MAX_RANKS)
-        m.chosen[threadIdx.x] = 0;
+        m.chosen[threadIdx.x] = m.sent[threadIdx.x] = 0;
     if (threadIdx.x == 0) {
         m.rows = expert_rows;
         m.first_bad = UINT32_MAX;
@@ -165,8 +185,10 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     __syncthreads();
     for (uint32_t first = 0; first < shape.n_tokens; first += CHOOSE_THREADS) {
         uint32_t token = first + threadIdx.x;
-        uint64_t nodes = token < shape.n_tokens ? token_choose(a, m, token) : 0;
-        tokens_place(a, m, token, nodes);
+        uint64_t ranks = token < shape.n_tokens ? token_choose(a, m, token) : 0;
+        if (a.sent_tokens)
+            ranks_tally(shape, m, ranks);
+        tokens_place(a, m, token, nodes_of(a.hop, ranks));
     }
     __syncthreads();
     choose_tell(a, m);

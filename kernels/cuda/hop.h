@@ -59,8 +59,8 @@ struct cuda_hop_choose_args {
     int32_t *expert_here; /* [max_tokens, K] experts of the own set */
     int32_t *counts
         [EPD_MAX_RANKS]; /* routing.counts [R, E] of every rank of this node, by local index; row `rank` */
-    int32_t
-        *sent_tokens; /* [R]: of other nodes' ranks: tokens of this rank that cross to it; NULL: not wanted */
+    int32_t *
+        sent_tokens; /* [R]: of other nodes' ranks: tokens of this rank that have an expert there; NULL: not wanted */
     struct kernel_error *error;
 };
 EPD_MUST_CHECK enum epd_status cuda_hop_choose_launch(const struct cuda_hop_choose_args *args,

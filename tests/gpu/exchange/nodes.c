@@ -118,7 +118,7 @@ static void rank_open(struct nodes *nodes, uint32_t rank)
         .row = device_bytes(memory, p->n_ranks * slots * 4),
         .weight = device_bytes(memory, p->n_ranks * slots * 4),
         .tokens = device_bytes(memory, p->n_ranks * 4),
-        .sent = device_bytes(memory, p->n_ranks * 4),
+        .sent = device_bytes(memory, nodes->n_nodes * p->n_ranks * 4),
     };
     m->splits = device_bytes(memory, n_local * 8);
     m->offsets = device_bytes(memory, (n_local + 1) * 8);

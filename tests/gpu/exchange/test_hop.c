@@ -67,29 +67,40 @@ static int check_counts(const struct nodes *nodes, const struct rank_expected *e
                 (size_t)p->n_ranks * p->n_experts * 4);
 }
 
-/* What crosses for each rank of another node. */
+/* Tokens of `from` that have an expert on `to`. */
+static int32_t tokens_for(const struct problem *p, const struct rank_expected *expected, uint32_t from,
+                          uint32_t to)
+{
+    int32_t n = 0;
+    for (uint32_t token = 0; token < p->n_tokens[from]; token++) {
+        int goes = 0;
+        for (uint32_t k = 0; k < p->top_k; k++) {
+            int32_t expert = expected[from].expert[(size_t)token * p->top_k + k];
+            goes |= expert >= 0 && (uint32_t)expert / (p->n_experts / p->n_ranks) == to;
+        }
+        n += goes;
+    }
+    return n;
+}
+
+/* What the ranks of this one's rail have for each rank: all that it has itself, of the others what is for this node. */
 static int check_sent(const struct nodes *nodes, const struct rank_expected *expected, uint32_t rank)
 {
     const struct problem *p = &nodes->problem;
-    uint32_t n_here = p->n_ranks / nodes->n_nodes;
-    int32_t got[CLUSTER_MAX_RANKS];
-    download(got, nodes->ranks[rank].slots.sent, p->n_ranks * 4);
+    uint32_t n_here = p->n_ranks / nodes->n_nodes, here = rank / n_here;
+    int32_t got[CLUSTER_MAX_RANKS * CLUSTER_MAX_RANKS];
+    download(got, nodes->ranks[rank].slots.sent, (size_t)nodes->n_nodes * p->n_ranks * 4);
     int failed = 0;
-    for (uint32_t to = 0; to < p->n_ranks; to++) {
-        int32_t want = 0;
-        int here = to / n_here == rank / n_here, rail = to % n_here == rank % n_here;
-        for (uint32_t token = 0; token < p->n_tokens[rank] && (here || rail); token++) {
-            int goes = 0;
-            for (uint32_t k = 0; k < p->top_k; k++) {
-                int32_t expert = expected[rank].expert[(size_t)token * p->top_k + k];
-                uint32_t at = expert < 0 ? UINT32_MAX : (uint32_t)expert / (p->n_experts / p->n_ranks);
-                goes |= here ? at == to : expert >= 0 && at / n_here == to / n_here;
-            }
-            want += goes;
+    for (uint32_t node = 0; node < nodes->n_nodes; node++)
+        for (uint32_t to = 0; to < p->n_ranks; to++) {
+            uint32_t from = node * n_here + rank % n_here;
+            int32_t is = got[node * p->n_ranks + to];
+            if (node != here && to / n_here != here)
+                continue;
+            int32_t want = tokens_for(p, expected, from, to);
+            if (is != want)
+                failed += printf("  FAIL sent rank %u to %u: got %d, want %d\n", from, to, is, want) > 0;
         }
-        if (got[to] != want)
-            failed += printf("  FAIL sent rank %u to %u: got %d, want %d\n", rank, to, got[to], want) > 0;
-    }
     return failed;
 }
 
