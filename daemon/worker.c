@@ -183,6 +183,14 @@ static void reload(struct worker *worker, const struct config *fresh)
               n_ignored);
 }
 
+/* The loop comes round: that is what was asked. */
+static void answer_question(struct worker *worker)
+{
+    struct epd_error ignored = {0};                              /* it does not read now: it will ask again */
+    (void)!failpoint_hit(&worker->failpoints, "loop", &ignored); /* may sleep */
+    (void)!channel_send_answer(worker->start.channel_fd, &ignored);
+}
+
 static void on_channel(uv_poll_t *poll, int status, int events)
 {
     (void)status;
@@ -193,6 +201,9 @@ static void on_channel(uv_poll_t *poll, int status, int events)
     switch (channel_receive(worker->start.channel_fd, &fresh, &error)) {
     case CHANNEL_CONFIG:
         reload(worker, &fresh);
+        break;
+    case CHANNEL_QUESTION:
+        answer_question(worker);
         break;
     case CHANNEL_ENDED:
         log_write(worker->log, LOG_ERROR, "worker ends: %s", error.text);
@@ -253,13 +264,24 @@ static void on_device_lost(void *arg, const struct epd_error *error)
     worker_fail(arg, error);
 }
 
+static void on_device_slow(void *arg, uint32_t device_idx, uint64_t waited_ns, const char *doing)
+{
+    struct worker *worker = arg;
+    log_write(worker->log, LOG_WARN, "device %u does not answer waited_ms %" PRIu64 " its lane stands at %s",
+              device_idx, (uint64_t)(waited_ns / CLOCK_NS_PER_MS), doing);
+}
+
 /* An idle daemon on the host backend sleeps. */
 static enum epd_status watch_devices(struct worker *worker, struct epd_error *error)
 {
     if (node_backend(worker->node) == EPD_BACKEND_HOST)
         return EPD_OK;
-    enum epd_status status =
-        device_watch_create(worker->node, on_device_lost, worker, &worker->device_watch, error);
+    const struct device_watch_rules rules = {.slow_ns = clock_ms_to_ns(worker->config.warn_ms),
+                                             .stuck_ns = clock_ms_to_ns(worker->config.stuck_ms),
+                                             .slow = on_device_slow,
+                                             .lost = on_device_lost,
+                                             .arg = worker};
+    enum epd_status status = device_watch_create(worker->node, &rules, &worker->device_watch, error);
     if (status == EPD_OK)
         (void)uv_timer_start(&worker->device_timer, on_device_timer, WORKER_DEVICE_LOOK_MS,
                              WORKER_DEVICE_LOOK_MS);
@@ -428,6 +450,8 @@ static int serve(struct worker *worker)
         _exit(code);
     }
     log_write(worker->log, LOG_INFO, "worker ends code %d", code);
+    struct epd_error ignored = {0};
+    (void)!channel_send_ending(worker->start.channel_fd, &ignored);
     finish(worker);
     return code;
 }

@@ -136,7 +136,7 @@ for n in 2 4; do
 done
 run backend_hop 120 "$tests/backend/test_gpu_hop"
 run fabric_rail 60 "$tests/fabric/test_gpu_rail"
-run fabric_nodes 120 "$tests/fabric/test_gpu_nodes" "$epd" "$build/client/epdctl/epdctl"
+run fabric_nodes 180 "$tests/fabric/test_gpu_nodes" "$epd" "$build/client/epdctl/epdctl"
 run backend_process 120 "$tests/backend/test_gpu_process" "$epd"
 run backend_local 120 "$tests/backend/test_gpu_local" "$epd"
 run backend_recover 120 "$tests/backend/test_gpu_recover" "$epd"

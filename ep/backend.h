@@ -139,6 +139,10 @@ struct backend {
     enum epd_status (*device_check)(struct backend_device *device, struct epd_error *error);
     /* 1 if nothing is left in any of its queues, and nothing that was put there for others waits for another node. */
     int (*device_idle)(struct backend_device *device);
+    /* How many things were given back whose end would wait for whole devices: they go in a quiet moment (quiet.h), in
+     * which device_give_back ends them and returns the bytes of imports that it unmapped. */
+    uint32_t (*device_n_waiting)(struct backend_device *device);
+    uint64_t (*device_give_back)(struct backend_device *device);
 
     /* Zeroed. exported: with an fd that a client can map. */
     enum epd_status (*memory_alloc)(struct backend_device *device, uint64_t bytes, int exported,
@@ -147,7 +151,7 @@ struct backend {
     /* The request's fd stays the caller's. */
     enum epd_status (*memory_import)(struct backend_device *device, const struct memory_request *request,
                                      struct backend_import *import, struct epd_error *error);
-    /* Returns the bytes that were unmapped. */
+    /* Returns the bytes that were unmapped at once; others go when device_give_back says so. */
     uint64_t (*memory_unimport)(struct backend_device *device, struct backend_import *import);
 
     enum epd_status (*queue_create)(struct backend_device *device, struct backend_queue **queue,

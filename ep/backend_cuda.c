@@ -156,10 +156,21 @@ static enum epd_status device_check(struct backend_device *device, struct epd_er
                               "a sign of life of the GPU", error);
 }
 
+static uint32_t device_n_waiting(struct backend_device *device)
+{
+    return device->n_for_quiet + device->imports.n_to_close;
+}
+
+static uint64_t device_give_back(struct backend_device *device)
+{
+    cuda_deferred_end(device, 1);
+    return cuda_imports_close(&device->imports);
+}
+
 static void device_close(struct backend_device *device)
 {
     (void)cudaDeviceSynchronize();
-    cuda_deferred_end(device, 1);
+    (void)device_give_back(device);
     cuda_heap_fini(&device->heap);
     cuda_queues_free(device);
     (void)cudaStreamDestroy(device->setup);
@@ -397,6 +408,8 @@ const struct backend backend_cuda = {
     .device_close = device_close,
     .device_check = device_check,
     .device_idle = cuda_queues_idle,
+    .device_n_waiting = device_n_waiting,
+    .device_give_back = device_give_back,
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .memory_import = memory_import,

@@ -25,6 +25,7 @@ struct backend_device {
     uint32_t n_library_streams;        /* cuda_streams_take */
     _Atomic uint32_t n_connecting;     /* rails whose own streams may wait for other nodes (cuda_rail.h) */
     struct cuda_deferred *deferred;    /* owned: what goes when the queues have passed it */
+    uint32_t n_for_quiet;              /* of these, what goes in a quiet moment */
     struct cuda_flag_page *flag_pages; /* owned: those with flags in use */
 };
 
@@ -57,12 +58,11 @@ EPD_MUST_CHECK enum epd_status cuda_queue_copy_out(struct backend_queue *queue, 
                                                    uint64_t bytes, int clear, struct epd_error *error);
 
 /* Runs end(device, arg) once everything that is in the device's queues now has been done; at once if it is.
- * when_idle: not before a moment in which every queue is empty. For what makes CUDA wait for the whole
- * device, and so for clients: cudaFree, cudaFreeHost, cudaHostUnregister do (measured behind a stream that
- * waited for a flag); VMM calls, events and streams do not. */
-void cuda_defer(struct backend_device *device, int when_idle, void (*end)(struct backend_device *, void *),
+ * in_quiet: not before a quiet moment (quiet.h). For what makes CUDA wait for whole devices, and so for clients:
+ * cudaFree, cudaFreeHost, cudaHostUnregister, cudaIpcCloseMemHandle do; VMM calls, events and streams do not. */
+void cuda_defer(struct backend_device *device, int in_quiet, void (*end)(struct backend_device *, void *),
                 void *arg);
-/* Ends what may be ended now; all of it when the device is closed and has been waited for. */
+/* Ends what may be ended now; all of it in a quiet moment, or when the device is closed and has been waited for. */
 void cuda_deferred_end(struct backend_device *device, int all);
 
 #endif

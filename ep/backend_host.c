@@ -71,6 +71,18 @@ static int host_device_idle(struct backend_device *device)
     return 1;
 }
 
+static uint32_t host_device_n_waiting(struct backend_device *device)
+{
+    (void)device;
+    return 0;
+}
+
+static uint64_t host_device_give_back(struct backend_device *device)
+{
+    (void)device;
+    return 0;
+}
+
 static enum epd_status host_device_check(struct backend_device *device, struct epd_error *error)
 {
     (void)device, (void)error;
@@ -442,6 +454,8 @@ const struct backend backend_host = {
     .device_close = host_device_close,
     .device_check = host_device_check,
     .device_idle = host_device_idle,
+    .device_n_waiting = host_device_n_waiting,
+    .device_give_back = host_device_give_back,
     .memory_alloc = host_memory_alloc,
     .memory_free = host_memory_free,
     .memory_import = host_memory_import,

@@ -13,6 +13,7 @@ struct cuda_mapping {
     uint64_t bytes;
     CUmemGenericAllocationHandle handle; /* VMM */
     uint32_t n_imports;
+    uint32_t n_opened; /* IPC: as CUDA counts; those beyond n_imports are to be closed */
     struct cuda_mapping *next;
 };
 
@@ -125,6 +126,7 @@ static enum epd_status import_ipc(struct cuda_imports *imports, const struct mem
         (void)cudaIpcCloseMemHandle((void *)(uintptr_t)base);
         return error_set(error, EPD_NO_MEMORY, "imported memory: %zu bytes", sizeof *mapping);
     }
+    mapping->n_opened++;
     *import = import_at(request, mapping, mapped_bytes);
     return EPD_OK;
 }
@@ -198,22 +200,47 @@ enum epd_status cuda_import(struct cuda_imports *imports, const struct memory_re
     }
 }
 
-uint64_t cuda_unimport(struct cuda_imports *imports, struct cuda_mapping *mapping)
+static void unlink_mapping(struct cuda_imports *imports, const struct cuda_mapping *mapping)
 {
     struct cuda_mapping **link = &imports->first;
-    if (mapping->kind == EPD_MEMORY_CUDA_IPC)
-        (void)cudaIpcCloseMemHandle((void *)(uintptr_t)mapping->base);
-    assert(mapping->n_imports > 0);
-    if (--mapping->n_imports)
-        return 0;
     while (*link != mapping)
         link = &(*link)->next;
     *link = mapping->next;
-    uint64_t bytes = mapping->bytes;
-    if (mapping->kind == EPD_MEMORY_CUDA_VMM) {
-        cuda_heap_unmap(imports->heap, mapping->base, bytes);
-        (void)imports->heap->driver->cuMemRelease(mapping->handle);
+}
+
+uint64_t cuda_unimport(struct cuda_imports *imports, struct cuda_mapping *mapping)
+{
+    assert(mapping->n_imports > 0);
+    mapping->n_imports--;
+    if (mapping->kind == EPD_MEMORY_CUDA_IPC) {
+        imports->n_to_close++;
+        return 0;
     }
+    if (mapping->n_imports)
+        return 0;
+    const uint64_t bytes = mapping->bytes;
+    unlink_mapping(imports, mapping);
+    cuda_heap_unmap(imports->heap, mapping->base, bytes);
+    (void)imports->heap->driver->cuMemRelease(mapping->handle);
     free(mapping);
+    return bytes;
+}
+
+uint64_t cuda_imports_close(struct cuda_imports *imports)
+{
+    uint64_t bytes = 0;
+    for (struct cuda_mapping *mapping = imports->first, *next; mapping; mapping = next) {
+        next = mapping->next;
+        if (mapping->kind != EPD_MEMORY_CUDA_IPC)
+            continue;
+        for (; mapping->n_opened > mapping->n_imports; mapping->n_opened--)
+            (void)cudaIpcCloseMemHandle((void *)(uintptr_t)mapping->base);
+        if (mapping->n_imports)
+            continue;
+        bytes += mapping->bytes;
+        unlink_mapping(imports, mapping);
+        free(mapping);
+    }
+    imports->n_to_close = 0;
     return bytes;
 }

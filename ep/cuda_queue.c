@@ -328,7 +328,7 @@ enum epd_status cuda_queue_copy_out(struct backend_queue *queue, void *dst, void
 
 struct cuda_deferred {
     struct cuda_deferred *next;
-    int when_idle;
+    int in_quiet;
     void (*end)(struct backend_device *device, void *arg);
     void *arg;
     uint32_t n_queues;
@@ -356,8 +356,8 @@ int cuda_queues_idle(struct backend_device *device)
 /* A queue that is gone has been passed. */
 static int deferred_due(struct backend_device *device, const struct cuda_deferred *deferred)
 {
-    if (deferred->when_idle)
-        return cuda_queues_idle(device);
+    if (deferred->in_quiet)
+        return 0;
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         for (uint32_t i = 0; i < deferred->n_queues; i++)
             if (deferred->passes[i].queue == queue && !queue_passed(queue, deferred->passes[i].ticket))
@@ -375,12 +375,13 @@ void cuda_deferred_end(struct backend_device *device, int all)
             continue;
         }
         *link = deferred->next;
+        device->n_for_quiet -= deferred->in_quiet ? 1 : 0;
         deferred->end(device, deferred->arg);
         free(deferred);
     }
 }
 
-void cuda_defer(struct backend_device *device, int when_idle, void (*end)(struct backend_device *, void *),
+void cuda_defer(struct backend_device *device, int in_quiet, void (*end)(struct backend_device *, void *),
                 void *arg)
 {
     uint32_t n_queues = 0;
@@ -392,7 +393,8 @@ void cuda_defer(struct backend_device *device, int when_idle, void (*end)(struct
         end(device, arg);
         return;
     }
-    *deferred = (struct cuda_deferred){.when_idle = when_idle, .end = end, .arg = arg, .n_queues = n_queues};
+    *deferred = (struct cuda_deferred){.in_quiet = in_quiet, .end = end, .arg = arg, .n_queues = n_queues};
+    device->n_for_quiet += in_quiet ? 1 : 0;
     uint32_t i = 0;
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next, i++) {
         deferred->passes[i].queue = queue;

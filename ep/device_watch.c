@@ -3,19 +3,22 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+#include "ep/clock.h"
 #include "ep/node_impl.h"
 
 struct look {
     struct lane_job job;
     struct device_watch *watch;
-    int under_way; /* loop thread */
-    struct epd_error error;
+    /* Loop thread. */
+    int under_way;
+    int told; /* that it is slow */
+    uint64_t asked_ns;
+    struct epd_error error; /* the lane's, while it is under way */
 };
 
 struct device_watch {
     struct node *node; /* borrowed */
-    void (*lost)(void *arg, const struct epd_error *error);
-    void *arg;
+    struct device_watch_rules rules;
     int told;
     struct look looks[EPD_MAX_DEVICES];
 };
@@ -33,37 +36,66 @@ static void look_run(struct lane_job *job, struct lane *lane)
     (void)!lane_check_device(lane, &look->error);
 }
 
+static void tell_lost(struct device_watch *watch, const struct epd_error *error)
+{
+    if (watch->told)
+        return;
+    watch->told = 1;
+    watch->rules.lost(watch->rules.arg, error);
+}
+
 static void look_complete(struct lane_job *job)
 {
     struct look *look = look_of_job(job);
-    struct device_watch *watch = look->watch;
     look->under_way = 0;
-    if (look->error.status != EPD_CUDA || watch->told)
-        return;
-    watch->told = 1;
-    watch->lost(watch->arg, &look->error);
+    if (look->error.status == EPD_CUDA)
+        tell_lost(look->watch, &look->error);
 }
 
-enum epd_status device_watch_create(struct node *node, void (*lost)(void *arg, const struct epd_error *error),
-                                    void *arg, struct device_watch **watch, struct epd_error *error)
+/* A look is the lane's last job: what it waits behind does not end. */
+static void judge(struct device_watch *watch, uint32_t device_idx, uint64_t now_ns)
+{
+    struct look *look = &watch->looks[device_idx];
+    const char *doing = lane_doing(watch->node->lanes[device_idx]);
+    const uint64_t waited_ns = now_ns - look->asked_ns;
+    struct epd_error error;
+    if (waited_ns >= watch->rules.stuck_ns) {
+        (void)error_set(&error, EPD_CUDA,
+                        "device %u: its lane has not gone on for %.3g s, and stands at %s: it is given up",
+                        device_idx, (double)waited_ns / 1e9, doing);
+        tell_lost(watch, &error);
+    } else if (waited_ns >= watch->rules.slow_ns && !look->told) {
+        look->told = 1;
+        watch->rules.slow(watch->rules.arg, device_idx, waited_ns, doing);
+    }
+}
+
+enum epd_status device_watch_create(struct node *node, const struct device_watch_rules *rules,
+                                    struct device_watch **watch, struct epd_error *error)
 {
     struct device_watch *created = calloc(1, sizeof *created);
     if (!created)
         return error_set(error, EPD_NO_MEMORY, "device watch: %zu bytes", sizeof *created);
-    *created = (struct device_watch){.node = node, .lost = lost, .arg = arg};
+    *created = (struct device_watch){.node = node, .rules = *rules};
     *watch = created;
     return EPD_OK;
 }
 
 void device_watch_look(struct device_watch *watch)
 {
+    const uint64_t now_ns = clock_now_ns();
     for (uint32_t i = 0; i < watch->node->n_devices; i++) {
         struct look *look = &watch->looks[i];
-        if (look->under_way)
+        if (look->under_way) {
+            judge(watch, i, now_ns);
             continue;
+        }
         look->watch = watch;
         look->under_way = 1;
-        look->job = (struct lane_job){.run = look_run, .complete = look_complete};
+        look->told = 0;
+        look->asked_ns = now_ns;
+        look->job = (struct lane_job){
+            .run = look_run, .complete = look_complete, .what = "a look whether the device is well"};
         lane_post(watch->node->lanes[i], &look->job);
     }
 }

@@ -60,6 +60,8 @@ struct lane {
 
     _Atomic uint64_t jobs_done, busy_ns, imported_bytes;
     _Atomic uint32_t n_imports;
+    _Atomic uint32_t wants_quiet;
+    const char *_Atomic doing; /* static words */
 };
 
 static void ring_put(struct lane_ring *ring, struct lane_job *job)
@@ -87,8 +89,20 @@ static int ring_empty(struct lane_ring *ring)
 
 /* Lane thread. */
 
+static void lane_do(struct lane *lane, const struct lane_job *job)
+{
+    atomic_store_explicit(&lane->doing, job->what, memory_order_relaxed);
+}
+
+/* Before the loop hears of a job's end. */
+static void lane_look_back(struct lane *lane)
+{
+    atomic_store(&lane->wants_quiet, lane->backend->device_n_waiting(lane->device) > 0);
+}
+
 static void lane_end(struct lane *lane, struct lane_job *job)
 {
+    lane_look_back(lane);
     atomic_fetch_add_explicit(&lane->jobs_done, 1, memory_order_relaxed);
     ring_put(&lane->out, job);
     atomic_fetch_add(&lane->ended, 1);
@@ -104,6 +118,7 @@ static void lane_poll_pending(struct lane *lane)
     struct lane_job **link = &lane->pending_first, *last = NULL;
     while (*link) {
         struct lane_job *job = *link;
+        lane_do(lane, job);
         if (job->poll(job, lane)) {
             *link = job->next;
             lane_end(lane, job);
@@ -118,6 +133,7 @@ static void lane_poll_pending(struct lane *lane)
 static void lane_run_job(struct lane *lane, struct lane_job *job)
 {
     uint64_t begin_ns = clock_now_ns();
+    lane_do(lane, job);
     job->run(job, lane);
     job->next = NULL;
     if (!job->poll) {
@@ -215,6 +231,11 @@ enum epd_status lane_check_device(struct lane *lane, struct epd_error *error)
         return lane->backend->device_check(lane->device, error);
     *error = lane->lost;
     return error->status;
+}
+
+void lane_give_back(struct lane *lane)
+{
+    lane_count_import(lane, -(int64_t)lane->backend->device_give_back(lane->device), 0);
 }
 
 void lane_count_import(struct lane *lane, int64_t bytes, int imports)
@@ -341,6 +362,17 @@ void lane_wait(struct lane *lane)
     if (lane->n_out && ring_empty(&lane->out))
         futex_wait(&lane->ended, ended, &limit);
     atomic_store(&lane->waited, 0);
+}
+
+const char *lane_doing(const struct lane *lane)
+{
+    const char *what = atomic_load_explicit(&lane->doing, memory_order_relaxed);
+    return what ? what : "a step or a plan";
+}
+
+int lane_wants_quiet(const struct lane *lane)
+{
+    return (int)atomic_load(&lane->wants_quiet);
 }
 
 void lane_give_up(struct lane *lane, const struct epd_error *error)

@@ -114,6 +114,7 @@ enum epd_status memory_acquire(struct node *node, const struct memory_request *r
     memory->arg = arg;
     memory->job.run = memory_run_acquire;
     memory->job.complete = memory_complete_acquire;
+    memory->job.what = "a buffer that is made";
     lane_post(memory->lane, &memory->job);
     return EPD_OK;
 
@@ -132,7 +133,8 @@ void memory_release(struct memory *memory)
     assert(memory->n_references > 0);
     if (--memory->n_references)
         return;
-    memory->job = (struct lane_job){.run = memory_run_release, .complete = memory_complete_release};
+    memory->job = (struct lane_job){
+        .run = memory_run_release, .complete = memory_complete_release, .what = "a buffer that goes"};
     lane_post(memory->lane, &memory->job);
 }
 

@@ -1,6 +1,10 @@
 /* A moment in which nothing runs or waits on any device of the node, and no lane puts anything in: for what makes CUDA wait
- * for whole devices, and holds up the calls of all lanes meanwhile. Such a moment is waited for without holding up
- * anybody: under constant load it does not come. Loop thread; see node.h. */
+ * for whole devices, and holds up the calls of all lanes meanwhile. While lanes work such a moment may come by itself, and
+ * is waited for without holding up anybody. Under constant load it does not: then the lanes stand still, all at the same
+ * place in the order of their jobs, until their queues are empty or some ms have passed (ep/quiet.c says how long and how
+ * often). So it fails to come only while something in a queue waits for a client, or runs, longer than that.
+ *
+ * Loop thread; see node.h. */
 #ifndef EPD_EP_QUIET_H
 #define EPD_EP_QUIET_H
 

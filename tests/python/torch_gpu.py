@@ -1,9 +1,10 @@
 """Runs the cases of torch_cases on GPUs: a daemon with the CUDA backend, one process per GPU, a table.
 
-    EPD_BINARY=... EPD_LIBRARY=... PYTHONPATH=client/python python3 tests/python/torch_gpu.py [--ranks 4] [--out DIR] [CASE...]
+    EPD_BINARY=... EPD_LIBRARY=... PYTHONPATH=client/python python3 tests/python/torch_gpu.py [--ranks N] [--out DIR] [CASE...]
 
 A rank is started as torchrun starts it (RANK, LOCAL_RANK, WORLD_SIZE); torchrun itself may start them too: then the daemon's
-socket is taken from EPD_SOCKET. Exit code 77, with the reason, where there are not enough GPUs or no PyTorch.
+socket is taken from EPD_SOCKET. Without --ranks there are four, or two where there are fewer GPUs. Exit code 77, with the reason,
+where there are not enough GPUs or no PyTorch.
 """
 
 from __future__ import annotations
@@ -142,12 +143,13 @@ def missing(args: argparse.Namespace) -> str | None:
     import torch
 
     n = torch.cuda.device_count()
+    args.ranks = args.ranks or (4 if n >= 4 else 2)
     return f"{n} GPUs, want {args.ranks}" if n < args.ranks else None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--ranks", type=int, default=0, help="one per GPU (default: 4 if there are as many GPUs, else 2)")
     parser.add_argument("--out", help="where logs go (default: a new directory)")
     parser.add_argument("--limit", type=float, default=280, help="seconds until all ranks are killed")
     parser.add_argument(

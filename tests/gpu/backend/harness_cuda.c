@@ -23,7 +23,10 @@ int harness_memory_begin(void)
     }
     const char *nodes = getenv("EPD_TEST_NODES");
     if (nodes && n_gpus() < atoi(nodes)) {
-        printf("SKIP: %d GPUs, want one for each of %s nodes\n", n_gpus(), nodes);
+        printf("SKIP: %d GPUs, want one for each of %s nodes: those of one process are one host to NCCL, "
+               "which has no "
+               "GPU twice then\n",
+               n_gpus(), nodes);
         return 0;
     }
     printf("%d GPUs\n", n_gpus());

@@ -5,13 +5,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "client/public.h"
+#include "ep/hop.h"
 #include "tests/gpu/backend/process.h"
+#include "tests/gpu/fabric/node_result.h"
 
 #define STEP_TIMEOUT_MS 60000
 #define N_REPEATS       3
 #define N_TIMED         30
+/* Ranks that step together are at most a step apart: so far ahead their end is said. */
+#define STEPS_TO_THE_END 20
 
 enum { X, IDX, WEIGHTS, W1, W2, OUT, DOUT, DX, D_WEIGHTS, DW1, DW2, N_TENSORS };
 
@@ -132,6 +137,12 @@ static void fill_all(struct layer *layer)
 
 /* ---- the layer ---- */
 
+static enum epd_crossing crossing(void)
+{
+    const char *text = getenv("EPD_TEST_CROSSING");
+    return text && strcmp(text, "eager") == 0 ? EPD_CROSSING_EAGER : EPD_CROSSING_STATIC;
+}
+
 static void make_plans(struct layer *layer)
 {
     static const int backward_tensors[] = {DOUT, DX, D_WEIGHTS, DW1, DW2};
@@ -142,7 +153,8 @@ static void make_plans(struct layer *layer)
                                        .op = EPD_OP_MOE_FORWARD,
                                        .saved = EPD_SAVED_CONTEXT,
                                        .n_tensors = OUT + 1,
-                                       .tensors = layer->tensors};
+                                       .tensors = layer->tensors,
+                                       .crossing = crossing()};
     MUST(epd_plan_create(layer->group, &options, &layer->forward) == EPD_OK);
     options = (struct epd_plan_options){.size = sizeof options,
                                         .op = EPD_OP_MOE_BACKWARD,
@@ -168,7 +180,7 @@ static void layer_open(struct layer *layer, const struct node_rank_options *opti
                                            .dtype = EPD_BF16,
                                            .n_nodes = options->n_nodes};
     *layer = (struct layer){.options = options};
-    MUST(cudaSetDevice((int)options->rank) == cudaSuccess);
+    MUST(cudaSetDevice((int)options->device) == cudaSuccess);
     MUST(cudaStreamCreateWithFlags(&layer->stream, cudaStreamNonBlocking) == cudaSuccess);
     MUST(epd_open(&open, &layer->client) == EPD_OK);
     const double begin = process_seconds();
@@ -205,17 +217,12 @@ static void fetch(const struct layer *layer, int i, void *to, size_t bytes)
 
 static void fetch_all(const struct layer *layer, struct node_result *result)
 {
-    fetch(layer, OUT, result->out, sizeof result->out);
-    fetch(layer, DX, result->dx, sizeof result->dx);
-    fetch(layer, D_WEIGHTS, result->d_weights, sizeof result->d_weights);
-    fetch(layer, DW1, result->dw1, sizeof result->dw1);
-    fetch(layer, DW2, result->dw2, sizeof result->dw2);
-}
-
-static void write_result(const char *path, const struct node_result *result)
-{
-    FILE *file = fopen(path, "w");
-    MUST(file && fwrite(result, sizeof *result, 1, file) == 1 && fclose(file) == 0);
+    static const int tensors[NODE_PARTS] = {OUT, DX, D_WEIGHTS, DW1, DW2};
+    for (int part = 0; part < NODE_PARTS; part++) {
+        void *to;
+        const size_t bytes = node_result_part(result, (enum node_part)part, layer->options->world_size, &to);
+        fetch(layer, tensors[part], to, bytes);
+    }
 }
 
 static void check_repeats(struct layer *layer, struct node_result *result)
@@ -299,19 +306,92 @@ static void print_fabric(const struct node_rank_options *options)
     (void)!system(command);
 }
 
-static void run_layer(struct layer *layer)
+/* ---- what crosses ---- */
+
+static double section(double bytes)
 {
+    return ceil(bytes / 256) * 256;
+}
+
+/* Of a static plan, both ways, of one rank in one launch: frames as kernels/cuda/hop.h lays them out, whole with the routing,
+ * their rows alone where it is known, rows and scalars back; and what the rank has come to. */
+static double static_bytes(const struct layer *layer, int backward)
+{
+    const double choices = section(4.0 * NODE_T * NODE_K), rows = section(2.0 * NODE_T * NODE_H);
+    const double routed = 256 + section(4.0 * NODE_E) + 2 * choices + rows;
+    const double there = backward ? rows : routed, back = backward ? choices + rows : rows;
+    return 2 * (layer->options->n_nodes - 1.0) * (there + back + (double)sizeof(struct hop_report));
+}
+
+struct counted {
+    double launches, bytes;
+};
+
+static struct counted count_network(const struct layer *layer, const char *op)
+{
+    char key[64], *text = NULL;
+    MUST(epd_stats(layer->client, &text) == EPD_OK);
+    (void)snprintf(key, sizeof key, "\"op\":\"%s\"", op);
+    const struct counted counted = {fmax(process_number(text, key, "launches"), 0),
+                                    fmax(process_number(text, key, "network_bytes"), 0)};
+    epd_free(text);
+    return counted;
+}
+
+/* The group's ranks are the only ones of the daemon that step. */
+static void check_network(const struct layer *layer, const char *op, int backward, struct counted before)
+{
+    const struct counted after = count_network(layer, op);
+    const double launches = after.launches - before.launches, bytes = after.bytes - before.bytes;
+    const double want = launches * static_bytes(layer, backward);
+    printf("group %s rank %u: %s: network_bytes %.0f in %.0f launches, of static messages %.0f\n",
+           layer->options->group, layer->options->rank, op, bytes, launches, want);
+    MUST(launches > 0 && (crossing() == EPD_CROSSING_STATIC ? bytes == want : bytes > 0 && bytes < want));
+}
+
+/* ---- modes ---- */
+
+static void check_results(struct layer *layer)
+{
+    const struct node_rank_options *options = layer->options;
     struct node_result *result = calloc(1, sizeof *result);
     MUST(result != NULL);
     check_repeats(layer, result);
-    if (strcmp(layer->options->result_path, "-") != 0)
-        write_result(layer->options->result_path, result);
+    if (strcmp(options->prefix, "-") != 0)
+        MUST(node_result_write(result, options->world_size, options->prefix, options->rank) == 0);
+    free(result);
+}
+
+static void run_layer(struct layer *layer)
+{
+    const struct counted forward = count_network(layer, "moe_forward");
+    const struct counted backward = count_network(layer, "moe_backward");
+    check_results(layer);
+    if (layer->options->n_nodes > 1) {
+        check_network(layer, "moe_forward", 0, forward);
+        check_network(layer, "moe_backward", 1, backward);
+    }
     print_fabric(layer->options);
     check_bad_step(layer);
     check_graph(layer);
     fill_routing(layer, 5);
     time_steps(layer);
-    free(result);
+}
+
+static void run_check(struct layer *layer)
+{
+    check_results(layer);
+    check_bad_step(layer);
+}
+
+static void say_stepping(const struct layer *layer)
+{
+    char path[128];
+    if (layer->options->rank != 0)
+        return;
+    (void)snprintf(path, sizeof path, "%s.steps", layer->options->prefix);
+    FILE *file = fopen(path, "w");
+    MUST(file && fclose(file) == 0);
 }
 
 /* Steps until one fails: it must name the node that was killed. */
@@ -323,11 +403,30 @@ static void run_until_lost(struct layer *layer)
     while (status == EPD_OK) {
         begin = process_seconds();
         status = run(layer, layer->forward);
-        n++;
+        if (n++ == 0)
+            say_stepping(layer);
     }
     printf("rank %u: step %d failed after %.2f s: %s: %s\n", layer->options->rank, n,
            process_seconds() - begin, epd_status_name(status), epd_error_text());
     MUST(status == EPD_PEER_LOST && strstr(epd_error_text(), "node 1") != NULL);
+}
+
+/* The last step: rank 0 says it when time is over, the others look. 0: not known yet. */
+static int last_step(const struct layer *layer, int n, int is_over)
+{
+    char path[128], written[160];
+    int last = 0;
+    (void)snprintf(path, sizeof path, "%s.last", layer->options->prefix);
+    (void)snprintf(written, sizeof written, "%s.written", path);
+    if (layer->options->rank == 0 && is_over) {
+        last = n + STEPS_TO_THE_END;
+        FILE *file = fopen(written, "w");
+        MUST(file && fprintf(file, "%d", last) > 0 && fclose(file) == 0 && rename(written, path) == 0);
+    } else if (layer->options->rank != 0 && access(path, R_OK) == 0) {
+        FILE *file = fopen(path, "r");
+        MUST(file && fscanf(file, "%d", &last) == 1 && fclose(file) == 0);
+    }
+    return last;
 }
 
 /* Nothing may fail; how long the longest step took is printed, not judged. */
@@ -335,15 +434,18 @@ static void run_for(struct layer *layer, double seconds)
 {
     const double until = process_seconds() + seconds;
     double longest = 0;
-    int n = 0;
-    for (; process_seconds() < until; n++) {
+    int n = 0, last = 0;
+    for (; last == 0 || n < last; n++) {
         const double begin = process_seconds();
         MUST(run(layer, layer->forward) == EPD_OK && run(layer, layer->backward) == EPD_OK);
         longest = fmax(longest, process_seconds() - begin);
+        if (n == 0)
+            say_stepping(layer);
+        if (last == 0)
+            last = last_step(layer, n, process_seconds() > until);
     }
     printf("group %s rank %u: %d steps, the longest %.0f ms\n", layer->options->group, layer->options->rank,
            n, longest * 1e3);
-    MUST(n > 0);
 }
 
 _Noreturn void node_rank_main(char **argv)
@@ -353,14 +455,17 @@ _Noreturn void node_rank_main(char **argv)
                                               .rank = (unsigned)atoi(argv[4]),
                                               .world_size = (unsigned)atoi(argv[5]),
                                               .n_nodes = (unsigned)atoi(argv[6]),
-                                              .socket_path = argv[7],
-                                              .result_path = argv[8],
-                                              .epdctl = argv[9],
-                                              .control_path = argv[10]};
+                                              .device = (unsigned)atoi(argv[7]),
+                                              .socket_path = argv[8],
+                                              .prefix = argv[9],
+                                              .epdctl = argv[10],
+                                              .control_path = argv[11]};
     struct layer layer;
     layer_open(&layer, &options);
     if (strcmp(options.mode, "layer") == 0)
         run_layer(&layer);
+    else if (strcmp(options.mode, "check") == 0)
+        run_check(&layer);
     else if (strcmp(options.mode, "until_lost") == 0)
         run_until_lost(&layer);
     else

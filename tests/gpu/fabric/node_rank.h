@@ -2,36 +2,21 @@
 #ifndef EPD_TESTS_GPU_FABRIC_NODE_RANK_H
 #define EPD_TESTS_GPU_FABRIC_NODE_RANK_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-enum {
-    NODE_T = 512,
-    NODE_H = 1024,
-    NODE_F = 512,
-    NODE_E = 16,
-    NODE_K = 4,
-    NODE_MAX_WORLD = 4,
-};
-
-/* What a layer leaves on a rank, as it is written to a file; L experts. */
-struct node_result {
-    uint16_t out[NODE_T * NODE_H], dx[NODE_T * NODE_H]; /* bf16 */
-    float d_weights[NODE_T * NODE_K];
-    float dw1[(size_t)NODE_E / NODE_MAX_WORLD * 2 * NODE_F * NODE_H];
-    float dw2[(size_t)NODE_E / NODE_MAX_WORLD * NODE_H * NODE_F];
-};
-
 struct node_rank_options {
-    const char *mode; /* "layer", "until_lost", or "for:S", S seconds */
+    /* "layer": every check; "check": results, repeats and a step that fails; "until_lost"; "for:S": steps, S seconds */
+    const char *mode;
     const char *group;
-    unsigned rank, world_size, n_nodes;
+    unsigned rank, world_size, n_nodes, device;
     const char *socket_path;
-    const char *result_path;           /* of "layer"; "-": none */
+    /* Of files: "PREFIX.RANK", the result of "layer" and "check"; "PREFIX.steps", made by rank 0 of the others when they
+     * step; "-": none. */
+    const char *prefix;
     const char *epdctl, *control_path; /* rank 0 of "layer" prints the fabric; "-": not */
 };
 
-/* "PROGRAM rank MODE GROUP RANK WORLD NODES SOCKET RESULT EPDCTL CONTROL"; exits. */
+#define NODE_RANK_ARGUMENTS 12
+/* "PROGRAM rank MODE GROUP RANK WORLD NODES DEVICE SOCKET PREFIX EPDCTL CONTROL"; exits. EPD_TEST_CROSSING=eager in the
+ * environment: plans are eager. */
 _Noreturn void node_rank_main(char **argv);
 
 #endif

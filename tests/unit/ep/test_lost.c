@@ -169,7 +169,9 @@ static void expect_worker_told(struct pair *pair)
     struct epd_error error = {.status = EPD_OK};
     struct device_watch *watch;
     int told = 0;
-    ck_assert_int_eq(device_watch_create(pair->harness.node, note_lost, &told, &watch, &error), EPD_OK);
+    const struct device_watch_rules rules = {
+        .slow_ns = UINT64_MAX, .stuck_ns = UINT64_MAX, .lost = note_lost, .arg = &told};
+    ck_assert_int_eq(device_watch_create(pair->harness.node, &rules, &watch, &error), EPD_OK);
     device_watch_look(watch);
     harness_wait(&pair->harness, &told);
     harness_settle(&pair->harness);
