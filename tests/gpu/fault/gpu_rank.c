@@ -165,7 +165,9 @@ void gpu_rank_route(struct gpu_rank *rank, int bad_token)
     }
     if (bad_token >= 0)
         idx[bad_token * GPU_K] = GPU_E;
-    GPU_MUST(cudaMemcpy(rank->idx, idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess);
+    /* A small copy may still be on its way when it returns. */
+    GPU_MUST(cudaMemcpy(rank->idx, idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess &&
+             cudaStreamSynchronize(cudaStreamLegacy) == cudaSuccess);
 }
 
 static int value_of(const struct gpu_rank *rank, unsigned i)
