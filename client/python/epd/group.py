@@ -26,6 +26,8 @@ from .words import Activation, Backend, Crossing, DType, GemmLayout, Op, Saved, 
 if TYPE_CHECKING:
     from .client import Client
 
+_RANGE_BYTES = c.sizeof(structs.epd_memory_range)
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupInfo:
@@ -134,6 +136,17 @@ class Group(Ops):
             check(self._api, self._api.epd_memory_range(pointer, address, c.byref(found)))
         device = uuid.UUID(bytes=bytes(found.device_uuid))
         return MemoryRange(found.base, found.bytes, found.allocation_id, device, bool(found.is_vmm))
+
+    def allocation_id(self, address: int) -> int | None:
+        """The number of the allocation that a device address lies in; no other allocation of this process ever has it. None of
+        VMM memory, where the driver's number does not tell. Raises :class:`epd.InvalidArgument` if it lies in none.
+        """
+        found = structs.epd_memory_range(_RANGE_BYTES)
+        with self._handle as pointer:
+            status = self._api.epd_memory_range(pointer, address, c.byref(found))
+            if status != 0:
+                check(self._api, status)
+        return None if found.is_vmm else int(found.allocation_id)
 
     def plan(
         self,

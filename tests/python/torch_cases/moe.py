@@ -123,6 +123,37 @@ def main_grad_is_added_to(rank: Rank) -> None:
                 oracle.close(name, value, getattr(want, name), rank.dtype)
 
 
+def plans_are_found_again(rank: Rank) -> None:
+    """Steps with the same tensors make no plans, and a tensor that lies elsewhere is not taken for the one before."""
+    inputs = sized(17, rank, [50] * rank.world)
+    want = oracle.run(inputs, rank.rank)
+    for delay in (False, True):
+        with rank.group(**SIZES) as group:
+            module, make, made = epd.torch.MoE(group, delay_wgrad=delay), group.plain.plan, []
+            group.plain.plan = lambda op, make=make, made=made, **rest: made.append(op) or make(op, **rest)
+            load(module, inputs, rank)
+
+            def run(module: epd.torch.MoE = module, delay: bool = delay) -> None:
+                step(module, inputs, rank)
+                if delay:
+                    module.backward_dw()
+
+            for parameter in module.parameters():
+                parameter.main_grad = group.empty(parameter.shape, torch.float32).zero_()
+            run()
+            n_first = len(made)
+            run()
+            run()
+            assert len(made) == n_first, made
+            kept = module.w1.main_grad
+            module.w1.main_grad = group.empty(kept.shape, torch.float32).zero_()
+            run()
+            assert len(made) == n_first + 1, made
+            module.check()
+            oracle.close("dw1, three steps", kept / 3, want.dw1, rank.dtype)
+            oracle.close("dw1, the last", module.w1.main_grad, want.dw1, rank.dtype)
+
+
 def delayed_gradients_go_to_grad_without_main_grad(rank: Rank) -> None:
     first, second = (sized(seed, rank, [60] * rank.world) for seed in (15, 16))
     second.w1, second.w2 = first.w1, first.w2
@@ -326,6 +357,7 @@ CASES = [
     several_dimensions_and_no_weights_are_taken,
     no_grad_keeps_nothing,
     main_grad_is_added_to,
+    plans_are_found_again,
     delayed_gradients_go_to_grad_without_main_grad,
     interleaved_contexts_do_not_mix,
     a_dropped_graph_gives_its_context_back,

@@ -17,7 +17,6 @@ import torch
 from ..plan import Plan
 from ..words import Saved
 from .group import Group
-from .memory import signature
 from .staging import Staging
 
 # Weight-gradient plans that a context keeps: gradients come at a few addresses, in turns.
@@ -54,6 +53,11 @@ class Gradients:
     db1: torch.Tensor | None = None
     db2: torch.Tensor | None = None
     accumulate: bool = False
+
+    @functools.cached_property
+    def all(self) -> Tensors:
+        """dw1, dw2 and the gradients of biases that there are, one after the other."""
+        return self.dw1 + self.dw2 + tuple(bias for bias in (self.db1, self.db2) if bias is not None)
 
     def key(self) -> tuple[object, ...]:
         """Equal for equal places and modes."""
@@ -156,11 +160,14 @@ class Context:
         Gradients are fresh tensors, so the places are looked up each time: an address alone may be that of memory which was
         given back to the driver since.
         """
-        places = self._recipe.located(dw1=into.dw1, dw2=into.dw2, db1=into.db1, db2=into.db2)
-        key = (id(backward), into.accumulate, tuple((name, signature(at)) for name, at in places.items()))
+        group = self._recipe.group
+        group.activate()
+        marks = tuple([group.memory.mark(tensor) for tensor in into.all])
+        key = (id(backward), into.accumulate, len(into.dw1), len(into.dw2), into.db1 is None, into.db2 is None, marks)
         found = self._wgrad.get(key)
         if found is None:
-            plan = self._recipe.group.plain.moe_wgrad(backward, accumulate=into.accumulate, **places)  # type: ignore[arg-type]
+            places = self._recipe.located(dw1=into.dw1, dw2=into.dw2, db1=into.db1, db2=into.db2)
+            plan = group.plain.moe_wgrad(backward, accumulate=into.accumulate, **places)  # type: ignore[arg-type]
             found = self._wgrad[key] = plan, places
             if len(self._wgrad) > MAX_WGRAD_PLANS and not self.reserved:
                 self._wgrad.popitem(last=False)

@@ -139,8 +139,8 @@ class Layer:
         lease, plan, weights = self._delayed.popleft()
         wanted = wanted_gradients(weights)
         into = main_gradients(weights, wanted)
+        self.group.follow()
         if into is not None:
-            self.group.follow()
             self.group.launch(lease.context().wgrad(plan, into))
             lease.end()
             return
@@ -226,6 +226,8 @@ class Layer:
         return dx if dx is None or grad_input is None else _written(dx), d_weights
 
     def _fresh_gradients(self, lease: Lease, plan: Plan, weights: Weights, wanted: tuple[bool, ...]) -> Gradients:
+        """The weight gradients of a backward, on a stream that follows the group's last."""
+
         def like(tensor: torch.Tensor) -> torch.Tensor:
             return self.group.memory.empty(tuple(tensor.shape), tensor.dtype)
 
@@ -236,7 +238,6 @@ class Layer:
             db1=like(weights.b1) if b1 and weights.b1 is not None else None,
             db2=like(weights.b2) if b2 and weights.b2 is not None else None,
         )
-        self.group.follow()
         self.group.launch(lease.context().wgrad(plan, into))
         lease.end()
         return into

@@ -15,7 +15,7 @@ from ..buffer import Location
 from ..plan import Plan
 from ..words import Op
 from .group import Group
-from .memory import CudaMemory, signature
+from .memory import CudaMemory
 
 MAX_PLANS = 128  # of one group; the one that was not used for longest goes
 
@@ -41,21 +41,31 @@ class LocalPlans:
 
     def _find(self, op: Op, options: dict[str, Any], operands: dict[str, Operand]) -> Plan:
         self._group.activate()
-        tensors: dict[str, Any] = {}
-        for name, given in operands.items():
-            if isinstance(given, torch.Tensor):
-                tensors[name] = self._group.memory.locate(given, name)
-            elif given is not None:
-                tensors[name] = [self._group.memory.locate(part, f"{name}[{i}]") for i, part in enumerate(given)]
-        key = (op, tuple(options.items()), tuple((name, signature(at)) for name, at in tensors.items()))
+        mark = self._group.memory.mark
+        marks = [
+            (name, mark(given) if isinstance(given, torch.Tensor) else tuple([mark(part) for part in given]))
+            for name, given in operands.items()
+            if given is not None
+        ]
+        key = (op, tuple(options.items()), tuple(marks))
         found = self._plans.get(key)
         if found is None:
+            tensors = self._located(operands)
             plan = self._group.plain.plan(op, **options, **tensors)
             places = tuple(at for given in tensors.values() for at in (given if isinstance(given, list) else [given]))
             # The places keep the registrations, so that the identities in the key stay theirs.
             found = self._plans[key] = plan, places
         self._plans.move_to_end(key)
         return found[0]
+
+    def _located(self, operands: dict[str, Operand]) -> dict[str, Any]:
+        tensors: dict[str, Any] = {}
+        for name, given in operands.items():
+            if isinstance(given, torch.Tensor):
+                tensors[name] = self._group.memory.locate(given, name)
+            elif given is not None:
+                tensors[name] = [self._group.memory.locate(part, f"{name}[{i}]") for i, part in enumerate(given)]
+        return tensors
 
     def _drop_stale(self) -> None:
         """Lets go of plans whose memory was given back to the driver: until then the daemon keeps it alive."""

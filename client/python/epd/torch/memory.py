@@ -40,14 +40,6 @@ def epd_dtype(dtype: torch.dtype, what: str) -> DType:
     return found
 
 
-def signature(at: object) -> object:
-    """Equal for equal places of tensors, as long as the places are kept."""
-    if isinstance(at, list):
-        return tuple(signature(part) for part in at)
-    assert isinstance(at, Location)
-    return id(at.buffer), at.offset, at.dtype, at.shape
-
-
 class Memory:
     """The tensors of one group. ``empty`` makes tensors that plans take on either backend, ``locate`` finds any."""
 
@@ -59,6 +51,12 @@ class Memory:
 
     def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
         """The buffer that the tensor lies in, and the offset of its first byte."""
+        raise NotImplementedError
+
+    def mark(self, tensor: torch.Tensor) -> object:
+        """What a plan that is bound to the tensor is found by: equal for tensors of the same place, shape and dtype as long as
+        the :meth:`place` of one of them is kept. Looks the place up as far as that takes, and registers nothing.
+        """
         raise NotImplementedError
 
     def locate(self, tensor: torch.Tensor, what: str) -> Location:
@@ -87,6 +85,10 @@ class HostMemory(Memory):
         self._buffers[buffer.address] = buffer
         return torch.from_numpy(np.asarray(buffer)[:n_bytes]).view(dtype).reshape(shape)
 
+    def mark(self, tensor: torch.Tensor) -> object:
+        # While its buffer is kept, nothing else comes to lie there.
+        return tensor.data_ptr(), tensor.shape, tensor.dtype, tensor.is_contiguous()
+
     def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
         address = tensor.data_ptr()
         for base, buffer in list(self._buffers.items()):
@@ -108,6 +110,13 @@ class CudaMemory(Memory):
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def mark(self, tensor: torch.Tensor) -> object:
+        address = tensor.data_ptr()
+        number = self._group.allocation_id(address)
+        if number is None:
+            return object()
+        return address, number, tensor.shape, tensor.dtype, tensor.is_contiguous()
 
     def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
         address = tensor.data_ptr()

@@ -37,11 +37,11 @@ class Launcher:
             plan.launch()
             plan.wait()
             return
-        plan.check()
         graph, stream = capturing_graph(), raw_stream(self._device.index)
         if graph is None:
-            plan.launch(stream)
+            plan.step(stream, None, 0, 0)  # looks for a failure first
         else:
+            plan.check()
             plan.capture(stream)
             graph.add(plan)
 
