@@ -25,7 +25,7 @@ struct board_shared {
     _Atomic uint32_t over;
     uint32_t max_iterations;
     struct board_loss loss;
-    double copied_bytes;
+    struct counted counted;
     double memory_bytes[JOB_MAX_RANKS];
     char texts[JOB_MAX_RANKS + 1][BOARD_TEXT_BYTES]; /* one for a spare */
     double samples[];                                /* [n_ranks, 2, max_iterations]: times, launches */
@@ -51,7 +51,7 @@ static enum epd_status board_map(struct board *board, int fd, size_t bytes)
 static void put_job(struct board_shared *shared, const struct job *job)
 {
     shared->job = *job;
-    shared->copied_bytes = -1;
+    shared->counted = COUNTED_NONE;
     for (uint32_t rank = 0; rank < JOB_MAX_RANKS; rank++)
         shared->memory_bytes[rank] = -1;
     memset(shared->samples, 0, sizeof(double) * 2 * job->n_ranks * shared->max_iterations);
@@ -132,9 +132,9 @@ struct board_loss *board_loss(const struct board *board)
     return &board->shared->loss;
 }
 
-double *board_copied_bytes(const struct board *board)
+struct counted *board_counted(const struct board *board)
 {
-    return &board->shared->copied_bytes;
+    return &board->shared->counted;
 }
 
 static void bump(_Atomic uint32_t *word)

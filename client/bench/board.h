@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
+#include "client/bench/counted.h"
 #include "client/bench/job.h"
 
 #define BOARD_TEXT_BYTES 320
@@ -58,8 +59,8 @@ double *board_memory(const struct board *board, uint32_t rank);
 /* The sentence with which a rank failed; "" if it did not. */
 char *board_text(const struct board *board, uint32_t rank);
 struct board_loss *board_loss(const struct board *board);
-/* What rank 0 learned from the daemon's stats: bytes copied in the job, or -1. */
-double *board_copied_bytes(const struct board *board);
+/* What rank 0 learned from the daemon's stats about the job. */
+struct counted *board_counted(const struct board *board);
 
 /* Waits for all ranks. EPD_PEER_LOST after board_abort, EPD_TIMEOUT when a rank does not come. */
 enum epd_status board_barrier(struct board *board);

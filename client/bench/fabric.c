@@ -9,7 +9,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define SECRET_BYTES 32
+#define SECRET_BYTES         32
+#define FABRIC_DEVICES_BYTES 64
 
 /* mkstemp's mode is what daemons ask of a secret. */
 static enum epd_status make_secret(struct fabric *fabric)
@@ -44,9 +45,36 @@ static enum epd_status choose_port(struct fabric *fabric)
     return found ? EPD_OK : EPD_SYSTEM;
 }
 
-enum epd_status fabric_start(struct fabric *fabric, uint32_t n_nodes, const struct daemon_options *options)
+/* The GPUs of the node, an even share of them in order; NULL: as the options say. */
+static const char *devices_of(const struct daemon_options *options, uint32_t n_gpus,
+                              char text[FABRIC_DEVICES_BYTES])
+{
+    const uint32_t n = n_gpus / options->n_nodes;
+    size_t used = 0;
+    if (options->n_nodes <= 1 || n_gpus == 0)
+        return options->devices;
+    for (uint32_t i = 0; i < n && used < FABRIC_DEVICES_BYTES; i++)
+        used += (size_t)snprintf(text + used, FABRIC_DEVICES_BYTES - used, "%s%u", i ? "," : "",
+                                 options->node * n + i);
+    return text;
+}
+
+/* To NCCL each daemon is a host of its own, which the others reach over the loopback by sockets. */
+static void name_host(const struct daemon_options *options)
+{
+    char host[16];
+    if (options->n_nodes <= 1)
+        return;
+    (void)snprintf(host, sizeof(host), "node%u", options->node);
+    (void)setenv("NCCL_HOSTID", host, 1);
+    (void)setenv("NCCL_SOCKET_IFNAME", "lo", 0);
+}
+
+enum epd_status fabric_start(struct fabric *fabric, uint32_t n_nodes, uint32_t n_gpus,
+                             const struct daemon_options *options)
 {
     struct daemon_options node = *options;
+    char devices[FABRIC_DEVICES_BYTES];
     enum epd_status status = EPD_OK;
     *fabric = (struct fabric){0};
     if (n_nodes > 1)
@@ -58,6 +86,8 @@ enum epd_status fabric_start(struct fabric *fabric, uint32_t n_nodes, const stru
     node.rendezvous = fabric->rendezvous;
     while (status == EPD_OK && fabric->n_nodes < n_nodes) {
         node.node = fabric->n_nodes;
+        node.devices = devices_of(&node, n_gpus, devices);
+        name_host(&node);
         status = daemon_start(&fabric->nodes[fabric->n_nodes], &node);
         fabric->n_nodes += status == EPD_OK;
     }

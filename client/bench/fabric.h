@@ -12,8 +12,10 @@ struct fabric {
     char secret_path[96], rendezvous[64];
 };
 
-/* n_nodes daemons. Errors have been printed; what was started is to be stopped all the same. */
-enum epd_status fabric_start(struct fabric *fabric, uint32_t n_nodes, const struct daemon_options *options);
+/* n_nodes daemons; n_gpus: that several of them share evenly, 0 for hosts. Errors have been printed; what was started is to be
+ * stopped all the same. Sets the environment of what is started from here on. */
+enum epd_status fabric_start(struct fabric *fabric, uint32_t n_nodes, uint32_t n_gpus,
+                             const struct daemon_options *options);
 /* Legal when nothing was started. */
 void fabric_stop(struct fabric *fabric);
 void fabric_print_logs(const struct fabric *fabric);

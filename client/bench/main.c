@@ -102,6 +102,12 @@ static uint32_t host_ranks(const struct options *options)
     return options->n_nodes > 1 ? 2 * options->n_nodes : DEFAULT_RANKS;
 }
 
+/* Of all nodes, which have as many each. */
+static uint32_t n_gpus_of_all(const struct bench *bench)
+{
+    return bench->report.n_devices * (bench->options.n_nodes > 1 ? bench->options.n_nodes : 1);
+}
+
 /* What was not given, by the backend. */
 static enum epd_status resolve(struct bench *bench)
 {
@@ -115,7 +121,7 @@ static enum epd_status resolve(struct bench *bench)
         return EPD_UNSUPPORTED;
     }
     if (job->n_ranks == 0)
-        job->n_ranks = cuda ? bench->report.n_devices : host_ranks(options);
+        job->n_ranks = cuda ? n_gpus_of_all(bench) : host_ranks(options);
     if (job->dtype == EPD_DTYPE_UNSPECIFIED)
         job->dtype = cuda ? EPD_BF16 : EPD_F32;
     if (options->capacity_factor < 0)
@@ -145,21 +151,35 @@ static enum epd_status choose_backend(struct bench *bench)
     return EPD_OK;
 }
 
+/* Of several nodes: all GPUs of the machine, as many for each. */
+static enum epd_status share_gpus(const struct options *options, uint32_t *n_gpus)
+{
+    if (strcmp(options->daemon.backend, "cuda") != 0)
+        return EPD_OK;
+    *n_gpus = (uint32_t)gpu_count() / options->n_nodes * options->n_nodes;
+    if (*n_gpus > 0)
+        return EPD_OK;
+    fprintf(stderr, "epd-bench: --nodes %u: %d GPUs, want one for each node\n", options->n_nodes,
+            gpu_count());
+    return EPD_UNSUPPORTED;
+}
+
 static enum epd_status start_daemon(struct bench *bench)
 {
     struct options *options = &bench->options;
     const uint32_t n_nodes = options->n_nodes ? options->n_nodes : 1;
     const uint32_t n_ranks = host_ranks(options) / n_nodes;
-    if (n_nodes > 1)
-        options->daemon.backend = "host";
+    uint32_t n_gpus = 0;
     enum epd_status status = choose_backend(bench);
+    if (status == EPD_OK && n_nodes > 1)
+        status = share_gpus(options, &n_gpus);
     if (status != EPD_OK)
         return status;
     (void)snprintf(bench->devices, sizeof(bench->devices), "%u",
                    machine_processors() < n_ranks ? machine_processors() : n_ranks);
     if (!options->daemon.devices && strcmp(options->daemon.backend, "host") == 0)
         options->daemon.devices = bench->devices;
-    status = fabric_start(&bench->fabric, n_nodes, &options->daemon);
+    status = fabric_start(&bench->fabric, n_nodes, n_gpus, &options->daemon);
     if (status != EPD_OK)
         return status;
     options->socket_path = bench->fabric.nodes[0].socket_path;
@@ -298,7 +318,7 @@ static enum epd_status measure_job(struct bench *bench, const struct job *job)
     if (status == EPD_OK && with_solo)
         status = said(job, run_solo_again(bench, job, &solo));
     /* GPUs that ranks share are not told apart by rank. */
-    if (job->n_ranks > bench->report.n_devices)
+    if (job->n_ranks > n_gpus_of_all(bench))
         result.memory_bytes = -1;
     if (status == EPD_OK)
         report_job(&bench->report, job, &result, &traffic, with_solo ? &solo : NULL);

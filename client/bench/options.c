@@ -57,8 +57,9 @@ static const struct row rows[] = {
     {"socket", OPTION_SOCKET, 1, 0, 0, "PATH", "use the daemon that listens there; start none"},
     {"ranks", OPTION_RANKS, 1, 1, JOB_MAX_RANKS, "N", "rank processes (host: 4, CUDA: one per GPU)"},
     {"nodes", OPTION_NODES, 1, 1, JOB_MAX_NODES, "N",
-     "host: daemons on this machine that are a fabric, with the ranks and their groups spread over them "
-     "(1)"},
+     "daemons on this machine that are a fabric, with the ranks and their groups spread over them; CUDA: "
+     "each "
+     "has an even share of the GPUs, NCCL goes over the loopback (1)"},
     {"case", OPTION_CASE, 1, 0, 0, "LIST",
      "sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny, with commas between (tiny)"},
     {"tokens", OPTION_TOKENS, 1, 1, 1u << 24, "N", "tokens of a rank, instead of the case's"},
@@ -414,12 +415,13 @@ static int check_nodes(const struct options *options)
         options->suite || options->sessions || options->link || options->peer_loss || options->plan_scale;
     if (options->n_nodes <= 1)
         return 0;
-    if (alone || options->socket_path ||
-        strcmp(options->daemon.backend ? options->daemon.backend : "host", "host") != 0) {
-        fprintf(
-            stderr,
-            "epd-bench: --nodes is for ops on the host backend, between daemons that are started: not with "
-            "--suite, --socket, another --backend, or --op link, peer_loss, sessions or plan-scale\n");
+    const int cuda = options->daemon.backend && strcmp(options->daemon.backend, "cuda") == 0;
+    const int known = !options->daemon.backend || cuda || strcmp(options->daemon.backend, "host") == 0;
+    if (alone || options->socket_path || !known || (cuda && options->daemon.devices)) {
+        fprintf(stderr,
+                "epd-bench: --nodes is for ops between daemons that are started, on the host or the cuda "
+                "backend: not with --suite, --socket, --backend auto, --devices on cuda, or --op link, "
+                "peer_loss, sessions or plan-scale\n");
         return -1;
     }
     if (options->job.n_ranks % options->n_nodes) {
@@ -477,7 +479,7 @@ enum options_result options_parse(struct options *options, int argc, char **argv
     if (options_check(options))
         return OPTIONS_USAGE_ERROR;
     if (!options->daemon.backend)
-        options->daemon.backend = "auto";
+        options->daemon.backend = options->n_nodes > 1 ? "host" : "auto";
     if (options->suite)
         options->link = options->peer_loss = 1;
     if (options->suite || n_ops(options) == 0)

@@ -7,7 +7,7 @@
 
 #include "client/bench/board.h"
 #include "client/bench/clock.h"
-#include "client/bench/copied.h"
+#include "client/bench/counted.h"
 #include "client/bench/loss.h"
 #include "client/bench/op.h"
 
@@ -90,15 +90,15 @@ static enum epd_status iterate_stream(struct board *board, struct op *op)
     return status == EPD_OK ? board_barrier(board) : status;
 }
 
-/* Bytes that the daemon has copied in our op so far; -1 if it does not say. */
-static double read_copied_bytes(struct op *op)
+/* Of our op so far. */
+static struct counted read_counted(struct op *op)
 {
     char *text = NULL;
     if (epd_stats(op->client, &text) != EPD_OK)
-        return -1;
-    const double copied = copied_in(text, op->job->op);
+        return COUNTED_NONE;
+    const struct counted counted = counted_in(text, op->job->op);
     epd_free(text);
-    return copied;
+    return counted;
 }
 
 /* One job, from joining to leaving. */
@@ -109,11 +109,13 @@ static enum epd_status run_op(struct board *board, struct op *op)
     enum epd_status status = board_barrier(board);
     if (status == EPD_OK)
         status = op_enter(op);
-    const double copied = status == EPD_OK && op->rank == 0 ? read_copied_bytes(op) : -1;
+    const struct counted before = status == EPD_OK && op->rank == 0 ? read_counted(op) : COUNTED_NONE;
     if (status == EPD_OK)
         status = op->gpu.state ? iterate_stream(board, op) : iterate(board, op);
-    if (status == EPD_OK && op->rank == 0)
-        *board_copied_bytes(board) = copied_between(copied, read_copied_bytes(op));
+    if (status == EPD_OK && op->rank == 0) {
+        const struct counted after = read_counted(op);
+        *board_counted(board) = counted_between(&before, &after);
+    }
     op_leave(op);
     return status;
 }

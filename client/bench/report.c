@@ -77,6 +77,19 @@ static void add_cuda(json_t *line, const struct job *job, const struct result *r
         add_count(line, "group_bytes_per_rank", result->memory_bytes);
 }
 
+/* What a rank's rail carries in a launch, by the routing and as the daemon counts it. */
+static void add_nodes(json_t *line, const struct job *job, const struct result *result,
+                      const struct traffic *traffic)
+{
+    (void)json_object_set_new(line, "nodes", json_integer(job->n_nodes));
+    add_real(line, "agreement_mean_us", result->agreement_ns / 1000);
+    add_count(line, "agreed_steps", result->n_agreed);
+    add_count(line, "agreed_ahead", result->n_ahead);
+    add_count(line, "network_tokens_bytes", traffic->network_bytes);
+    if (result->counted.launches > 0 && result->counted.network_bytes >= 0)
+        add_count(line, "network_bytes", result->counted.network_bytes / result->counted.launches);
+}
+
 static void print_job_json(const struct report *report, const struct job *job, const struct result *result,
                            const struct traffic *traffic, const struct result *solo)
 {
@@ -97,14 +110,10 @@ static void print_job_json(const struct report *report, const struct job *job, c
         add_traffic(line, report, traffic, seconds);
     add_count(line, "flops", job_flops(job));
     add_real(line, "all_ranks_gflop_per_s", job->n_ranks * job_flops(job) * 1e-9 / seconds);
-    if (result->copied_bytes >= 0)
-        add_count(line, "copied_bytes", result->copied_bytes);
-    if (job->n_nodes > 1) {
-        (void)json_object_set_new(line, "nodes", json_integer(job->n_nodes));
-        add_real(line, "agreement_mean_us", result->agreement_ns / 1000);
-        add_count(line, "agreed_steps", result->n_agreed);
-        add_count(line, "agreed_ahead", result->n_ahead);
-    }
+    if (result->counted.copied_bytes >= 0)
+        add_count(line, "copied_bytes", result->counted.copied_bytes);
+    if (job->n_nodes > 1)
+        add_nodes(line, job, result, traffic);
     if (solo) {
         add_real(line, "one_process_median_us", solo->median_ns / 1000);
         add_real(line, "one_process_p99_us", solo->p99_ns / 1000);
@@ -158,7 +167,10 @@ static void print_job_row(struct report *report, const struct job *job, const st
         print_number(6, 2, solo ? result->median_ns / solo->median_ns : 0, solo != NULL);
     }
     if (result->n_agreed > 0)
-        printf("  %u nodes, agreed in %.1f us", job->n_nodes, result->agreement_ns / 1000);
+        printf("  %u nodes, agreed in %.1f us, %.0f%% ahead", job->n_nodes, result->agreement_ns / 1000,
+               100 * result->n_ahead / result->n_agreed);
+    if (result->n_agreed > 0 && result->counted.launches > 0)
+        printf(", a rail carried %.3f MB", result->counted.network_bytes / result->counted.launches * 1e-6);
     printf("\n");
     fflush(stdout);
 }

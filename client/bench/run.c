@@ -83,8 +83,8 @@ static enum epd_status condense(const struct board *board, struct result *result
         fprintf(stderr, "epd-bench: no memory for %u times\n", n);
         return EPD_NO_MEMORY;
     }
-    *result = (struct result){
-        .copied_bytes = *board_copied_bytes(board), .memory_bytes = -1, .slowest_rank_median_ns = -1};
+    *result =
+        (struct result){.counted = *board_counted(board), .memory_bytes = -1, .slowest_rank_median_ns = -1};
     for (uint32_t rank = 0; rank < job->n_ranks; rank++) {
         double *samples = board_samples(board, rank);
         for (uint32_t i = 0; i < n; i++)

@@ -13,8 +13,8 @@ struct result {
     double launch_ns; /* host time of a launch, median of the rank with the largest; 0: not measured alone */
     double memory_bytes; /* board_memory of the rank with the most; -1: not known */
     double agreement_ns, n_agreed,
-        n_ahead;         /* of nodes about a step: mean, steps, those ahead; n_agreed 0: none */
-    double copied_bytes; /* by the daemon in this op during the job, warm-up included; -1: not known */
+        n_ahead;            /* of nodes about a step: mean, steps, those ahead; n_agreed 0: none */
+    struct counted counted; /* by the daemon of rank 0 during the job, warm-up included */
 };
 
 /* Starts rank process number `rank`, which finds its job on the board. */

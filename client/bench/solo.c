@@ -232,7 +232,7 @@ enum epd_status solo_run(const struct job *job, uint32_t n_threads, const volati
     *result = (struct result){.min_ns = solo.samples[0],
                               .median_ns = sample_quantile(solo.samples, job->n_iterations, 0.5),
                               .p99_ns = sample_quantile(solo.samples, job->n_iterations, 0.99),
-                              .copied_bytes = -1};
+                              .counted = COUNTED_NONE};
     solo_free(&solo);
     return EPD_OK;
 }

@@ -10,6 +10,9 @@ struct traffic {
     double wire_bytes;  /* to or from other ranks */
     double moved_bytes; /* with what stays on the rank */
     double rows;        /* (token, expert) pairs that a rank receives */
+    /* Between nodes, mean of the ranks of node 0: tokens that leave for other nodes and those that come from there, once for each node
+     * that holds one of their experts; 0 of one node. */
+    double network_bytes;
 };
 
 /* Zeros for ops that move no tokens. EPD_NO_MEMORY. */

@@ -245,6 +245,7 @@ case_bench() {
     exits 2 "$bench" --suite node --op dispatch
     exits 2 "$bench" --nodes 2 --ranks 3 --op handoff
     exits 2 "$bench" --nodes 2 --op peer_loss
+    exits 2 "$bench" --nodes 2 --backend cuda --devices 0
     # How fast it was is no matter of a test: the exit code of planning that grows too fast is allowed with its words.
     local json
     for json in "" --json; do
@@ -271,6 +272,7 @@ case_bench_nodes() {
         --op handoff,dispatch,moe_backward
     says "$work/out" "\"nodes\": 2"
     says "$work/out" "agreement_mean_us"
+    says "$work/out" "\"network_bytes\": "
     exits 0 "$bench" --daemon "$epd" --nodes 3 --experts 6 --op handoff --iters 3
     says "$work/out" "3 nodes, agreed in"
 }

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "client/bench/copied.h"
+#include "client/bench/counted.h"
 #include "client/bench/fill.h"
 #include "client/bench/job.h"
 #include "client/bench/sample.h"
@@ -49,6 +49,24 @@ START_TEST(traffic_is_what_the_drawn_routing_sends)
     ck_assert_int_eq(traffic_count(&job, &traffic), EPD_OK);
     ck_assert_double_eq(traffic.wire_bytes, 0);
     ck_assert_double_eq(traffic.moved_bytes, 4096 * row_bytes);
+}
+END_TEST
+
+/* With two nodes of two ranks: two of eight experts miss a node's four with C(4,2) / C(8,2) = 3/14, so 11/14 of the tokens cross, and
+ * as many come. */
+START_TEST(between_nodes_a_token_counts_once_for_each)
+{
+    struct traffic traffic;
+    struct job job = standard_job("mixtral", JOB_DISPATCH, EPD_BF16);
+    ck_assert_int_eq(traffic_count(&job, &traffic), EPD_OK);
+    ck_assert_double_eq(traffic.network_bytes, 0);
+    job.n_nodes = 2;
+    ck_assert_int_eq(traffic_count(&job, &traffic), EPD_OK);
+    ck_assert_double_eq_tol(traffic.network_bytes / (2 * 4096 * 11.0 / 14 * 4096 * 2), 1, 0.03);
+    const double one_way = traffic.network_bytes;
+    job.op = JOB_MOE_FORWARD;
+    ck_assert_int_eq(traffic_count(&job, &traffic), EPD_OK);
+    ck_assert_double_eq(traffic.network_bytes, 2 * one_way);
 }
 END_TEST
 
@@ -136,22 +154,31 @@ START_TEST(zipf_routing_draws_further_experts_in_proportion_to_what_is_left)
 }
 END_TEST
 
-/* The daemon counts since it started, by its own names of the ops. */
-START_TEST(copies_of_a_job_are_those_since_it_began)
+/* What copied between two documents, of a job. */
+static double copied(const char *before, const char *after, enum job_op op)
 {
-    const char *before = "{\"ops\": [{\"op\": \"combine\", \"copied_bytes\": 100}]}";
+    const struct counted from = counted_in(before, op), to = counted_in(after, op);
+    return counted_between(&from, &to).copied_bytes;
+}
+
+/* The daemon counts since it started, by its own names of the ops. */
+START_TEST(what_a_job_did_is_what_the_daemon_counted_since_it_began)
+{
+    const char *before = "{\"ops\": [{\"op\": \"combine\", \"launches\": 4, \"copied_bytes\": 100, "
+                         "\"network_bytes\": 1000}]}";
     const char *after = "{\"ops\": [{\"op\": \"dispatch\", \"copied_bytes\": 7}, {\"op\": \"combine\", "
-                        "\"copied_bytes\": 130}]}";
-    ck_assert_double_eq(copied_between(copied_in(before, JOB_COMBINE), copied_in(after, JOB_COMBINE)), 30);
-    ck_assert_double_eq(
-        copied_between(copied_in(before, JOB_COMBINE_WEIGHTED), copied_in(after, JOB_COMBINE_WEIGHTED)), 30);
-    ck_assert_double_eq(copied_between(copied_in(before, JOB_DISPATCH), copied_in(after, JOB_DISPATCH)), 7);
-    ck_assert_double_eq(copied_between(copied_in(before, JOB_MOE_FORWARD), copied_in(after, JOB_MOE_FORWARD)),
-                        0);
-    ck_assert_double_eq(copied_in("{\"ops\": [{\"op\": \"combine\"}]}", JOB_COMBINE), -1);
-    ck_assert_double_eq(copied_in("not a document", JOB_COMBINE), -1);
-    ck_assert_double_eq(copied_between(-1, 5), -1);
-    ck_assert_double_eq(copied_between(5, -1), -1);
+                        "\"launches\": 6, \"copied_bytes\": 130, \"network_bytes\": 5000}]}";
+    ck_assert_double_eq(copied(before, after, JOB_COMBINE), 30);
+    ck_assert_double_eq(copied(before, after, JOB_COMBINE_WEIGHTED), 30);
+    ck_assert_double_eq(copied(before, after, JOB_DISPATCH), 7);
+    ck_assert_double_eq(copied(before, after, JOB_MOE_FORWARD), 0);
+    ck_assert_double_eq(copied("not a document", after, JOB_COMBINE), -1);
+    ck_assert_double_eq(copied(before, "not a document", JOB_COMBINE), -1);
+    ck_assert_double_eq(copied("{\"ops\": [{\"op\": \"combine\"}]}", after, JOB_COMBINE), -1);
+    const struct counted from = counted_in(before, JOB_COMBINE), to = counted_in(after, JOB_COMBINE);
+    ck_assert_double_eq(counted_between(&from, &to).launches, 2);
+    ck_assert_double_eq(counted_between(&from, &to).network_bytes, 4000);
+    ck_assert_double_eq(counted_between(&to, &from).network_bytes, -1);
 }
 END_TEST
 
@@ -186,10 +213,11 @@ int main(void)
     TCase *tcase = tcase_create("all");
     tcase_add_test(tcase, work_of_a_standard_case_matches_a_calculation_by_hand);
     tcase_add_test(tcase, traffic_is_what_the_drawn_routing_sends);
+    tcase_add_test(tcase, between_nodes_a_token_counts_once_for_each);
     tcase_add_test(tcase, quantiles_are_values_that_were_measured);
     tcase_add_loop_test(tcase, routing_never_names_an_expert_twice, 0, 11);
     tcase_add_test(tcase, zipf_routing_draws_further_experts_in_proportion_to_what_is_left);
-    tcase_add_test(tcase, copies_of_a_job_are_those_since_it_began);
+    tcase_add_test(tcase, what_a_job_did_is_what_the_daemon_counted_since_it_began);
     tcase_add_test(tcase, zipf_routing_has_one_order_of_popularity_on_all_ranks);
     tcase_add_test(tcase, inputs_are_the_same_numbers_in_every_dtype);
     suite_add_tcase(suite, tcase);
