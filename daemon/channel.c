@@ -42,6 +42,21 @@ enum epd_status channel_send_ready(int fd, struct epd_error *error)
     return send_all(fd, "R", 1, error);
 }
 
+enum epd_status channel_send_question(int fd, struct epd_error *error)
+{
+    return send_all(fd, "?", 1, error);
+}
+
+enum epd_status channel_send_answer(int fd, struct epd_error *error)
+{
+    return send_all(fd, "!", 1, error);
+}
+
+enum epd_status channel_send_ending(int fd, struct epd_error *error)
+{
+    return send_all(fd, "E", 1, error);
+}
+
 static enum epd_status parse_config(char *text, struct config *config, struct epd_error *error)
 {
     char *newline = strchr(text, '\n');
@@ -55,6 +70,25 @@ static enum epd_status parse_config(char *text, struct config *config, struct ep
     if (status == EPD_OK)
         *config = fresh;
     return status;
+}
+
+/* Of one byte; CHANNEL_NOTHING: there is no such word. */
+static enum channel_event word_of(char byte)
+{
+    switch (byte) {
+    case 'L':
+        return CHANNEL_LISTENING;
+    case 'R':
+        return CHANNEL_READY;
+    case '?':
+        return CHANNEL_QUESTION;
+    case '!':
+        return CHANNEL_ANSWER;
+    case 'E':
+        return CHANNEL_ENDING;
+    default:
+        return CHANNEL_NOTHING;
+    }
 }
 
 enum channel_event channel_receive(int fd, struct config *config, struct epd_error *error)
@@ -71,10 +105,9 @@ enum channel_event channel_receive(int fd, struct config *config, struct epd_err
         return CHANNEL_ENDED;
     }
     text[bytes] = 0;
-    if (bytes == 1 && text[0] == 'L')
-        return CHANNEL_LISTENING;
-    if (bytes == 1 && text[0] == 'R')
-        return CHANNEL_READY;
+    const enum channel_event word = bytes == 1 ? word_of(text[0]) : CHANNEL_NOTHING;
+    if (word != CHANNEL_NOTHING)
+        return word;
     if (text[0] == 'C' && parse_config(text + 1, config, error) == EPD_OK)
         return CHANNEL_CONFIG;
     if (text[0] != 'C')

@@ -62,6 +62,7 @@ struct config {
     uint64_t drain_ms;
     /* [worker] */
     uint64_t start_deadline_ms;
+    uint64_t loop_deadline_ms; /* 0: off */
     uint64_t restart_first_ms;
     uint64_t restart_max_ms;
     uint64_t restart_limit;

@@ -101,6 +101,7 @@ static json_t *status_document(struct worker *worker)
     if (worker->fabric)
         set(document, "fabric_complete", json_boolean(fabric_complete(worker->fabric)));
     set(document, "generation", number(worker->start.generation));
+    set(document, "hangs", number(worker->start.n_hangs));
     set(document, "last_exit", json_string(worker->start.last_exit));
     set(document, "supervisor_pid", json_integer(worker->start.supervisor_pid));
     set(document, "sockets",

@@ -5,7 +5,7 @@
  * hex digits), "epoch", "time_unix_ms" and "uptime_ms". Names end in their unit (_ns _ms _bytes _rows
  * _tokens); counters only grow within one boot_id. Beyond that:
  *
- *   status   backend, host, draining (bool), generation (worker starts before this one), last_exit (text, ""
+ *   status   backend, host, draining (bool), generation (worker starts before this one), hangs (of them, ended because their loop was stuck), last_exit (text, ""
  * if none), supervisor_pid, sockets {rank, control}, config_file ("" if none), mps (bool), sessions, groups,
  * buffers, plans, launches_in_flight, queues {devices [n taken], per_session, per_uid (limits; 0: none)}, config [{section, key, value, default, reloadable, help}], limits_hit
  * {name: n} stats    sessions {open, opened, refused, closed {reason: n}}, requests {kind: n}, errors
@@ -34,7 +34,7 @@
  * nodes [{node, sent_bytes, received_bytes}]}}]; status says fabric_complete (bool)
  *
  * While no worker runs, the supervisor answers STATUS itself with {"verb", "version", "pid": 0,
- * "supervisor_pid", "worker": "starting"|"waiting"|"ending", "generation", "last_exit", "restart_in_ms",
+ * "supervisor_pid", "worker": "starting"|"waiting"|"ending"|"stuck" (its loop does not come round), "generation", "hangs", "last_exit", "restart_in_ms",
  * "failures"} and every other verb with EPD_RESTARTED. The STATS message of a rank session is answered with
  * the stats document too, with the groups of its uid alone, and expert_rows only of those that it is in. */
 #ifndef EPD_DAEMON_CONTROL_H

@@ -5,7 +5,7 @@
  * place is met
  *
  * Loop thread. Places: session_open, hello_reply, group_open, buffer_ready, plan_ready, launch_received,
- * step_submit, step_done, worker_start, worker_open, drain. */
+ * step_submit, step_done, worker_start, worker_open, drain, loop (each time the supervisor asks whether the loop comes round). */
 #ifndef EPD_DAEMON_FAILPOINT_H
 #define EPD_DAEMON_FAILPOINT_H
 

@@ -38,6 +38,7 @@ static int run_worker(const struct options *options, const struct inherited *fds
                                        .recorder_fd = fds->recorder_fd,
                                        .generation = options->generation,
                                        .last_exit = options->last_exit,
+                                       .n_hangs = options->n_hangs,
                                        .supervisor_pid = (int)getppid()};
     if (fds->rank_fd < 0 || fds->control_fd < 0 || fds->channel_fd < 0 || fds->recorder_fd < 0) {
         (void)fprintf(stderr, "epd: --worker is for the supervisor's use\n");

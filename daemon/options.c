@@ -16,7 +16,8 @@ enum own_flag {
     FLAG_VERSION,
     FLAG_WORKER,
     FLAG_GENERATION,
-    FLAG_LAST_EXIT
+    FLAG_LAST_EXIT,
+    FLAG_HANGS
 };
 
 static const struct option own_flags[] = {
@@ -27,6 +28,7 @@ static const struct option own_flags[] = {
     {"worker", no_argument, NULL, FLAG_WORKER},
     {"generation", required_argument, NULL, FLAG_GENERATION},
     {"last-exit", required_argument, NULL, FLAG_LAST_EXIT},
+    {"hangs", required_argument, NULL, FLAG_HANGS},
 };
 
 #define N_OWN (sizeof(own_flags) / sizeof(own_flags[0]))
@@ -75,6 +77,8 @@ static void take_own(struct options *options, int flag, const char *value)
         options->generation = strtoull(value, NULL, 10);
     else if (flag == FLAG_LAST_EXIT)
         options->last_exit = value;
+    else if (flag == FLAG_HANGS)
+        options->n_hangs = strtoull(value, NULL, 10);
 }
 
 enum epd_status options_parse(struct options *options, int argc, char **argv, struct epd_error *error)

@@ -22,6 +22,7 @@ struct options {
     const char *config_file; /* borrowed from argv; NULL: none */
     uint64_t generation;     /* OPTIONS_WORKER */
     const char *last_exit;   /* OPTIONS_WORKER */
+    uint64_t n_hangs;        /* OPTIONS_WORKER */
 };
 
 /* Looks at the whole command line; flags of the configuration are only checked for their names here. */

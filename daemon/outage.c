@@ -24,11 +24,11 @@ struct exchange {
 
 static json_t *make_document(const struct outage *outage)
 {
-    return json_pack("{s:s s:s s:i s:i s:s s:I s:s s:I s:I s:I}", "verb", "status", "version", EPD_VERSION,
-                     "pid", 0, "supervisor_pid", (int)getpid(), "worker", outage->worker, "generation",
-                     (json_int_t)outage->generation, "last_exit", outage->last_exit, "restart_in_ms",
-                     (json_int_t)outage->restart_in_ms, "failures", (json_int_t)outage->failures,
-                     "time_unix_ms", (json_int_t)clock_unix_ms());
+    return json_pack("{s:s s:s s:i s:i s:s s:I s:I s:s s:I s:I s:I}", "verb", "status", "version",
+                     EPD_VERSION, "pid", 0, "supervisor_pid", (int)getpid(), "worker", outage->worker,
+                     "generation", (json_int_t)outage->generation, "hangs", (json_int_t)outage->hangs,
+                     "last_exit", outage->last_exit, "restart_in_ms", (json_int_t)outage->restart_in_ms,
+                     "failures", (json_int_t)outage->failures, "time_unix_ms", (json_int_t)clock_unix_ms());
 }
 
 static void send_reply(int fd, struct exchange *exchange, const struct message *reply, int reply_fd)
@@ -77,27 +77,6 @@ static void converse(int fd, struct exchange *exchange, const struct outage *out
         reply_status(fd, exchange, outage);
     else
         reply_down(fd, exchange, outage);
-}
-
-/* Of field 9 of /proc/PID/stat, as the kernel has it. */
-#define PF_EXITING 0x4u
-
-int outage_began(pid_t worker)
-{
-    char path[40], text[512];
-    unsigned flags = PF_EXITING;
-    char state = 0;
-    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)worker);
-    FILE *file = fopen(path, "re");
-    if (!file)
-        return errno == ENOENT || errno == ESRCH;
-    const size_t bytes = fread(text, 1, sizeof(text) - 1, file);
-    (void)fclose(file);
-    text[bytes] = 0;
-    const char *name_end = strrchr(text, ')'); /* the name may hold anything */
-    if (!name_end || sscanf(name_end + 1, " %c %*d %*d %*d %*d %*d %u", &state, &flags) != 2)
-        return 0;
-    return state == 'Z' || state == 'X' || (flags & PF_EXITING) != 0;
 }
 
 void outage_answer(int listen_fd, const struct outage *outage)

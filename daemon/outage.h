@@ -4,11 +4,11 @@
 #define EPD_DAEMON_OUTAGE_H
 
 #include <stdint.h>
-#include <sys/types.h>
 
 struct outage {
-    const char *worker; /* "ending" (or killed, and not gone yet), "waiting" for its start, or "starting" */
-    uint64_t generation, failures, restart_in_ms;
+    const char
+        *worker; /* "ending" (or killed, and not gone yet), "stuck", "waiting" for its start, or "starting" */
+    uint64_t generation, hangs, failures, restart_in_ms;
     const char *last_exit;
 };
 
@@ -21,8 +21,6 @@ struct outage {
 /* How often it is looked whether a worker that lets callers wait is ending. */
 #define OUTAGE_LOOK_MS 5
 
-/* 1 if the process is ending, or gone: with GPUs the kernel takes seconds to take down what it had. */
-int outage_began(pid_t worker);
 /* Accepts and answers one caller of the listening socket. */
 void outage_answer(int listen_fd, const struct outage *outage);
 

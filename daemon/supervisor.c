@@ -17,9 +17,12 @@
 #include "daemon/notify.h"
 #include "daemon/outage.h"
 #include "daemon/postmortem.h"
+#include "daemon/process.h"
 #include "daemon/worker.h"
+#include "daemon/worker_process.h"
 
-_Static_assert(SUPERVISOR_KILL_MS >= WORKER_END_MS + 500, "a worker that ends as it should is not killed");
+_Static_assert(WORKER_PROCESS_KILL_MS >= WORKER_END_MS + 500,
+               "a worker that ends as it should is not killed");
 
 enum supervisor_state {
     SUPERVISOR_STARTING, /* a worker runs that has not said "ready"; killed at kill_at_ns if it does not even listen */
@@ -40,73 +43,24 @@ struct supervisor {
     sigset_t signals, old_signals;
     enum supervisor_state state;
     int exit_code;
-    pid_t worker;        /* 0: none */
-    int channel_fd;      /* -1: none */
-    uint64_t generation; /* workers started so far */
-    uint64_t failures;   /* in a row */
-    uint64_t started_ns, restart_at_ns;
-    uint64_t listens_ns; /* since when the worker serves: callers are its own; 0: not yet */
-    uint64_t kill_at_ns; /* the worker; CLOCK_NEVER: it may live */
-    char killed_why[48]; /* "" while it was not killed by us */
+    struct worker_process worker;
+    uint64_t failures; /* in a row */
+    uint64_t restart_at_ns;
     uint64_t look_at_ns; /* when callers of a running worker are looked at again */
-    char last_exit[64];
 };
 
 /* ---- the worker's start ---- */
 
-/* The child, between fork and exec: what may take a lock was done before. */
-static void become_worker(const struct supervisor *supervisor, struct handover *handover, char *const argv[])
-{
-    (void)sigprocmask(SIG_SETMASK, &supervisor->old_signals, NULL);
-    if (handover_give(handover) == 0)
-        (void)execve("/proc/self/exe", argv, handover->environment);
-    _exit(127);
-}
-
-/* The child does not come back. */
-static pid_t fork_worker(const struct supervisor *supervisor, struct handover *handover)
-{
-    char generation[24], last_exit[sizeof(supervisor->last_exit)];
-    (void)snprintf(generation, sizeof(generation), "%" PRIu64, supervisor->generation);
-    (void)snprintf(last_exit, sizeof(last_exit), "%s", supervisor->last_exit);
-    char name[] = "epd", worker[] = "--worker", flag[] = "--generation", last[] = "--last-exit";
-    char *const argv[] = {name, worker, flag, generation, last, last_exit, NULL};
-    const pid_t pid = fork();
-    if (pid == 0)
-        become_worker(supervisor, handover, argv);
-    return pid;
-}
-
 static enum epd_status spawn(struct supervisor *supervisor, struct epd_error *error)
 {
-    int channel[2];
-    struct handover handover;
-    enum epd_status status = channel_create(channel, error);
-    if (status != EPD_OK)
-        return status;
-    const struct inherited fds = {supervisor->rank.fd, supervisor->control.fd, channel[1],
-                                  supervisor->recorder_fd};
-    status = handover_create(&handover, &fds, error);
-    const pid_t pid = status == EPD_OK ? fork_worker(supervisor, &handover) : -1;
-    if (status == EPD_OK && pid < 0)
-        status = error_set(error, EPD_SYSTEM, "fork: %s", strerror(errno));
-    handover_destroy(&handover);
-    (void)close(channel[1]);
-    if (status != EPD_OK) {
-        (void)close(channel[0]);
-        return status;
-    }
-    supervisor->worker = pid;
-    supervisor->channel_fd = channel[0];
-    supervisor->generation++;
-    supervisor->started_ns = clock_ns();
+    struct worker_process *worker = &supervisor->worker;
+    const struct inherited fds = {supervisor->rank.fd, supervisor->control.fd, -1, supervisor->recorder_fd};
+    if (worker_process_start(worker, &fds, &supervisor->old_signals, &supervisor->config, error) != EPD_OK)
+        return error->status;
     supervisor->state = SUPERVISOR_STARTING;
-    supervisor->listens_ns = 0;
-    supervisor->kill_at_ns = supervisor->started_ns + clock_ms_to_ns(supervisor->config.start_deadline_ms);
-    supervisor->killed_why[0] = 0;
     struct epd_error ignored = {0};
-    if (channel_send_config(channel[0], &supervisor->config, &ignored) != EPD_OK)
-        log_write(supervisor->log, LOG_WARN, "worker pid %d: %s", (int)pid,
+    if (channel_send_config(worker->channel_fd, &supervisor->config, &ignored) != EPD_OK)
+        log_write(supervisor->log, LOG_WARN, "worker pid %d: %s", (int)worker->pid,
                   ignored.text); /* it has died; SIGCHLD follows */
     return EPD_OK;
 }
@@ -128,10 +82,10 @@ static void schedule_restart(struct supervisor *supervisor)
     supervisor->state = SUPERVISOR_WAITING;
     log_write(supervisor->log, LOG_WARN,
               "worker restarts in_ms %" PRIu64 " failures %" PRIu64 " last_exit %s", wait_ms,
-              supervisor->failures, supervisor->last_exit);
+              supervisor->failures, supervisor->worker.last_exit);
     char status[160];
     (void)snprintf(status, sizeof(status), "STATUS=worker failed %" PRIu64 " times (%s), restarting",
-                   supervisor->failures, supervisor->last_exit);
+                   supervisor->failures, supervisor->worker.last_exit);
     (void)notify_send(status);
 }
 
@@ -142,46 +96,33 @@ static void start_worker(struct supervisor *supervisor)
     if (spawn(supervisor, &error) == EPD_OK)
         return;
     log_write(supervisor->log, LOG_ERROR, "worker not started: %s", error.text);
-    (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "not started");
+    (void)snprintf(supervisor->worker.last_exit, sizeof(supervisor->worker.last_exit), "not started");
     supervisor->failures++;
     schedule_restart(supervisor);
 }
 
 /* ---- the worker's end ---- */
 
-static void describe_exit(struct supervisor *supervisor, int status)
-{
-    if (WIFSIGNALED(status) && supervisor->killed_why[0])
-        (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "%s", supervisor->killed_why);
-    else if (WIFSIGNALED(status))
-        (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "signal %d (%s)",
-                       WTERMSIG(status), strsignal(WTERMSIG(status)));
-    else
-        (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "exit code %d",
-                       WEXITSTATUS(status));
-}
-
 /* A worker that was killed could not write its flight recorder. */
 static void dump_recorder(struct supervisor *supervisor)
 {
     const struct postmortem_of of = {.config = &supervisor->config,
-                                     .last_exit = supervisor->last_exit,
-                                     .generation = supervisor->generation};
+                                     .last_exit = supervisor->worker.last_exit,
+                                     .generation = supervisor->worker.generation};
     postmortem_start(&supervisor->postmortem, &supervisor->recorder, &of, supervisor->log);
 }
 
 /* However long a start took that led to nothing, it was a failure like the one before. */
 static int was_healthy(const struct supervisor *supervisor)
 {
-    return supervisor->listens_ns &&
-           clock_ns() - supervisor->listens_ns >= clock_ms_to_ns(supervisor->config.restart_healthy_ms);
+    return supervisor->worker.listens_ns && clock_ns() - supervisor->worker.listens_ns >=
+                                                clock_ms_to_ns(supervisor->config.restart_healthy_ms);
 }
 
-static void worker_failed(struct supervisor *supervisor, int status)
+static void worker_failed(struct supervisor *supervisor, pid_t pid, int status)
 {
     const struct config *config = &supervisor->config;
-    log_write(supervisor->log, LOG_ERROR, "worker pid %d failed: %s", (int)supervisor->worker,
-              supervisor->last_exit);
+    log_write(supervisor->log, LOG_ERROR, "worker pid %d failed: %s", (int)pid, supervisor->worker.last_exit);
     if (WIFSIGNALED(status))
         dump_recorder(supervisor);
     if (was_healthy(supervisor))
@@ -205,45 +146,44 @@ static int ended_as_told(const struct supervisor *supervisor, int status)
 {
     if (WIFEXITED(status))
         return WEXITSTATUS(status) == WORKER_EXIT_DONE;
-    return supervisor->state == SUPERVISOR_STOPPING && !supervisor->listens_ns &&
-           (WTERMSIG(status) == SIGTERM || supervisor->killed_why[0]);
+    return supervisor->state == SUPERVISOR_STOPPING && !supervisor->worker.listens_ns &&
+           (WTERMSIG(status) == SIGTERM || supervisor->worker.killed_why[0]);
 }
 
 static void reap(struct supervisor *supervisor)
 {
+    struct worker_process *worker = &supervisor->worker;
+    const pid_t pid = worker->pid;
     int status = 0;
-    if (!supervisor->worker || waitpid(supervisor->worker, &status, WNOHANG) != supervisor->worker)
+    if (!pid || waitpid(pid, &status, WNOHANG) != pid)
         return;
-    describe_exit(supervisor, status);
-    (void)close(supervisor->channel_fd);
-    supervisor->channel_fd = -1;
+    worker_process_reaped(worker, status);
     if (ended_as_told(supervisor, status))
         end(supervisor, SUPERVISOR_EXIT_DONE);
     else if (supervisor->state == SUPERVISOR_STOPPING)
         end(supervisor, SUPERVISOR_EXIT_FAILED);
     else
-        worker_failed(supervisor, status);
-    supervisor->worker = 0;
+        worker_failed(supervisor, pid, status);
 }
 
 /* ---- signals ---- */
 
 static void stop_worker(struct supervisor *supervisor)
 {
-    if (!supervisor->worker) {
+    if (!supervisor->worker.pid) {
         end(supervisor, SUPERVISOR_EXIT_DONE);
         return;
     }
     const int again = supervisor->state == SUPERVISOR_STOPPING;
-    const int drains = supervisor->listens_ns && !again;
-    const uint64_t patience_ms = SUPERVISOR_KILL_MS + (drains ? supervisor->config.drain_ms : 0);
+    const int drains = supervisor->worker.listens_ns && !again;
+    const uint64_t patience_ms = WORKER_PROCESS_KILL_MS + (drains ? supervisor->config.drain_ms : 0);
     supervisor->state = SUPERVISOR_STOPPING;
-    supervisor->kill_at_ns = clock_ns() + clock_ms_to_ns(patience_ms);
-    supervisor->killed_why[0] = 0;
+    supervisor->worker.kill_at_ns = clock_ns() + clock_ms_to_ns(patience_ms);
+    supervisor->worker.killed_why[0] = 0;
     (void)notify_send("STOPPING=1");
-    log_write(supervisor->log, LOG_INFO, "worker pid %d told to %s", (int)supervisor->worker,
+    log_write(supervisor->log, LOG_INFO, "worker pid %d told to %s", (int)supervisor->worker.pid,
               again ? "stop" : "drain");
-    (void)kill(supervisor->worker, SIGTERM);
+    (void)kill(supervisor->worker.pid, SIGTERM);
 }
 
 static void reload(struct supervisor *supervisor)
@@ -257,8 +197,8 @@ static void reload(struct supervisor *supervisor)
     uint32_t n_ignored = 0;
     const uint32_t n_changed = config_reload(&supervisor->config, &fresh, &n_ignored);
     supervisor->log->level = (enum log_level)supervisor->config.log_level;
-    if (supervisor->channel_fd >= 0 &&
-        channel_send_config(supervisor->channel_fd, &supervisor->config, &error) != EPD_OK)
+    if (supervisor->worker.channel_fd >= 0 &&
+        channel_send_config(supervisor->worker.channel_fd, &supervisor->config, &error) != EPD_OK)
         log_write(supervisor->log, LOG_ERROR, "config not passed to the worker: %s", error.text);
     else if (n_ignored)
         log_write(supervisor->log, LOG_WARN, "config reloaded keys_changed %u keys_that_need_a_restart %u",
@@ -278,32 +218,62 @@ static void on_signal(struct supervisor *supervisor)
         stop_worker(supervisor);
 }
 
+/* Ended by nobody's signal, but by whoever drained it: it has nobody to serve any more. */
+static void on_ending(struct supervisor *supervisor)
+{
+    struct worker_process *worker = &supervisor->worker;
+    if (supervisor->state == SUPERVISOR_STOPPING)
+        return;
+    supervisor->state = SUPERVISOR_STOPPING;
+    worker->kill_at_ns = clock_ns() + clock_ms_to_ns(WORKER_PROCESS_KILL_MS);
+    (void)notify_send("STOPPING=1");
+}
+
+static void on_listening(struct supervisor *supervisor)
+{
+    struct worker_process *worker = &supervisor->worker;
+    worker_process_serves(worker, &supervisor->config);
+    if (supervisor->state == SUPERVISOR_STARTING && !worker->killed_why[0])
+        worker->kill_at_ns = CLOCK_NEVER;
+}
+
 static void on_channel(struct supervisor *supervisor)
 {
+    struct worker_process *worker = &supervisor->worker;
     struct config unused;
     struct epd_error error = {0};
-    const enum channel_event event = channel_receive(supervisor->channel_fd, &unused, &error);
-    if (event == CHANNEL_LISTENING) {
-        supervisor->listens_ns = clock_ns();
-        if (supervisor->state == SUPERVISOR_STARTING && !supervisor->killed_why[0])
-            supervisor->kill_at_ns = CLOCK_NEVER;
-    }
-    if (event == CHANNEL_READY && supervisor->state == SUPERVISOR_STARTING) {
-        supervisor->state = SUPERVISOR_RUNNING;
-        (void)notify_send("READY=1\nSTATUS=serving");
-    }
-    if (event ==
-        CHANNEL_ENDED) { /* SIGCHLD says the rest, and soon: the worker has nobody to serve any more */
-        (void)close(supervisor->channel_fd);
-        supervisor->channel_fd = -1;
-        if (supervisor->kill_at_ns == CLOCK_NEVER)
-            supervisor->kill_at_ns = clock_ns() + clock_ms_to_ns(SUPERVISOR_KILL_MS);
+    switch (channel_receive(worker->channel_fd, &unused, &error)) {
+    case CHANNEL_LISTENING:
+        on_listening(supervisor);
+        break;
+    case CHANNEL_READY:
+        if (supervisor->state == SUPERVISOR_STARTING) {
+            supervisor->state = SUPERVISOR_RUNNING;
+            (void)notify_send("READY=1\nSTATUS=serving");
+        }
+        break;
+    case CHANNEL_ANSWER:
+        worker_process_answers(worker, supervisor->log);
+        break;
+    case CHANNEL_ENDING:
+        on_ending(supervisor);
+        break;
+    case CHANNEL_ENDED: /* SIGCHLD says the rest, and soon: the worker has nobody to serve any more */
+        worker_process_hang_up(worker);
+        if (worker->kill_at_ns == CLOCK_NEVER)
+            worker->kill_at_ns = clock_ns() + clock_ms_to_ns(WORKER_PROCESS_KILL_MS);
+        break;
+    default:
+        break;
     }
 }
 
 static const char *worker_state(const struct supervisor *supervisor)
 {
-    if (supervisor->worker && (supervisor->listens_ns || supervisor->killed_why[0]))
+    const struct worker_process *worker = &supervisor->worker;
+    if (worker->pid && worker_process_is_suspect(worker))
+        return "stuck";
+    if (worker->pid && (worker->listens_ns || worker->killed_why[0]))
         return "ending";
     return supervisor->state == SUPERVISOR_WAITING ? "waiting" : "starting";
 }
@@ -311,18 +281,20 @@ static const char *worker_state(const struct supervisor *supervisor)
 /* Callers wait. Those of a worker that serves are its own: it takes them in a moment. */
 static void on_control(struct supervisor *supervisor)
 {
+    const struct worker_process *worker = &supervisor->worker;
     const uint64_t now_ns = clock_ns();
     const uint64_t at_ns = supervisor->restart_at_ns;
-    if (supervisor->worker && supervisor->listens_ns && supervisor->channel_fd >= 0 &&
-        !supervisor->killed_why[0] && !outage_began(supervisor->worker)) {
+    if (worker->pid && worker->listens_ns && worker->channel_fd >= 0 && !worker->killed_why[0] &&
+        !worker_process_is_suspect(worker) && !process_ending(worker->pid)) {
         supervisor->look_at_ns = now_ns + clock_ms_to_ns(OUTAGE_LOOK_MS);
         return;
     }
     const struct outage outage = {.worker = worker_state(supervisor),
-                                  .generation = supervisor->generation,
+                                  .generation = worker->generation,
+                                  .hangs = worker->n_hangs,
                                   .failures = supervisor->failures,
                                   .restart_in_ms = at_ns > now_ns ? (at_ns - now_ns) / CLOCK_NS_PER_MS : 0,
-                                  .last_exit = supervisor->last_exit};
+                                  .last_exit = worker->last_exit};
     outage_answer(supervisor->control.fd, &outage);
 }
 
@@ -332,16 +304,19 @@ static void on_control(struct supervisor *supervisor)
  * however long it takes. */
 static uint64_t patient_until_ns(const struct supervisor *supervisor)
 {
-    return supervisor->generation > 1 ? supervisor->started_ns + clock_ms_to_ns(OUTAGE_PATIENCE_MS)
-                                      : CLOCK_NEVER;
+    return supervisor->worker.generation > 1
+               ? supervisor->worker.started_ns + clock_ms_to_ns(OUTAGE_PATIENCE_MS)
+               : CLOCK_NEVER;
 }
 
-/* When callers are looked at: 0 while there is no worker, or one that was killed: a driver may hold it for long. */
+/* When callers are looked at: 0 while there is no worker, or one that was killed (a driver may hold it for long) or whose loop
+ * does not come round. */
 static uint64_t callers_at_ns(const struct supervisor *supervisor)
 {
-    if (supervisor->state == SUPERVISOR_WAITING || supervisor->killed_why[0])
+    if (supervisor->state == SUPERVISOR_WAITING || supervisor->worker.killed_why[0] ||
+        worker_process_is_suspect(&supervisor->worker))
         return 0;
-    return supervisor->listens_ns ? supervisor->look_at_ns : patient_until_ns(supervisor);
+    return supervisor->worker.listens_ns ? supervisor->look_at_ns : patient_until_ns(supervisor);
 }
 
 static int answers_control(const struct supervisor *supervisor, uint64_t now_ns)
@@ -351,48 +326,47 @@ static int answers_control(const struct supervisor *supervisor, uint64_t now_ns)
     return now_ns >= callers_at_ns(supervisor);
 }
 
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* When something is to be done that no fd tells of. */
+static uint64_t next_at_ns(const struct supervisor *supervisor, uint64_t now_ns)
+{
+    const struct worker_process *worker = &supervisor->worker;
+    if (supervisor->state == SUPERVISOR_WAITING)
+        return supervisor->restart_at_ns;
+    uint64_t at_ns = CLOCK_NEVER;
+    if (worker->pid)
+        at_ns = earlier(worker->kill_at_ns, worker->watch.at_ns);
+    if (supervisor->state != SUPERVISOR_STOPPING && !answers_control(supervisor, now_ns))
+        at_ns = earlier(at_ns, callers_at_ns(supervisor));
+    return at_ns;
+}
+
 /* From the same moment as what is polled: else a time that passes in between is waited for by nobody. */
 static int timeout_ms(const struct supervisor *supervisor, uint64_t now_ns)
 {
-    uint64_t at_ns = supervisor->worker ? supervisor->kill_at_ns : CLOCK_NEVER;
-    if (supervisor->state == SUPERVISOR_WAITING)
-        at_ns = supervisor->restart_at_ns;
-    else if (supervisor->state != SUPERVISOR_STOPPING && !answers_control(supervisor, now_ns) &&
-             callers_at_ns(supervisor) < at_ns)
-        at_ns = callers_at_ns(supervisor);
+    const uint64_t at_ns = next_at_ns(supervisor, now_ns);
     if (at_ns == CLOCK_NEVER)
         return -1;
     const uint64_t wait_ms = at_ns > now_ns ? (at_ns - now_ns) / CLOCK_NS_PER_MS + 1 : 0;
     return wait_ms < 60000 ? (int)wait_ms : 60000;
 }
 
-/* Said once, tried again: in a call of a driver a process may outlive the signal. */
-static void kill_worker(struct supervisor *supervisor, uint64_t now_ns)
-{
-    char *why = supervisor->killed_why;
-    const size_t bytes = sizeof(supervisor->killed_why);
-    supervisor->kill_at_ns = now_ns + clock_ms_to_ns(SUPERVISOR_KILL_MS);
-    if (outage_began(supervisor->worker)) /* it does end: the kernel takes down what it had */
-        return;
-    (void)kill(supervisor->worker, SIGKILL);
-    if (why[0])
-        return;
-    if (supervisor->state == SUPERVISOR_STARTING && !supervisor->listens_ns)
-        (void)snprintf(why, bytes, "did not serve within %" PRIu64 " ms, killed",
-                       supervisor->config.start_deadline_ms);
-    else
-        (void)snprintf(why, bytes, "did not end in time, killed");
-    (void)snprintf(supervisor->last_exit, sizeof(supervisor->last_exit), "%s", why);
-    log_write(supervisor->log, LOG_ERROR, "worker pid %d %s", (int)supervisor->worker, why);
-}
-
 static void on_time(struct supervisor *supervisor)
 {
     const uint64_t now_ns = clock_ns();
+    struct worker_process *worker = &supervisor->worker;
     if (supervisor->state == SUPERVISOR_WAITING && now_ns >= supervisor->restart_at_ns)
         start_worker(supervisor);
-    if (supervisor->worker && now_ns >= supervisor->kill_at_ns)
-        kill_worker(supervisor, now_ns);
+    if (!worker->pid)
+        return;
+    if (now_ns >= worker->kill_at_ns)
+        worker_process_kill(worker, &supervisor->config, supervisor->log, now_ns);
+    else
+        worker_process_watch(worker, &supervisor->config, supervisor->log, now_ns);
 }
 
 static void run_loop(struct supervisor *supervisor)
@@ -401,7 +375,7 @@ static void run_loop(struct supervisor *supervisor)
         const uint64_t now_ns = clock_ns();
         struct pollfd fds[3] = {
             {.fd = supervisor->signal_fd, .events = POLLIN},
-            {.fd = supervisor->channel_fd, .events = POLLIN},
+            {.fd = supervisor->worker.channel_fd, .events = POLLIN},
             {.fd = answers_control(supervisor, now_ns) ? supervisor->control.fd : -1, .events = POLLIN},
         };
         if (poll(fds, 3, timeout_ms(supervisor, now_ns)) < 0 && errno != EINTR)
@@ -457,7 +431,7 @@ static void close_all(struct supervisor *supervisor)
     endpoint_close(&supervisor->control);
     recorder_close(&supervisor->recorder);
     postmortem_finish(&supervisor->postmortem, supervisor->log, SUPERVISOR_RECORD_MS);
-    const int fds[] = {supervisor->recorder_fd, supervisor->signal_fd, supervisor->channel_fd};
+    const int fds[] = {supervisor->recorder_fd, supervisor->signal_fd, supervisor->worker.channel_fd};
     for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
         if (fds[i] >= 0)
             (void)close(fds[i]);
@@ -473,7 +447,7 @@ int supervisor_run(const struct options *options, const struct config *config,
                                     .control = {.fd = -1, .lock_fd = -1},
                                     .recorder_fd = -1,
                                     .signal_fd = -1,
-                                    .channel_fd = -1};
+                                    .worker = {.channel_fd = -1, .kill_at_ns = CLOCK_NEVER}};
     struct epd_error error = {0};
     (void)signal(SIGPIPE, SIG_IGN);
     enum epd_status status = open_signals(&supervisor, &error);

@@ -16,9 +16,6 @@ enum supervisor_exit {
     SUPERVISOR_EXIT_GAVE_UP = 4, /* restart_limit failures in a row */
 };
 
-/* After SIGTERM the worker has its drain time and this long to end, then it is killed; the same when it has left its callers.
- * Longer than WORKER_END_MS, which supervisor.c asserts. */
-#define SUPERVISOR_KILL_MS 5000
 /* At the end a record that is still being written is waited for, no longer than this. */
 #define SUPERVISOR_RECORD_MS 2000
 

@@ -54,6 +54,7 @@ struct worker_start {
     int channel_fd;          /* SEQPACKET to the supervisor: its end is our end */
     int recorder_fd;
     uint64_t generation;   /* workers started before this one */
+    uint64_t n_hangs;      /* of them, killed because their loop was stuck */
     const char *last_exit; /* how the one before ended; "" if none */
     int supervisor_pid;
 };

@@ -106,6 +106,7 @@ void status_view(const json_t *status, int verbose, FILE *out)
     print_line(out, status, "boot id", "boot_id");
     print_line(out, status, "epoch", "epoch");
     print_line(out, status, "worker restarts", "generation");
+    print_line(out, status, "of them after hangs", "hangs");
     if (*field_text(status, "last_exit", ""))
         print_line(out, status, "last worker's exit", "last_exit");
     print_line(out, sockets, "socket of ranks", "rank");

@@ -19,8 +19,8 @@
 #include "daemon/histogram.h"
 #include "daemon/launch_queue.h"
 #include "daemon/log.h"
-#include "daemon/outage.h"
 #include "daemon/peer.h"
+#include "daemon/process.h"
 #include "daemon/quota.h"
 #include "daemon/recorder.h"
 #include "daemon/registry.h"
@@ -445,13 +445,13 @@ START_TEST(a_process_that_ends_is_told_from_one_that_lives)
         pause();
         _exit(0);
     }
-    ck_assert_int_eq(outage_began(pid), 0);
-    ck_assert_int_eq(outage_began(getpid()), 0);
+    ck_assert_int_eq(process_ending(pid), 0);
+    ck_assert_int_eq(process_ending(getpid()), 0);
     kill(pid, SIGKILL);
     ck_assert_int_eq(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
-    ck_assert_int_eq(outage_began(pid), 1);
+    ck_assert_int_eq(process_ending(pid), 1);
     ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
-    ck_assert_int_eq(outage_began(pid), 1);
+    ck_assert_int_eq(process_ending(pid), 1);
 }
 END_TEST
 
