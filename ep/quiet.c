@@ -10,11 +10,11 @@
 /* Lanes look for each other at the beginning of every period, for so long: idle ones wait no longer than that. */
 #define QUIET_PERIOD_NS 20000000ull
 #define QUIET_WINDOW_NS 300000ull
-/* If they have not met in so long they stand still, at first for so long at most: a few steps. Each time that it was in
- * vain both double, up to these. Nothing else in a queue is held up for more than a tenth of its time, and for more than
- * one per cent of it in the end. */
-#define QUIET_PATIENCE_NS     50000000ull
-#define QUIET_HOLD_NS         5000000ull
+/* If they have not met in so long they stand still, for so long at most: some steps. Each time that it was in vain both
+ * double, up to these. So nobody is held up for more than a tenth of the time, and for more than one per cent of it in the
+ * end. */
+#define QUIET_PATIENCE_NS     100000000ull
+#define QUIET_HOLD_NS         10000000ull
 #define QUIET_MAX_PATIENCE_NS 10000000000ull
 #define QUIET_MAX_HOLD_NS     100000000ull
 

@@ -12,6 +12,9 @@
 #define N_QUEUED         3     /* launches of one plan: released one after the other */
 #define N_ARMED          10000 /* far more than a lane takes at once */
 #define N_ARMED_MESSAGES 5
+#define N_CHURNED        400 /* registrations */
+#define N_BLOCKS         8
+#define BLOCK_BYTES      (4 << 20)
 
 static int is_loss(enum epd_status status)
 {
@@ -80,6 +83,24 @@ static void run_idle(struct gpu_rank *rank)
     atomic_store(&rank->own->ready, 1);
     for (;;)
         pause();
+}
+
+/* Registers memory and takes it back, again and again. */
+static void run_churn(struct gpu_rank *rank)
+{
+    struct epd_buffer *buffer;
+    void *blocks[N_BLOCKS];
+    gpu_rank_open(rank);
+    for (int i = 0; i < N_BLOCKS; i++)
+        GPU_MUST(cudaMalloc(&blocks[i], BLOCK_BYTES) == cudaSuccess);
+    for (int i = 0; i < N_CHURNED; i++) {
+        GPU_MUST(epd_buffer_register_cuda(rank->group, blocks[i % N_BLOCKS], BLOCK_BYTES, &buffer) == EPD_OK);
+        GPU_MUST(epd_buffer_release(buffer) == EPD_OK);
+    }
+    GPU_MUST(gpu_rank_step(rank) == EPD_OK);
+    gpu_rank_close(rank);
+    for (int i = 0; i < N_BLOCKS; i++)
+        GPU_MUST(cudaFree(blocks[i]) == cudaSuccess);
 }
 
 static void wait_for_release(void *arg)
@@ -229,17 +250,11 @@ static void run_crash(struct gpu_rank *rank)
 }
 
 const struct role roles_of_life[] = {
-    {"steps", run_steps},
-    {"bystander", run_bystander},
-    {"survivor", run_survivor},
-    {"idle", run_idle},
-    {"queued", run_queued},
-    {"armed", run_armed},
-    {"patient", run_patient},
-    {"mortal", run_mortal},
-    {"slow", run_slow},
-    {"order", run_order},
-    {"elsewhere", run_elsewhere},
-    {"crash", run_crash},
-    {NULL, NULL},
+    {"steps", run_steps},       {"bystander", run_bystander},
+    {"survivor", run_survivor}, {"idle", run_idle},
+    {"churn", run_churn},       {"queued", run_queued},
+    {"armed", run_armed},       {"patient", run_patient},
+    {"mortal", run_mortal},     {"slow", run_slow},
+    {"order", run_order},       {"elsewhere", run_elsewhere},
+    {"crash", run_crash},       {NULL, NULL},
 };

@@ -56,6 +56,35 @@ START_TEST(clients_killed_while_idle_leave_no_gpu_memory_and_nobody_notices)
 }
 END_TEST
 
+/* What CUDA unmaps waits for whole devices, on which kernels wait for each other: steps go on beside it, and it is done. */
+START_TEST(memory_that_is_taken_back_beside_steps_stops_nobody)
+{
+    struct baseline before;
+    board_reset(fixture.board);
+    struct team bystander = fixture_team("bystander", "bystander", 2, BYSTANDER_SLOT),
+                churn = fixture_team("churn", "churn", fixture.world, 0);
+    team_start(&bystander);
+    team_wait_steps(&bystander, fixture.board, 20);
+    ck_assert_uint_eq(team_run(&churn), 0); /* pools fill up */
+    sleep_ms(300);
+    baseline_take(&before, &fixture.daemon);
+    double begin = now_ms();
+    team_wait_steps(&bystander, fixture.board, N_COMPARED);
+    const double alone_ms = now_ms() - begin;
+    team_start(&churn);
+    begin = now_ms();
+    team_wait_steps(&bystander, fixture.board, N_COMPARED);
+    const double beside_ms = now_ms() - begin;
+    ck_assert_uint_eq(team_wait(&churn, TEAM_MS), 0);
+    const int ms = fixture_reclaimed(&before);
+    ck_assert_int_ge(ms, 0);
+    printf("%d steps alone %.0f ms, beside registrations that come and go %.0f; unmapped after %d ms\n",
+           N_COMPARED, alone_ms, beside_ms, ms);
+    atomic_store(&fixture.board->stop, 1);
+    ck_assert_uint_eq(team_wait(&bystander, TEAM_MS), 0);
+}
+END_TEST
+
 START_TEST(a_client_killed_with_work_on_its_stream_is_named_and_the_others_streams_go_on)
 {
     struct baseline before;
@@ -177,6 +206,7 @@ END_TEST
 void add_rank_tests(TCase *cases)
 {
     suite_add(cases, clients_killed_while_idle_leave_no_gpu_memory_and_nobody_notices);
+    suite_add(cases, memory_that_is_taken_back_beside_steps_stops_nobody);
     suite_add(cases, a_client_killed_with_work_on_its_stream_is_named_and_the_others_streams_go_on);
     suite_add(cases, a_client_that_announces_more_than_it_launches_delays_nobody);
     suite_add(cases, clients_killed_at_any_moment_of_a_step_are_named_and_the_next_group_works);
