@@ -1,6 +1,7 @@
-"""What else can do the work of epd-bench's cases, on the same GPUs: one JSON line per result.
+r"""What else can do the work of epd-bench's cases, on the same GPUs: one JSON line per result.
 
-    peers.py --case dsv3,decode128 [--ranks N] [--iters N] [--only torch,nccl_alltoall,deepep] > peers.jsonl
+    peers.py --case dsv3,decode128 [--ranks N] [--iters N] [--only torch,nccl_alltoall,deepep] [--ops dispatch,combine] \
+        > peers.jsonl
 
 dispatch: tokens to rows. combine: back, the plain sum. grouped_gemm: the first GEMM of a layer over evenly spread rows.
 moe_forward and moe_backward: the whole layer. A peer that is not there gets a line that says so, and no number.
@@ -23,6 +24,8 @@ from measure import measure, summary
 from nccl_alltoall import AllToAll
 
 PEERS = ("nccl_alltoall", "torch", "deepep")
+EXPERT_OPS = ("grouped_gemm", "moe_forward", "moe_backward")
+OPS = ("dispatch", "combine", "combine_weighted", *EXPERT_OPS)
 
 
 class Reporter:
@@ -39,6 +42,8 @@ class Reporter:
         print(json.dumps({**fields, **rest}), flush=True)
 
     def measure(self, case, peer, op, run, prepare=None):
+        if op not in self.args.ops:
+            return
         torch.cuda.reset_peak_memory_stats()
         self.n_measured += 1
         times = measure(run, self.args.iters, self.args.warmup, prepare)
@@ -60,6 +65,8 @@ def run_alltoall(report, case, x, routing, weights):
         return peer.combine(experts(received, w1, w2, n_rows), back, scale)
 
     report.measure(case, peer.name + "+torch", "moe_forward", lambda: layer(x))
+    if "moe_backward" not in report.args.ops:
+        return
     tokens, dout = x.clone().requires_grad_(), torch.randn_like(x)
     w1.requires_grad_(), w2.requires_grad_()
 
@@ -97,11 +104,11 @@ def run_case(args, report, case, rank):
     x = torch.randn(case.tokens, case.hidden, device="cuda", dtype=torch.bfloat16)
     routing = make_routing(case, rank, args.zipf)
     with torch.no_grad():
-        weights = make_weights(case, case.experts // args.ranks)
+        weights = make_weights(case, case.experts // args.ranks) if set(args.ops) & set(EXPERT_OPS) else (None, None)
     if "nccl_alltoall" in args.only:
         run_alltoall(report, case, x, routing, weights)
     with torch.no_grad():
-        if "torch" in args.only:
+        if "torch" in args.only and "grouped_gemm" in args.ops:
             run_torch(report, case, weights[0])
         if "deepep" in args.only:
             run_deepep(report, case, x, routing, weights)
@@ -130,11 +137,13 @@ def main():
     parser.add_argument("--zipf", type=float, default=0.0)
     parser.add_argument("--port", type=int, default=29517)
     parser.add_argument("--only", default=",".join(PEERS))
+    parser.add_argument("--ops", default=",".join(OPS))
     args = parser.parse_args()
-    args.only = args.only.split(",")
-    unknown = set(args.only) - set(PEERS) | set(args.case.split(",")) - set(CASES)
+    args.only, args.ops = args.only.split(","), args.ops.split(",")
+    unknown = set(args.only) - set(PEERS) | set(args.case.split(",")) - set(CASES) | set(args.ops) - set(OPS)
     if unknown:
-        parser.error(f"what is {', '.join(sorted(unknown))}? peers: {', '.join(PEERS)}; cases: {', '.join(CASES)}")
+        known = f"peers: {', '.join(PEERS)}; cases: {', '.join(CASES)}; ops: {', '.join(OPS)}"
+        parser.error(f"what is {', '.join(sorted(unknown))}? {known}")
     if args.ranks == 0:
         print("SKIP: no GPU", file=sys.stderr)
         return 77
