@@ -22,6 +22,8 @@
     X(CLOSE_SOCKET_ERROR, "socket_error", EPD_SYSTEM, 0, "the socket failed")                                \
     X(CLOSE_NO_MEMORY, "no_memory", EPD_NO_MEMORY, 0, "the daemon has no memory for the session")            \
     X(CLOSE_QUOTA, "quota", EPD_QUOTA, 0, "too many sessions")                                               \
+    X(CLOSE_CROWDED_OUT, "crowded_out", EPD_QUOTA, 1,                                                        \
+      "idle, and its place on the control socket was needed")                                                \
     X(CLOSE_PERMISSION, "permission", EPD_PERMISSION, 0, "the uid may not connect")                          \
     X(CLOSE_EVICTED, "evicted", EPD_EVICTED, 1, "a person asked for it")                                     \
     X(CLOSE_DEAD, "dead", EPD_EVICTED, 0, "the other ranks missed it for longer than the dead timer")        \

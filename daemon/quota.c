@@ -112,15 +112,17 @@ enum epd_status quota_open_control(struct accounts *accounts, struct quota *quot
     if (accounts->n_control >= QUOTA_MAX_CONTROL)
         return error_set(error, EPD_QUOTA, "control sessions: %d open, at most that many", QUOTA_MAX_CONTROL);
     accounts->n_control++;
+    quota->control = 1;
     return EPD_OK;
 }
 
 void quota_close(struct accounts *accounts, struct quota *quota)
 {
-    if (!quota->account) {
+    if (quota->control)
         accounts->n_control--;
+    quota->control = 0;
+    if (!quota->account)
         return;
-    }
     quota_give(quota, QUOTA_SESSIONS, 1);
     for (int kind = 0; kind < QUOTA_KIND_COUNT; kind++)
         assert(quota->used[kind] == 0);

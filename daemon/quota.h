@@ -18,7 +18,7 @@
     X(QUOTA_SAVED_BYTES, "saved_bytes")                                                                      \
     X(QUOTA_QUEUES, "queues")
 
-/* Control sessions open at once. */
+/* Control sessions open at once; who goes when there is one more, control_place.h says. */
 #define QUOTA_MAX_CONTROL 64
 
 enum quota_kind {
@@ -38,6 +38,7 @@ struct account {
 
 struct quota {
     struct account *account; /* borrowed: freed with the last that its uid holds; NULL: a control session */
+    int control;             /* a control session's place, not given back yet */
     uint64_t used[QUOTA_KIND_COUNT];
     uint32_t queues[EPD_MAX_DEVICES];
 };
@@ -55,7 +56,7 @@ EPD_MUST_CHECK enum epd_status quota_open(struct accounts *accounts, const struc
 /* A new control session: counted apart, so that ranks cannot lock people out. */
 EPD_MUST_CHECK enum epd_status quota_open_control(struct accounts *accounts, struct quota *quota,
                                                   struct epd_error *error);
-/* Of either kind. Everything taken must have been given back. */
+/* Of either kind, idempotent. Everything taken must have been given back. */
 void quota_close(struct accounts *accounts, struct quota *quota);
 EPD_MUST_CHECK enum epd_status quota_take(struct accounts *accounts, const struct config *config,
                                           struct quota *quota, enum quota_kind kind, uint64_t amount,

@@ -10,6 +10,7 @@
 
 #include "daemon/buffer.h"
 #include "daemon/clock.h"
+#include "daemon/control_place.h"
 #include "daemon/member.h"
 #include "daemon/rank_plan.h"
 #include "daemon/request.h"
@@ -162,7 +163,7 @@ static enum epd_status session_init(struct session *session, int fd, struct epd_
     if (status != EPD_OK)
         return status;
     status = session->kind == SESSION_CONTROL
-                 ? quota_open_control(&worker->accounts, &session->quota, error)
+                 ? control_place_take(worker, session->peer.uid, &session->quota, error)
                  : quota_open(&worker->accounts, &worker->config, session->peer.uid, &session->quota, error);
     if (status != EPD_OK)
         goto close_peer;
@@ -388,6 +389,9 @@ void session_close(struct session *session, enum close_reason reason, const char
             *at = '?';
     list_remove(&session->in_worker);
     list_append(&session->worker->closing, &session->in_worker);
+    if (session->kind ==
+        SESSION_CONTROL) /* it holds nothing else, and somebody may be waiting for the place */
+        quota_close(&session->worker->accounts, &session->quota);
 }
 
 static void log_end(struct session *session)

@@ -1,5 +1,7 @@
 /* Another uid at the door. Needs root to become somebody else; elsewhere it is skipped (exit code 77). */
 #include <check.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -142,6 +144,91 @@ START_TEST(a_group_name_belongs_to_its_uid)
 }
 END_TEST
 
+#define N_PLACES 64  /* of the control socket */
+#define N_UNREAD 512 /* more than a socket takes, fewer than close a session that does not read */
+
+static void fill_places(struct wire *places)
+{
+    for (int n = 0; n < N_PLACES; n++)
+        if (wire_connect(&places[n], epd_daemon.control_path) != 0)
+            _exit(2);
+}
+
+/* Asks for more than it reads, so that the daemon has something to say on every place. */
+static void hold_places_busy(void)
+{
+    struct wire *places = calloc(N_PLACES, sizeof *places);
+    struct message evict = {.kind = MESSAGE_CONTROL, .control = {.verb = CONTROL_EVICT, .session_id = 1}};
+    fill_places(places);
+    for (int n = 0; n < N_PLACES; n++)
+        for (int i = 0; i < N_UNREAD; i++)
+            (void)wire_send(&places[n], &evict, -1);
+    if (creat("busy", 0600) < 0)
+        _exit(3);
+    sleep_ms(60000);
+}
+
+static void ask_once(void)
+{
+    json_t *status = control_ask(epd_daemon.control_path, CONTROL_STATUS, NULL);
+    if (!status)
+        _exit(2);
+    json_decref(status);
+}
+
+START_TEST(idle_control_sessions_make_room_for_who_comes)
+{
+    struct wire *places = calloc(N_PLACES, sizeof *places);
+    daemon_start(&epd_daemon, 1, (const char *const[]){"--control-mode", "0666", NULL});
+    ck_assert_int_eq(chmod(epd_daemon.directory, 0711), 0);
+    fill_places(places);
+    struct message status = {.kind = MESSAGE_CONTROL, .control = {.verb = CONTROL_STATUS}};
+    ck_assert_int_eq(wire_call(&places[0], &status, -1),
+                     EPD_OK); /* now it is not the one that was idle for longest */
+    ck_assert_int_eq(as_stranger(ask_once), 0);
+    ck_assert_int_eq(wire_wait_end(&places[1]), EPD_QUOTA);
+    ck_assert(strstr(places[1].why, "its place on the control socket was needed") != NULL);
+    wire_close(&places[1]);
+    ck_assert_int_eq(wire_connect(&places[1], epd_daemon.control_path), 0); /* the place that it has left */
+    ask_once();
+    ck_assert_int_eq(wire_wait_end(&places[2]), EPD_QUOTA);
+    ck_assert_int_eq(wire_call(&places[0], &status, -1), EPD_OK);
+    for (int n = 0; n < N_PLACES; n++)
+        wire_close(&places[n]);
+    free(places);
+    daemon_stop(&epd_daemon);
+}
+END_TEST
+
+/* One that does hold all of them in earnest keeps nobody out. */
+START_TEST(who_holds_all_places_of_the_control_socket_keeps_nobody_out)
+{
+    daemon_start(&epd_daemon, 1, (const char *const[]){"--control-mode", "0666", NULL});
+    ck_assert_int_eq(chmod(epd_daemon.directory, 0777), 0);
+    pid_t holder = fork();
+    if (holder == 0) {
+        if (chdir(epd_daemon.directory) != 0 || setgid(STRANGER_UID) != 0 || setuid(STRANGER_UID) != 0)
+            _exit(1);
+        hold_places_busy();
+        _exit(0);
+    }
+    char busy[128];
+    snprintf(busy, sizeof busy, "%s/busy", epd_daemon.directory);
+    for (int waited = 0; access(busy, F_OK) != 0; waited++, sleep_ms(1))
+        ck_assert_int_lt(waited, 30000);
+    for (int n = 0; n < 3; n++)
+        ask_once();
+    static struct wire place; /* and none is free */
+    ck_assert_int_eq(wire_connect(&place, epd_daemon.control_path), 0);
+    ck_assert_int_ne(as_stranger(ask_once), 0);
+    ask_once();
+    wire_close(&place);
+    kill(holder, SIGKILL);
+    (void)spawn_wait(holder, 30000);
+    daemon_stop(&epd_daemon);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -149,6 +236,8 @@ int main(void)
         the_mode_of_the_socket_keeps_strangers_out_by_default,
         a_group_name_belongs_to_its_uid,
         a_rank_is_told_nothing_of_the_groups_of_another_uid,
+        idle_control_sessions_make_room_for_who_comes,
+        who_holds_all_places_of_the_control_socket_keeps_nobody_out,
     };
     if (geteuid() != 0) {
         puts("skipped: only root can become another user");
