@@ -139,8 +139,8 @@ struct backend {
     enum epd_status (*device_check)(struct backend_device *device, struct epd_error *error);
     /* 1 if nothing is left in any of its queues, and nothing that was put there for others waits for another node. */
     int (*device_idle)(struct backend_device *device);
-    /* How many things were given back whose end would wait for whole devices: they go in a quiet moment (quiet.h), in
-     * which device_give_back ends them and returns the bytes of imports that it unmapped. */
+    /* How many things were given back whose end waits for the whole device: they go when it is idle (reclaim.h), by
+     * device_give_back, which returns the bytes of imports that it unmapped. */
     uint32_t (*device_n_waiting)(struct backend_device *device);
     uint64_t (*device_give_back)(struct backend_device *device);
 

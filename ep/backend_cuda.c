@@ -158,7 +158,7 @@ static enum epd_status device_check(struct backend_device *device, struct epd_er
 
 static uint32_t device_n_waiting(struct backend_device *device)
 {
-    return device->n_for_quiet + device->imports.n_to_close;
+    return device->n_when_idle + device->imports.n_to_close;
 }
 
 static uint64_t device_give_back(struct backend_device *device)
@@ -208,7 +208,7 @@ static void memory_free(struct backend_device *device, struct backend_block *blo
 {
     struct backend_block *kept = calloc(1, sizeof *kept);
     if (!kept) {
-        (void)cudaDeviceSynchronize();
+        cuda_queues_wait(device);
         cuda_heap_free(&device->heap, block);
         return;
     }

@@ -25,7 +25,7 @@ struct backend_device {
     uint32_t n_library_streams;        /* cuda_streams_take */
     _Atomic uint32_t n_connecting;     /* rails whose own streams may wait for other nodes (cuda_rail.h) */
     struct cuda_deferred *deferred;    /* owned: what goes when the queues have passed it */
-    uint32_t n_for_quiet;              /* of these, what goes in a quiet moment */
+    uint32_t n_when_idle;              /* of these, what goes when nothing is in the queues */
     struct cuda_flag_page *flag_pages; /* owned: those with flags in use */
 };
 
@@ -40,6 +40,8 @@ void cuda_streams_give_back(struct backend_device *device, uint32_t n);
 /* 1 if nothing is left in any of them, nor in the stream of a rail that connects: what makes CUDA wait for the whole device
  * would wait for a node that may be gone. */
 int cuda_queues_idle(struct backend_device *device);
+/* Returns when it is so. Where there is no memory to come back later: the lane stands still, and holds no lock of CUDA. */
+void cuda_queues_wait(struct backend_device *device);
 /* All of a device that closes. */
 void cuda_queues_free(struct backend_device *device);
 /* Waits for word == 1. */
@@ -58,11 +60,16 @@ EPD_MUST_CHECK enum epd_status cuda_queue_copy_out(struct backend_queue *queue, 
                                                    uint64_t bytes, int clear, struct epd_error *error);
 
 /* Runs end(device, arg) once everything that is in the device's queues now has been done; at once if it is.
- * in_quiet: not before a quiet moment (quiet.h). For what makes CUDA wait for whole devices, and so for clients:
- * cudaFree, cudaFreeHost, cudaHostUnregister, cudaIpcCloseMemHandle do; VMM calls, events and streams do not. */
-void cuda_defer(struct backend_device *device, int in_quiet, void (*end)(struct backend_device *, void *),
+ *
+ * when_idle: not before a moment in which every queue is empty (reclaim.h). For what makes CUDA wait for the whole device,
+ * and so for clients: cudaFree, cudaFreeHost, cudaHostUnregister and cudaIpcCloseMemHandle, of the last opening or not.
+ * They wait for their own device only, but until then no other thread gets through with anything of its context, not even
+ * to let a stream of another GPU wait for one of its events. VMM calls, events, streams, cudaMalloc, cudaHostAlloc,
+ * cudaHostRegister and cudaIpcOpenMemHandle wait for nothing. (Measured behind a stream that waited for a flag and behind a
+ * kernel that did, on either of two GPUs: CUDA 13.0, driver 580.) */
+void cuda_defer(struct backend_device *device, int when_idle, void (*end)(struct backend_device *, void *),
                 void *arg);
-/* Ends what may be ended now; all of it in a quiet moment, or when the device is closed and has been waited for. */
+/* Ends what may be ended now; all of it when nothing is in the queues. */
 void cuda_deferred_end(struct backend_device *device, int all);
 
 #endif

@@ -2,9 +2,10 @@
  * alone: no kernel of a peer touches it. CUDA itself counts how often an IPC handle is open, and knows a
  * reused address from an old one; here only the bytes are counted. Lane thread.
  *
- * Closing an IPC handle makes CUDA wait for whole devices, with locks held that a launch of any lane needs: beside a fused
- * exchange, whose kernels wait for a launch that is yet to come, for ever. So handles are closed in quiet moments only
- * (quiet.h), and memory that is registered again before one keeps its mapping. */
+ * Closing an IPC handle makes CUDA wait for the device, with locks held that other lanes need to wait for its marks
+ * (backend_cuda.h): beside a fused exchange, whose kernel waits for a peer that is about to be launched behind such a mark, for
+ * ever. So handles are closed when the device is idle (reclaim.h). Memory that is registered again before that keeps its
+ * mapping; so does what its owner has freed: its handle opens as long as it is open here, and is the memory that it was. */
 #ifndef EPD_EP_CUDA_IMPORT_H
 #define EPD_EP_CUDA_IMPORT_H
 
@@ -26,7 +27,7 @@ EPD_MUST_CHECK enum epd_status cuda_import(struct cuda_imports *imports, const s
                                            struct backend_import *import, struct epd_error *error);
 /* Waits for nothing. Returns the bytes unmapped: 0 of IPC memory, which cuda_imports_close unmaps. */
 uint64_t cuda_unimport(struct cuda_imports *imports, struct cuda_mapping *mapping);
-/* In a quiet moment: closes what is of no import any more. Returns the bytes unmapped. */
+/* The device is idle: closes what is of no import any more. Returns the bytes unmapped. */
 uint64_t cuda_imports_close(struct cuda_imports *imports);
 
 #endif

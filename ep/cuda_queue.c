@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "ep/backend_cuda.h"
 #include "ep/clock.h"
@@ -328,7 +329,7 @@ enum epd_status cuda_queue_copy_out(struct backend_queue *queue, void *dst, void
 
 struct cuda_deferred {
     struct cuda_deferred *next;
-    int in_quiet;
+    int when_idle;
     void (*end)(struct backend_device *device, void *arg);
     void *arg;
     uint32_t n_queues;
@@ -353,10 +354,17 @@ int cuda_queues_idle(struct backend_device *device)
     return 1;
 }
 
+void cuda_queues_wait(struct backend_device *device)
+{
+    const struct timespec nap = {.tv_nsec = 20000};
+    while (!cuda_queues_idle(device))
+        (void)nanosleep(&nap, NULL);
+}
+
 /* A queue that is gone has been passed. */
 static int deferred_due(struct backend_device *device, const struct cuda_deferred *deferred)
 {
-    if (deferred->in_quiet)
+    if (deferred->when_idle)
         return 0;
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         for (uint32_t i = 0; i < deferred->n_queues; i++)
@@ -375,26 +383,26 @@ void cuda_deferred_end(struct backend_device *device, int all)
             continue;
         }
         *link = deferred->next;
-        device->n_for_quiet -= deferred->in_quiet ? 1 : 0;
+        device->n_when_idle -= deferred->when_idle ? 1 : 0;
         deferred->end(device, deferred->arg);
         free(deferred);
     }
 }
 
-void cuda_defer(struct backend_device *device, int in_quiet, void (*end)(struct backend_device *, void *),
+void cuda_defer(struct backend_device *device, int when_idle, void (*end)(struct backend_device *, void *),
                 void *arg)
 {
     uint32_t n_queues = 0;
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         n_queues++;
     struct cuda_deferred *deferred = calloc(1, sizeof *deferred + n_queues * sizeof *deferred->passes);
-    if (!deferred) { /* waiting for the whole device is all that is left to do */
-        (void)cudaDeviceSynchronize();
+    if (!deferred) { /* standing still is all that is left to do */
+        cuda_queues_wait(device);
         end(device, arg);
         return;
     }
-    *deferred = (struct cuda_deferred){.in_quiet = in_quiet, .end = end, .arg = arg, .n_queues = n_queues};
-    device->n_for_quiet += in_quiet ? 1 : 0;
+    *deferred = (struct cuda_deferred){.when_idle = when_idle, .end = end, .arg = arg, .n_queues = n_queues};
+    device->n_when_idle += when_idle ? 1 : 0;
     uint32_t i = 0;
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next, i++) {
         deferred->passes[i].queue = queue;

@@ -7,6 +7,7 @@
 
 #include "ep/clock.h"
 #include "ep/futex.h"
+#include "ep/reclaim.h"
 
 /* Jobs that may be out at once, ended but not yet polled ones included: so neither ring can overflow. */
 #define LANE_RING_JOBS 1024u
@@ -50,6 +51,7 @@ struct lane {
     /* Lane thread. */
     struct backend_device *device;
     struct heap heap;
+    struct reclaim reclaim;
     struct lane_job *pending_first, *pending_last; /* run, not yet ended */
     struct epd_error lost;                         /* EPD_OK: the device is well, as far as anybody knows */
 
@@ -60,7 +62,6 @@ struct lane {
 
     _Atomic uint64_t jobs_done, busy_ns, imported_bytes;
     _Atomic uint32_t n_imports;
-    _Atomic uint32_t wants_quiet;
     const char *_Atomic doing; /* static words */
 };
 
@@ -89,20 +90,21 @@ static int ring_empty(struct lane_ring *ring)
 
 /* Lane thread. */
 
-static void lane_do(struct lane *lane, const struct lane_job *job)
+static void lane_do(struct lane *lane, const char *what)
 {
-    atomic_store_explicit(&lane->doing, job->what, memory_order_relaxed);
+    atomic_store_explicit(&lane->doing, what, memory_order_relaxed);
 }
 
-/* Before the loop hears of a job's end. */
-static void lane_look_back(struct lane *lane)
+static void lane_give_back(struct lane *lane)
 {
-    atomic_store(&lane->wants_quiet, lane->backend->device_n_waiting(lane->device) > 0);
+    if (!reclaim_look(&lane->reclaim))
+        return;
+    lane_do(lane, "memory that is unmapped");
+    lane_count_import(lane, -(int64_t)reclaim_end(&lane->reclaim), 0);
 }
 
 static void lane_end(struct lane *lane, struct lane_job *job)
 {
-    lane_look_back(lane);
     atomic_fetch_add_explicit(&lane->jobs_done, 1, memory_order_relaxed);
     ring_put(&lane->out, job);
     atomic_fetch_add(&lane->ended, 1);
@@ -118,7 +120,7 @@ static void lane_poll_pending(struct lane *lane)
     struct lane_job **link = &lane->pending_first, *last = NULL;
     while (*link) {
         struct lane_job *job = *link;
-        lane_do(lane, job);
+        lane_do(lane, job->what);
         if (job->poll(job, lane)) {
             *link = job->next;
             lane_end(lane, job);
@@ -133,8 +135,9 @@ static void lane_poll_pending(struct lane *lane)
 static void lane_run_job(struct lane *lane, struct lane_job *job)
 {
     uint64_t begin_ns = clock_now_ns();
-    lane_do(lane, job);
+    lane_do(lane, job->what);
     job->run(job, lane);
+    lane_give_back(lane);
     job->next = NULL;
     if (!job->poll) {
         lane_end(lane, job);
@@ -147,7 +150,13 @@ static void lane_run_job(struct lane *lane, struct lane_job *job)
     atomic_fetch_add_explicit(&lane->busy_ns, clock_now_ns() - begin_ns, memory_order_relaxed);
 }
 
-/* Waits for the bell: spins, then sleeps. Returns without it only while jobs are pending. */
+/* Whether there is something to look after while no job comes. */
+static int lane_is_pending(const struct lane *lane)
+{
+    return lane->pending_first || lane->reclaim.waits;
+}
+
+/* Waits for the bell: spins, then sleeps. Returns without it only while something is pending. */
 static void lane_idle(struct lane *lane)
 {
     const struct timespec poll_interval = {.tv_nsec = LANE_POLL_NS};
@@ -163,8 +172,16 @@ static void lane_idle(struct lane *lane)
     uint32_t bell = atomic_load(&lane->bell);
     atomic_store(&lane->asleep, 1);
     if (ring_empty(&lane->in) && !atomic_load(&lane->stopping))
-        futex_wait(&lane->bell, bell, lane->pending_first ? &poll_interval : NULL);
+        futex_wait(&lane->bell, bell, lane_is_pending(lane) ? &poll_interval : NULL);
     atomic_store(&lane->asleep, 0);
+}
+
+/* No job is taken: its queues run empty. */
+static void lane_hold(struct lane *lane)
+{
+    const struct timespec poll_interval = {.tv_nsec = LANE_POLL_NS};
+    lane_do(lane, "queues that run empty");
+    (void)nanosleep(&poll_interval, NULL);
 }
 
 static void lane_open_device(struct lane *lane)
@@ -174,6 +191,7 @@ static void lane_open_device(struct lane *lane)
     if (backend->device_open(lane->config, lane->device_idx, &lane->device, &lane->info, &lane->open_error) ==
         EPD_OK)
         heap_init(&lane->heap, backend, lane->device, lane->device_idx, lane->config->heap_limit_bytes);
+    reclaim_init(&lane->reclaim, backend, lane->device);
     lane->config = NULL;
     atomic_store(&lane->opened, 1);
     futex_wake_all(&lane->opened);
@@ -186,14 +204,18 @@ static void *lane_main(void *arg)
     if (lane->open_error.status)
         return NULL;
     for (;;) {
-        struct lane_job *job = ring_take(&lane->in);
+        const int holds = reclaim_holds(&lane->reclaim);
+        struct lane_job *job = holds ? NULL : ring_take(&lane->in);
         if (job)
             lane_run_job(lane, job);
+        else if (holds)
+            lane_hold(lane);
         else if (lane->pending_first || !atomic_load(&lane->stopping))
             lane_idle(lane);
         else
             break;
         lane_poll_pending(lane);
+        lane_give_back(lane);
     }
     assert(atomic_load(&lane->heap.used_bytes) == 0);
     lane->backend->device_close(lane->device);
@@ -231,11 +253,6 @@ enum epd_status lane_check_device(struct lane *lane, struct epd_error *error)
         return lane->backend->device_check(lane->device, error);
     *error = lane->lost;
     return error->status;
-}
-
-void lane_give_back(struct lane *lane)
-{
-    lane_count_import(lane, -(int64_t)lane->backend->device_give_back(lane->device), 0);
 }
 
 void lane_count_import(struct lane *lane, int64_t bytes, int imports)
@@ -368,11 +385,6 @@ const char *lane_doing(const struct lane *lane)
 {
     const char *what = atomic_load_explicit(&lane->doing, memory_order_relaxed);
     return what ? what : "a step or a plan";
-}
-
-int lane_wants_quiet(const struct lane *lane)
-{
-    return (int)atomic_load(&lane->wants_quiet);
 }
 
 void lane_give_up(struct lane *lane, const struct epd_error *error)

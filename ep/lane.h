@@ -43,8 +43,6 @@ uint32_t lane_n_jobs(const struct lane *lane);
 void lane_info(const struct lane *lane, struct device_info *info);
 /* What the lane is at, as its job says; never NULL. If it does not go on, this is why. */
 const char *lane_doing(const struct lane *lane);
-/* 1 if its device has things to give back in a quiet moment (quiet.h). */
-int lane_wants_quiet(const struct lane *lane);
 /* As lane_lose_device: what was promised to clients of this device cannot be kept. */
 void lane_give_up(struct lane *lane, const struct epd_error *error);
 
@@ -57,8 +55,6 @@ struct heap *lane_heap(struct lane *lane);
 void lane_lose_device(struct lane *lane, const struct epd_error *error);
 /* EPD_OK, or what the device was lost by. Lane thread. */
 EPD_MUST_CHECK enum epd_status lane_check_device(struct lane *lane, struct epd_error *error);
-/* In a quiet moment: gives back what waited for one. */
-void lane_give_back(struct lane *lane);
 /* Counts an import (bytes newly mapped, +1) or its end (bytes unmapped, -1) for lane_info. */
 void lane_count_import(struct lane *lane, int64_t bytes, int imports);
 

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ep/reclaim.h"
-
 static const struct backend *const backends[] = {
     &backend_host,
 #ifdef EPD_HAVE_CUDA
@@ -90,8 +88,6 @@ uint32_t node_poll(struct node *node)
     uint32_t n = 0;
     for (uint32_t i = 0; i < node->n_devices; i++)
         n += lane_poll(node->lanes[i]);
-    if (n)
-        reclaim_look(node);
     return n;
 }
 

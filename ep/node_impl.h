@@ -15,7 +15,6 @@ struct node {
     int replays;                         /* steps may be replayed as graphs; fixed while steps run */
     uint64_t step_lost_ns; /* a step that runs so long costs its device; fixed while steps run */
     uint64_t n_sets;       /* plan sets ever joined: their identities */
-    int gives_back;        /* reclaim.h: a moment for it is being waited for */
     /* Loop thread: blocks that the fused ops of all teams may hold at once on each device. */
     uint32_t resident_blocks[EPD_MAX_DEVICES];
 };

@@ -12,7 +12,7 @@
 #define N_QUEUED         3     /* launches of one plan: released one after the other */
 #define N_ARMED          10000 /* far more than a lane takes at once */
 #define N_ARMED_MESSAGES 5
-#define N_CHURNED        400 /* registrations */
+#define N_CHURNED        2000 /* registrations */
 #define N_BLOCKS         8
 #define BLOCK_BYTES      (4 << 20)
 
