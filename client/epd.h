@@ -398,12 +398,19 @@ struct epd_plan_options {
     const struct epd_tensor *tensors; /* [in] [n_tensors], read during the call only */
     /* [in] dispatch, combine, their backward forms, moe_forward, moe_backward; the same on all ranks. Unspecified: as the
      * context's; without one what the backend does best: host eager, CUDA static. In a group of one node nothing crosses:
-     * the choice is accepted and changes nothing. Across nodes CUDA plans are static (EPD_UNSUPPORTED for eager). Results
-     * are the same bits on the host backend. Bytes of a static message from one rank to one node, T = max_tokens of the
-     * group, e bytes of its dtype, every section rounded up to 64:
+     * the choice is accepted and changes nothing. Results are the same bits. Bytes of a static message from one rank to one
+     * node, T = max_tokens of the group, e bytes of its dtype, every section rounded up to 64 (CUDA: 256):
      *   there   64 + [4 E + 4 T K of a dispatch or moe_forward] + [4 T K with weights] + [T H e with rows]
-     *   back    64 + [4 T H of rows] or [4 T K of d_weights]                 (host backend; CUDA: kernels/cuda/hop.h)
-     * eager messages have the number of tokens that cross in the place of T. */
+     *   back    64 + [4 T H of rows] or [4 T K of d_weights]
+     * On CUDA the head is part of the routing's message alone, which has weights whether bound or not, and rows cross back
+     * in the group's dtype, T H e. Eager messages have the number of tokens that cross in the place of T; on CUDA the head
+     * and 4 E go ahead as a message of their own, and what follows them is not rounded up.
+     *
+     * Eager on CUDA: the daemon of each node waits for these numbers once in a dispatch or moe_forward, when all clients
+     * have come to it; what crosses later of its routing is known then. The group's launches behind it wait for that in the
+     * daemon instead of in the device's queue; clients, their streams and other groups do not. A launch that a client has
+     * captured in a graph of its own may be eager too: what is captured are the flags, and the daemon's host takes part in
+     * each replay. Of a plan whose context is static nobody on the host knows the numbers: EPD_UNSUPPORTED. */
     enum epd_crossing crossing;
 };
 

@@ -132,9 +132,14 @@ for n in 2 4; do
     export EPD_TEST_NODES
     run "backend_exchange_$n" 120 "$tests/backend/test_gpu_exchange"
     run "backend_moe_$n" 120 "$tests/backend/test_gpu_moe"
-    unset EPD_TEST_NODES
+    EPD_TEST_CROSSING=eager
+    export EPD_TEST_CROSSING
+    run "backend_exchange_${n}_eager" 120 "$tests/backend/test_gpu_exchange"
+    run "backend_moe_${n}_eager" 120 "$tests/backend/test_gpu_moe"
+    unset EPD_TEST_NODES EPD_TEST_CROSSING
 done
 run backend_hop 120 "$tests/backend/test_gpu_hop"
+run backend_hop_eager 120 "$(command -v env)" EPD_TEST_CROSSING=eager "$tests/backend/test_gpu_hop"
 run fabric_rail 60 "$tests/fabric/test_gpu_rail"
 run fabric_nodes 180 "$tests/fabric/test_gpu_nodes" "$epd" "$build/client/epdctl/epdctl"
 run backend_process 120 "$tests/backend/test_gpu_process" "$epd"

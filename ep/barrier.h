@@ -19,6 +19,11 @@ struct barrier {
 void barrier_init(struct barrier *barrier, uint32_t n_lanes);
 /* 1 when all lanes have arrived; 0 when the barrier was aborted. */
 int barrier_wait(struct barrier *barrier);
+/* The same for a lane that does not wait in it: it arrives, once, and looks until it is told. */
+uint32_t barrier_arrive(struct barrier *barrier);
+enum barrier_seen { BARRIER_ABORTED, BARRIER_PASSED, BARRIER_NOT_YET };
+/* arrived: what barrier_arrive returned. Looks for a few microseconds at most. */
+enum barrier_seen barrier_look(struct barrier *barrier, uint32_t arrived);
 void barrier_abort(struct barrier *barrier);
 
 #endif

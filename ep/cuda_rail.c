@@ -1,7 +1,9 @@
 #include "ep/cuda_rail.h"
 
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "ep/backend_cuda.h"
 
@@ -87,4 +89,25 @@ void cuda_rail_settled(struct cuda_rail *rail)
 {
     if (atomic_exchange(&rail->connecting, 0) && rail->device)
         atomic_fetch_sub(&rail->device->n_connecting, 1);
+}
+
+struct CUstream_st *cuda_rail_queue_stream(const struct backend_queue *queue)
+{
+    return cuda_queue_stream(queue);
+}
+
+enum epd_status cuda_rail_write(struct backend_queue *queue, uint64_t *to, const uint64_t *from, size_t n,
+                                struct epd_error *error)
+{
+    const struct cuda_driver *driver = &cuda_queue_device(queue)->driver;
+    CUstreamBatchMemOpParams ops[CUDA_RAIL_WORDS];
+    assert(n <= CUDA_RAIL_WORDS);
+    memset(ops, 0, n * sizeof *ops);
+    for (size_t i = 0; i < n; i++) {
+        ops[i].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
+        ops[i].writeValue.address = (CUdeviceptr)(uintptr_t)(to + i);
+        ops[i].writeValue.value64 = from[i];
+    }
+    return cuda_driver_check(
+        driver, driver->cuStreamBatchMemOp(cuda_queue_stream(queue), (unsigned)n, ops, 0), "report", error);
 }

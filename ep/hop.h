@@ -51,8 +51,17 @@ struct hop_form {
                                 const struct exchange_args *args, struct epd_error *error);
     /* A step begins on these ranks of one lane. */
     void (*begin)(const struct rank_run *runs, uint32_t n_runs, uint64_t step);
-    /* Every rank of the lane has ended its phases, or is off (ran 0): takes what is left of the swaps, in their order. */
-    void (*drain)(const struct rank_run *runs, uint32_t n_runs, int ran);
+    /* Where work is done at once; else NULL. Every rank of the lane has ended its phases, or is off: takes what is left of
+     * the swaps, in their order. */
+    void (*drain)(const struct rank_run *runs, uint32_t n_runs);
+    /* Where work goes on later; else NULL. These ranks are off: when the exchanges of all phases are run once more, with no
+     * lane waiting for another, each takes those of its swaps that it has not taken, and does nothing else. */
+    void (*turn_off)(const struct rank_run *runs, uint32_t n_runs);
+    /* 1 if the host has to learn what crosses before the second stage of this exchange, of which there is one more than the
+     * backend says: eager, and work goes on later. The same for all ranks of the step. NULL: never. */
+    int (*learns)(const struct plan *plan, enum exchange_op op);
+    /* What the first stage has told, when all that was in the queue behind it has been reached. An error breaks the rails. */
+    enum epd_status (*learn)(const struct rank_run *run, struct epd_error *error);
     /* 1 if what the rank failed with only says that another one has. */
     int (*only_followed)(const struct rank_run *run);
     /* Where work is done at once; else NULL. The nodes agree: in, what this node has come to; out, what the step came

@@ -1,9 +1,13 @@
 #include "ep/hop_cuda.h"
 
+#include <assert.h>
 #include <string.h>
 
 #include "ep/cuda_exchange.h"
 #include "kernels/cuda/hop.h"
+
+/* Parts of a swap, at most: experts, weights, rows. */
+#define MAX_PARTS 3
 
 /* Parts of a frame that cross together: from `begin` to `end`. */
 struct span {
@@ -82,12 +86,14 @@ static char *frame_of(const struct cuda_hop *kernels, char *frames, uint32_t nod
     return frames + (node - (node > kernels->node ? 1u : 0u)) * kernels->frame.bytes;
 }
 
-/* A set of another node: its tensors are in the frame that came from there, as large as they can be. */
-static void args_of_frame(struct exchange_args *set, const struct cuda_hop *kernels, uint32_t node)
+/* A set of another node: its tensors are in the frame that came from there, as large as they can be where nobody knows
+ * better. */
+static void args_of_frame(struct exchange_args *set, const struct hop_cuda *hop,
+                          const struct cuda_hop *kernels, uint32_t node)
 {
     char *frame = frame_of(kernels, kernels->in, node);
-    const int64_t n_tokens = kernels->shape.max_tokens;
-    set->shape.n_tokens = kernels->shape.max_tokens;
+    const uint32_t n_tokens = hop->counts ? hop->counts->came[node] : kernels->shape.max_tokens;
+    set->shape.n_tokens = n_tokens;
     set->splits_out = NULL;
     set->offsets_out = NULL;
     set->x.data = set->out.data = frame + kernels->frame.rows;
@@ -137,7 +143,7 @@ static struct exchange_args args_of_set(const struct hop_cuda *hop, const struct
     if (set.slots.sent)
         set.slots.sent = args->slots.sent + (uint64_t)node * shape->world_size + set.set.first_rank;
     if (node != kernels->node)
-        args_of_frame(&set, kernels, node);
+        args_of_frame(&set, hop, kernels, node);
     set.topk_idx = (struct tensor){.data = set.routing.expert,
                                    .dtype = EPD_I32,
                                    .n_dims = 2,
@@ -160,31 +166,93 @@ static enum epd_status launch_sets(const struct hop_cuda *hop, const struct cuda
 
 /* ---- the rail ---- */
 
-/* The same part of every frame. back: what lies in the frames that came in goes out, into those that had gone out. */
-static enum epd_status swap_span(const struct hop_cuda *hop, const struct cuda_hop *kernels, int back,
-                                 struct span span, struct CUstream_st *stream, struct epd_error *error)
+/* What a swap moves. back: what lies in the frames that came in goes out, into those that had gone out. */
+struct moves {
+    const struct cuda_hop *kernels;
+    int back;
+    uint32_t n_parts;
+    struct transport_move list[MAX_PARTS * EPD_MAX_NODES]; /* [n_parts, n_nodes] */
+};
+
+static struct moves moves_begin(const struct cuda_hop *kernels, int back)
 {
-    struct transport_move moves[EPD_MAX_NODES] = {{NULL, 0, NULL, 0}};
+    return (struct moves){.kernels = kernels, .back = back};
+}
+
+/* The part of every frame that begins there; sent_bytes and came_bytes: of those that had gone out, and had come in. */
+static void moves_add(struct moves *moves, size_t begin, uint32_t node, uint64_t sent_bytes,
+                      uint64_t came_bytes)
+{
+    const struct cuda_hop *kernels = moves->kernels;
+    char *out = frame_of(kernels, kernels->out, node) + begin,
+         *in = frame_of(kernels, kernels->in, node) + begin;
+    struct transport_move *move = &moves->list[moves->n_parts * kernels->shape.n_nodes + node];
+    if (moves->back)
+        *move = (struct transport_move){
+            .send = in, .send_bytes = came_bytes, .receive = out, .receive_bytes = sent_bytes};
+    else
+        *move = (struct transport_move){
+            .send = out, .send_bytes = sent_bytes, .receive = in, .receive_bytes = came_bytes};
+}
+
+/* The same bytes of every frame. */
+static void moves_add_span(struct moves *moves, struct span span)
+{
+    const struct cuda_hop *kernels = moves->kernels;
     const uint64_t bytes = span.end - span.begin;
-    for (uint32_t node = 0; node < kernels->shape.n_nodes; node++) {
-        if (node == kernels->node)
-            continue;
-        char *out = frame_of(kernels, kernels->out, node) + span.begin,
-             *in = frame_of(kernels, kernels->in, node) + span.begin;
-        moves[node] = (struct transport_move){
-            .send = back ? in : out, .send_bytes = bytes, .receive = back ? out : in, .receive_bytes = bytes};
+    assert(moves->n_parts < MAX_PARTS);
+    for (uint32_t node = 0; node < kernels->shape.n_nodes; node++)
+        if (node != kernels->node)
+            moves_add(moves, span.begin, node, bytes, bytes);
+    moves->n_parts++;
+}
+
+/* Of what the frames have for each token, as much as there are tokens. */
+static void moves_add_tokens(struct moves *moves, const struct hop_cuda *hop, size_t begin,
+                             uint64_t token_bytes)
+{
+    const struct cuda_hop *kernels = moves->kernels;
+    assert(moves->n_parts < MAX_PARTS);
+    for (uint32_t node = 0; node < kernels->shape.n_nodes; node++)
+        if (node != kernels->node)
+            moves_add(moves, begin, node, hop->counts->sent[node] * token_bytes,
+                      hop->counts->came[node] * token_bytes);
+    moves->n_parts++;
+}
+
+static enum epd_status moves_swap(const struct moves *moves, const struct hop_cuda *hop,
+                                  struct CUstream_st *stream, struct epd_error *error)
+{
+    return hop->swap(hop->swap_arg, moves->list, moves->n_parts, stream, error);
+}
+
+static uint64_t choices_bytes(const struct cuda_hop *kernels)
+{
+    return kernels->shape.top_k * sizeof(float);
+}
+
+/* Of known tokens: there any but scalars, back rows or scalars, which lie where the experts lay. */
+enum content { ROWS = 1, WEIGHTS = 2, SCALARS = 4, EXPERTS = 8 };
+
+static enum epd_status swap_known(const struct hop_cuda *hop, const struct cuda_hop *kernels, int back,
+                                  unsigned content, struct CUstream_st *stream, struct epd_error *error)
+{
+    const struct cuda_hop_frame *frame = &kernels->frame;
+    struct moves moves = moves_begin(kernels, back);
+    if (!hop->eager) {
+        moves_add_span(&moves, content & SCALARS
+                                   ? (struct span){frame->experts, frame->weights}
+                                   : (struct span){content & WEIGHTS ? frame->weights : frame->rows,
+                                                   content & ROWS ? frame->bytes : frame->rows});
+        return moves_swap(&moves, hop, stream, error);
     }
-    return hop->swap(hop->swap_arg, moves, stream, error);
-}
-
-static struct span rows_span(const struct cuda_hop *kernels)
-{
-    return (struct span){kernels->frame.rows, kernels->frame.bytes};
-}
-
-static struct span scalars_span(const struct cuda_hop *kernels)
-{
-    return (struct span){kernels->frame.experts, kernels->frame.weights};
+    if (content & (SCALARS | EXPERTS))
+        moves_add_tokens(&moves, hop, frame->experts, choices_bytes(kernels));
+    if (content & WEIGHTS)
+        moves_add_tokens(&moves, hop, frame->weights, choices_bytes(kernels));
+    if (content & ROWS)
+        moves_add_tokens(&moves, hop, frame->rows, kernels->row_bytes);
+    return moves_swap(&moves, hop, stream, error);
 }
 
 /* Tokens, weights or both of a routing that the other nodes know; NULL: not wanted. */
@@ -194,12 +262,45 @@ static enum epd_status cross_known(const struct hop_cuda *hop, const struct cuda
 {
     const struct cuda_hop_pack_args pack = {
         .hop = *kernels, .weights = weights ? weights->data : NULL, .x = x};
-    const struct cuda_hop_frame *frame = &kernels->frame;
-    const struct span span = {weights ? frame->weights : frame->rows, x ? frame->bytes : frame->rows};
     if (!hop->off && cuda_hop_pack_launch(&pack, stream, error))
         return error->status;
-    return swap_span(hop, kernels, 0, span, stream, error);
+    return swap_known(hop, kernels, 0, (weights ? WEIGHTS : 0u) | (x ? ROWS : 0u), stream, error);
 }
+
+/* ---- what crosses ---- */
+
+void hop_cuda_heads(const struct hop_cuda_frames *frames, const struct exchange_shape *shape,
+                    uint64_t row_bytes, uint32_t node, struct cuda_hop_head **out, struct cuda_hop_head **in)
+{
+    struct cuda_hop kernels = {.shape = *shape, .node = shape->rank / ranks_per_node(shape)};
+    cuda_hop_frame_layout(shape, row_bytes, &kernels.frame);
+    *out = (struct cuda_hop_head *)(void *)(frame_of(&kernels, frames->out, node) + kernels.frame.head);
+    *in = (struct cuda_hop_head *)(void *)(frame_of(&kernels, frames->in, node) + kernels.frame.head);
+}
+
+static int is_head(const struct exchange_shape *shape, const struct cuda_hop_head *head)
+{
+    return head->magic == CUDA_HOP_MAGIC && head->n_tokens <= shape->max_tokens;
+}
+
+int hop_cuda_learn(const struct exchange_shape *shape, const struct cuda_hop_head *out,
+                   const struct cuda_hop_head *in, struct hop_cuda_counts *counts)
+{
+    const uint32_t own = shape->rank / ranks_per_node(shape);
+    struct hop_cuda_counts learnt = {.sent = {0}};
+    for (uint32_t node = 0; node < shape->n_nodes; node++) {
+        if (node == own)
+            continue;
+        if (!is_head(shape, &out[node]) || !is_head(shape, &in[node]))
+            return (int)node;
+        learnt.sent[node] = out[node].n_tokens;
+        learnt.came[node] = in[node].n_tokens;
+    }
+    *counts = learnt;
+    return -1;
+}
+
+/* ---- ops ---- */
 
 /* A rank without tokens may have no memory for them. */
 static const void *x_of(const struct cuda_hop *kernels, const struct exchange_args *args)
@@ -207,16 +308,15 @@ static const void *x_of(const struct cuda_hop *kernels, const struct exchange_ar
     return args->x.data ? args->x.data : kernels->in;
 }
 
-/* ---- ops ---- */
-
 static void counts_here(const struct exchange_args *args, int32_t **counts)
 {
     memcpy(counts, args->counts + first_rank(&args->shape), ranks_per_node(&args->shape) * sizeof *counts);
 }
 
-static enum epd_status choose_and_cross(const struct hop_cuda *hop, const struct cuda_hop *kernels,
-                                        const struct exchange_args *args, struct CUstream_st *stream,
-                                        struct epd_error *error)
+/* Fills the frames that go out. */
+static enum epd_status choose_and_pack(const struct hop_cuda *hop, const struct cuda_hop *kernels,
+                                       const struct exchange_args *args, struct CUstream_st *stream,
+                                       struct epd_error *error)
 {
     struct cuda_hop_choose_args choose = {
         .hop = *kernels,
@@ -229,16 +329,56 @@ static enum epd_status choose_and_cross(const struct hop_cuda *hop, const struct
         .error = args->route_error};
     const struct cuda_hop_pack_args pack = {
         .hop = *kernels, .experts = 1, .weights = args->topk_weights.data, .x = args->x.data};
+    counts_here(args, choose.counts);
+    if (hop->off) /* nothing comes: the others wait for heads, and for what they say */
+        choose.hop.shape.n_tokens = 0;
+    if (cuda_hop_choose_launch(&choose, stream, error))
+        return error->status;
+    return hop->off ? EPD_OK : cuda_hop_pack_launch(&pack, stream, error);
+}
+
+static enum epd_status take(const struct hop_cuda *hop, const struct cuda_hop *kernels,
+                            const struct exchange_args *args, struct CUstream_st *stream,
+                            struct epd_error *error)
+{
     struct cuda_hop_take_args take = {
         .hop = *kernels, .experts_here = hop->routing.expert, .error = args->route_error};
-    counts_here(args, choose.counts);
     counts_here(args, take.counts);
-    if (!hop->off &&
-        (cuda_hop_choose_launch(&choose, stream, error) || cuda_hop_pack_launch(&pack, stream, error)))
-        return error->status;
-    if (swap_span(hop, kernels, 0, (struct span){0, kernels->frame.bytes}, stream, error))
-        return error->status;
     return hop->off ? EPD_OK : cuda_hop_take_launch(&take, stream, error);
+}
+
+static enum epd_status choose_and_cross(const struct hop_cuda *hop, const struct cuda_hop *kernels,
+                                        const struct exchange_args *args, struct CUstream_st *stream,
+                                        struct epd_error *error)
+{
+    struct moves moves = moves_begin(kernels, 0);
+    moves_add_span(&moves, (struct span){0, kernels->frame.bytes});
+    if ((!hop->off && choose_and_pack(hop, kernels, args, stream, error)) ||
+        moves_swap(&moves, hop, stream, error))
+        return error->status;
+    return take(hop, kernels, args, stream, error);
+}
+
+/* Eager: what is to come is told, and follows when the host knows it. The frames are filled meanwhile. */
+static enum epd_status choose_and_tell(const struct hop_cuda *hop, const struct cuda_hop *kernels,
+                                       const struct exchange_args *args, struct CUstream_st *stream,
+                                       struct epd_error *error)
+{
+    struct moves moves = moves_begin(kernels, 0);
+    moves_add_span(&moves, (struct span){0, kernels->frame.experts});
+    if (!(hop->off && hop->told) && choose_and_pack(hop, kernels, args, stream, error) && !hop->off)
+        return error->status;
+    return moves_swap(&moves, hop, stream, error);
+}
+
+static enum epd_status cross_told(const struct hop_cuda *hop, const struct cuda_hop *kernels,
+                                  const struct exchange_args *args, struct CUstream_st *stream,
+                                  struct epd_error *error)
+{
+    const unsigned content = EXPERTS | ROWS | (args->topk_weights.n_dims ? WEIGHTS : 0u);
+    if (swap_known(hop, kernels, 0, content, stream, error))
+        return error->status;
+    return take(hop, kernels, args, stream, error);
 }
 
 static enum epd_status route_dispatch(const struct hop_cuda *hop, uint32_t stage,
@@ -246,7 +386,12 @@ static enum epd_status route_dispatch(const struct hop_cuda *hop, uint32_t stage
                                       struct epd_error *error)
 {
     const struct cuda_hop kernels = hop_of(hop, args);
-    if (stage == 0 && choose_and_cross(hop, &kernels, args, stream, error))
+    if (hop->eager && stage == 0)
+        return choose_and_tell(hop, &kernels, args, stream, error);
+    if (hop->eager)
+        stage--;
+    if (stage == 0 && (hop->eager ? cross_told(hop, &kernels, args, stream, error)
+                                  : choose_and_cross(hop, &kernels, args, stream, error)))
         return error->status;
     return launch_sets(hop, &kernels, EXCHANGE_ROUTE_DISPATCH, stage, args, stream, error);
 }
@@ -273,7 +418,7 @@ static enum epd_status combine(const struct hop_cuda *hop, uint32_t stage, const
         return error->status;
     if (stage + 1 < CUDA_COMBINE_STAGES)
         return EPD_OK;
-    if (swap_span(hop, &kernels, 1, rows_span(&kernels), stream, error))
+    if (swap_known(hop, &kernels, 1, ROWS, stream, error))
         return error->status;
     return hop->off ? EPD_OK : cuda_hop_finish_launch(&finish, stream, error);
 }
@@ -284,7 +429,7 @@ static enum epd_status scalars_back(const struct hop_cuda *hop, const struct cud
                                     struct epd_error *error)
 {
     const struct cuda_hop_collect_args collect = {.hop = *kernels, .scalars = args->scalars};
-    if (swap_span(hop, kernels, 1, scalars_span(kernels), stream, error))
+    if (swap_known(hop, kernels, 1, SCALARS, stream, error))
         return error->status;
     return hop->off ? EPD_OK : cuda_hop_collect_launch(&collect, stream, error);
 }

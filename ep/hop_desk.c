@@ -209,9 +209,8 @@ static void swap_nothing(const struct rank_run *run)
                 &ignored); /* what has failed is known; a broken rail fails again below */
 }
 
-void hop_desk_drain(const struct rank_run *runs, uint32_t n_runs, int ran)
+void hop_desk_drain(const struct rank_run *runs, uint32_t n_runs)
 {
-    (void)ran;
     const uint32_t n_swaps = count_swaps(runs[0].plan), n_at_once = count_swaps_at_once(runs[0].plan);
     for (uint32_t number = 0; number < n_swaps; number += n_at_once)
         for (uint32_t i = 0; i < n_runs; i++)

@@ -42,7 +42,7 @@ struct hop_desk *hop_desk_of(const struct rank_run *run);
 EPD_MUST_CHECK enum epd_status hop_desk_create(struct team *team, uint32_t rank, struct epd_error *error);
 void hop_desk_destroy(struct team *team, uint32_t rank);
 void hop_desk_begin_step(const struct rank_run *runs, uint32_t n_runs, uint64_t step);
-void hop_desk_drain(const struct rank_run *runs, uint32_t n_runs, int ran);
+void hop_desk_drain(const struct rank_run *runs, uint32_t n_runs);
 int hop_desk_only_followed(const struct rank_run *run);
 void hop_desk_agree(const struct rank_run *runs, uint32_t n_runs, struct hop_verdict *verdict);
 

@@ -3,10 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ep/backend_cuda.h"
+#include "ep/cuda_rail.h"
 #include "ep/hop.h"
 #include "ep/hop_cuda.h"
 #include "ep/rails.h"
+#include "kernels/cuda/hop.h"
 
 /* Words of a report up to its text, and of its text: they are written by the stream itself. */
 #define HEAD_WORDS (offsetof(struct hop_report, text) / sizeof(uint64_t))
@@ -14,11 +15,13 @@
 _Static_assert(offsetof(struct hop_report, text) % sizeof(uint64_t) == 0, "whole words");
 _Static_assert(offsetof(struct hop_report, step_again) % sizeof(uint64_t) == 0, "whole words");
 _Static_assert(sizeof(struct hop_report) % sizeof(uint64_t) == 0, "copied out whole");
+_Static_assert(HEAD_WORDS <= CUDA_RAIL_WORDS && TEXT_WORDS <= CUDA_RAIL_WORDS, "written at once");
 
 struct hop_desk_cuda {
     struct backend_block block;
     struct hop_cuda_frames frames;
-    struct hop_report *own, *others; /* device memory; [1], [n_nodes] */
+    struct hop_report *own, *others;                               /* device memory; [1], [n_nodes] */
+    struct cuda_hop_head sent[EPD_MAX_NODES], came[EPD_MAX_NODES]; /* copied out, of an eager routing */
     uint64_t step;
     uint32_t n_swaps; /* of the step, that are in the stream */
     uint32_t n_seen;  /* of them, while the rank is off: those that it comes by once more */
@@ -90,8 +93,8 @@ static void carve_routing(struct routing_context *routing, const struct problem 
 /* ---- swaps ---- */
 
 /* Of a rank that is off: those that it has taken are not taken again. */
-static enum epd_status swap(void *arg, const struct transport_move *moves, struct CUstream_st *stream,
-                            struct epd_error *error)
+static enum epd_status swap(void *arg, const struct transport_move *moves, uint32_t n_parts,
+                            struct CUstream_st *stream, struct epd_error *error)
 {
     const struct swapper *swapper = arg;
     struct hop_desk_cuda *desk = swapper->desk;
@@ -99,21 +102,80 @@ static enum epd_status swap(void *arg, const struct transport_move *moves, struc
         return EPD_OK;
     if (!desk->off)
         desk->n_swaps++;
-    return rails_swap_on(swapper->run->plan->team->rails, rail_idx(swapper->run), moves, stream, error);
+    return rails_swap_on(swapper->run->plan->team->rails, rail_idx(swapper->run), moves, n_parts, stream,
+                         error);
+}
+
+static int is_eager(const struct plan *plan)
+{
+    return plan->crossing == EPD_CROSSING_EAGER;
+}
+
+static int learns(const struct plan *plan, enum exchange_op op)
+{
+    return is_eager(plan) && op == EXCHANGE_ROUTE_DISPATCH;
+}
+
+/* Both ends of every line, so that both nodes of it learn the same. */
+static enum epd_status copy_heads(const struct rank_run *run, struct hop_desk_cuda *desk,
+                                  struct epd_error *error)
+{
+    struct exchange_shape shape = problem_shape(&run->plan->team->problem);
+    const uint64_t row_bytes = row_bytes_of(&run->plan->team->problem);
+    shape.rank = run->plan->rank;
+    memset(desk->sent, 0, sizeof desk->sent);
+    memset(desk->came, 0, sizeof desk->came);
+    for (uint32_t node = 0; node < shape.n_nodes; node++) {
+        struct cuda_hop_head *out, *in;
+        if (node == run->plan->team->problem.node)
+            continue;
+        hop_cuda_heads(&desk->frames, &shape, row_bytes, node, &out, &in);
+        if (run->backend->copy_out(run->queue, &desk->sent[node], out, sizeof *out, 0, error) ||
+            run->backend->copy_out(run->queue, &desk->came[node], in, sizeof *in, 0, error))
+            return error->status;
+    }
+    return EPD_OK;
+}
+
+/* A swap that the rails have aborted leaves anything: then that is why. */
+static enum epd_status learn(const struct rank_run *run, struct epd_error *error)
+{
+    const struct team *team = run->plan->team;
+    const struct hop_desk_cuda *desk = desk_of(run);
+    struct exchange_shape shape = problem_shape(&team->problem);
+    shape.rank = run->plan->rank;
+    if (rails_broken(team->rails, error))
+        return error->status;
+    const int bad = hop_cuda_learn(&shape, desk->sent, desk->came, &run->plan->routing.hop_counts);
+    if (bad < 0)
+        return EPD_OK;
+    (void)error_set(error, EPD_PROTOCOL, "node %u: its frame is none",
+                    rails_node_name(team->rails, (uint32_t)bad));
+    rails_abort(team->rails, error);
+    return error->status;
 }
 
 static enum epd_status exchange(const struct rank_run *run, enum exchange_op op,
                                 const struct exchange_args *args, struct epd_error *error)
 {
     struct hop_desk_cuda *desk = desk_of(run);
+    const struct plan *router = plan_router(run->plan);
     struct swapper swapper = {.run = run, .desk = desk};
     const struct hop_cuda hop = {.frames = desk->frames,
-                                 .routing = plan_router(run->plan)->routing.hop_cuda,
+                                 .routing = router->routing.hop_cuda,
                                  .row_bytes = row_bytes_of(&run->plan->team->problem),
+                                 .counts = is_eager(router) ? &router->routing.hop_counts : NULL,
+                                 .eager = is_eager(run->plan),
                                  .off = desk->off,
+                                 .told = desk->n_seen < desk->n_swaps,
                                  .swap = swap,
                                  .swap_arg = &swapper};
-    return hop_cuda_launch(&hop, op, run->stage, args, cuda_queue_stream(run->queue), error);
+    if (hop_cuda_launch(&hop, op, run->stage, args, cuda_rail_queue_stream(run->queue), error))
+        return error->status;
+    if (!learns(run->plan, op) || run->stage > 0 || copy_heads(run, desk, error) == EPD_OK)
+        return EPD_OK;
+    rails_abort(run->plan->team->rails, error); /* what is to cross is not known here, but elsewhere */
+    return error->status;
 }
 
 /* ---- a step ---- */
@@ -129,30 +191,11 @@ static void begin(const struct rank_run *runs, uint32_t n_runs, uint64_t step)
     }
 }
 
-/* One phase of ranks that are off. What fails now has failed before, or breaks the rails, which all will hear of. */
-static void drain_phase(const struct rank_run *runs, uint32_t n_runs, const struct phase *phase)
-{
-    const uint32_t n_stages = runs[0].backend->n_stages[phase->exchange];
-    for (uint32_t stage = 0; stage < n_stages; stage++)
-        for (uint32_t i = 0; i < n_runs; i++) {
-            struct rank_run run = runs[i];
-            struct epd_error ignored = {.status = EPD_OK};
-            run.stage = stage;
-            (void)phase->run(&run, &ignored);
-        }
-}
-
 /* The other nodes' streams wait for these swaps, whatever is in them: the reports say that it is nothing. */
-static void drain(const struct rank_run *runs, uint32_t n_runs, int ran)
+static void turn_off(const struct rank_run *runs, uint32_t n_runs)
 {
-    const struct pipeline *pipeline = moe_pipeline(runs[0].plan->op);
-    if (ran)
-        return;
     for (uint32_t i = 0; i < n_runs; i++)
         desk_of(&runs[i])->off = 1;
-    for (uint32_t i = 0; i < pipeline->n_phases; i++)
-        if (pipeline->phases[i].n_exchanges)
-            drain_phase(runs, n_runs, &pipeline->phases[i]);
 }
 
 static int only_followed(const struct rank_run *run)
@@ -162,24 +205,6 @@ static int only_followed(const struct rank_run *run)
 }
 
 /* ---- reports ---- */
-
-/* The host's words, in the order of the stream: no memory of the host has to stay for it. */
-static enum epd_status write_words(const struct rank_run *run, uint64_t *to, const uint64_t *from, size_t n,
-                                   struct epd_error *error)
-{
-    const struct cuda_driver *driver = &cuda_queue_device(run->queue)->driver;
-    CUstreamBatchMemOpParams ops[TEXT_WORDS];
-    assert(n <= TEXT_WORDS);
-    memset(ops, 0, n * sizeof *ops);
-    for (size_t i = 0; i < n; i++) {
-        ops[i].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
-        ops[i].writeValue.address = (CUdeviceptr)(uintptr_t)(to + i);
-        ops[i].writeValue.value64 = from[i];
-    }
-    return cuda_driver_check(driver,
-                             driver->cuStreamBatchMemOp(cuda_queue_stream(run->queue), (unsigned)n, ops, 0),
-                             "report", error);
-}
 
 static enum epd_status write_report(const struct rank_run *run, const struct hop_verdict *host,
                                     struct hop_desk_cuda *desk, struct epd_error *error)
@@ -192,14 +217,15 @@ static enum epd_status write_report(const struct rank_run *run, const struct hop
                                 .rank = host->rank};
     memcpy(head, &report, sizeof head);
     memcpy(text, host->text, sizeof text);
-    if (write_words(run, (uint64_t *)(void *)desk->own, head, HEAD_WORDS, error) ||
-        (host->status && write_words(run, (uint64_t *)(void *)desk->own->text, text, TEXT_WORDS, error)) ||
+    if (cuda_rail_write(run->queue, (uint64_t *)(void *)desk->own, head, HEAD_WORDS, error) ||
+        (host->status &&
+         cuda_rail_write(run->queue, (uint64_t *)(void *)desk->own->text, text, TEXT_WORDS, error)) ||
         (run->plan->records
              ? run->backend->copy(run->queue, desk->own->records, run->plan->records,
                                   sizeof desk->own->records, error)
              : run->backend->zero(run->queue, desk->own->records, sizeof desk->own->records, error)))
         return error->status;
-    return write_words(run, &desk->own->step_again, &desk->step, 1, error);
+    return cuda_rail_write(run->queue, &desk->own->step_again, &desk->step, 1, error);
 }
 
 static enum epd_status report(const struct rank_run *run, const struct hop_verdict *host,
@@ -215,7 +241,8 @@ static enum epd_status report(const struct rank_run *run, const struct hop_verdi
                                               .send_bytes = sizeof *desk->own,
                                               .receive = &desk->others[node],
                                               .receive_bytes = sizeof *desk->others};
-    if (rails_swap_on(run->plan->team->rails, rail_idx(run), moves, cuda_queue_stream(run->queue), error))
+    if (rails_swap_on(run->plan->team->rails, rail_idx(run), moves, 1, cuda_rail_queue_stream(run->queue),
+                      error))
         return error->status;
     return run->backend->copy_out(run->queue, reports, desk->others, problem->n_nodes * sizeof *reports, 0,
                                   error);
@@ -227,7 +254,9 @@ const struct hop_form hop_form_cuda = {
     .carve_routing = carve_routing,
     .exchange = exchange,
     .begin = begin,
-    .drain = drain,
+    .turn_off = turn_off,
+    .learns = learns,
+    .learn = learn,
     .only_followed = only_followed,
     .report = report,
 };

@@ -10,6 +10,12 @@
  * no two groups can wait for each other in opposite orders. A step of a team that spans nodes (hop.h) also waits for
  * lanes of other nodes: all nodes submit such steps in one order, which the caller sees to (fabric_coordinator.h).
  *
+ * Steps that wait for a client before they are all submitted (eager ones, where work goes on later) must not hold up what is
+ * behind them on a lane. They are patient, and with them all steps of their team from its first eager plan on: where such a
+ * step would wait, for its client or for another lane, it gives the lane to other jobs and is looked at again. What goes into
+ * the team's queues keeps its order all the same: it takes its turn (team_impl.h). So a lane waits only in steps that no
+ * client can hold up, for lanes that come to them without waiting for this one.
+ *
  * On devices that work by themselves two groups may stand in opposite orders, for their clients come when they like. What
  * keeps them from waiting for each other: each has a queue of its own on every device, and no two queues share a hardware
  * channel, so one that waits for a client holds up no other; no kernel that waits for another device begins before the

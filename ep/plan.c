@@ -125,6 +125,8 @@ enum epd_status plan_create(struct team *team, const struct plan_request *reques
     plan->callback_arg = arg;
     if (plan->context)
         plan->context->n_users++;
+    if (team_spans(team) && team->node->backend->works_later && plan->crossing == EPD_CROSSING_EAGER)
+        team->patient = 1;
     team->n_plans++;
     plan->job = (struct lane_job){.run = plan_run_create, .complete = plan_complete_create};
     lane_post(plan->lane, &plan->job);
@@ -240,6 +242,8 @@ struct plan_refusal {
     struct lane_job job;
     struct plan *plan; /* used */
     struct backend_queue *queue;
+    uint64_t turn;
+    int begun;
     uint64_t ticket;
     uint64_t begun_ns;
     struct epd_error error;
@@ -250,14 +254,20 @@ static struct plan_refusal *refusal_of_job(struct lane_job *job)
     return (struct plan_refusal *)((char *)job - offsetof(struct plan_refusal, job));
 }
 
-/* Lane thread. */
-static void refusal_run(struct lane_job *job, struct lane *lane)
+static struct team_lane *team_lane_of(const struct plan_refusal *refusal)
 {
-    struct plan_refusal *refusal = refusal_of_job(job);
+    struct team *team = refusal->plan->team;
+    return &team->lanes[team->ranks[refusal->plan->rank].lane_idx];
+}
+
+/* Lane thread. */
+static void refusal_begin(struct plan_refusal *refusal, const struct backend *backend)
+{
     struct plan *plan = refusal->plan;
-    const struct backend *backend = lane_backend(lane);
     refusal->error.status = EPD_OK;
     refusal->begun_ns = clock_now_ns();
+    refusal->begun = 1;
+    team_lane_pass(team_lane_of(refusal));
     if (team_queue(plan->team, plan->rank, &refusal->queue, &refusal->error) ||
         backend->flag_ready(refusal->queue, &plan->flag, &refusal->ticket, &refusal->error) ||
         backend->flag_done(refusal->queue, &plan->flag, &refusal->error))
@@ -266,10 +276,28 @@ static void refusal_run(struct lane_job *job, struct lane *lane)
 }
 
 /* Lane thread. */
+static void refusal_go_on(struct plan_refusal *refusal, struct lane *lane)
+{
+    if (!refusal->begun && team_lane_has_turn(team_lane_of(refusal), refusal->turn))
+        refusal_begin(refusal, lane_backend(lane));
+}
+
+/* Lane thread. */
+static void refusal_run(struct lane_job *job, struct lane *lane)
+{
+    struct plan_refusal *refusal = refusal_of_job(job);
+    refusal->turn = team_lane_take_turn(team_lane_of(refusal));
+    refusal_go_on(refusal, lane);
+}
+
+/* Lane thread. */
 static int refusal_poll(struct lane_job *job, struct lane *lane)
 {
     struct plan_refusal *refusal = refusal_of_job(job);
     struct plan *plan = refusal->plan;
+    refusal_go_on(refusal, lane);
+    if (!refusal->begun)
+        return 0;
     if (refusal->error.status ||
         lane_backend(lane)->queue_reached(refusal->queue, refusal->ticket, &refusal->error)) {
         if (refusal->error.status)

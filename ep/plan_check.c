@@ -67,9 +67,14 @@ static enum epd_status check_crossing(const struct team *team, const struct plan
         (request->crossing && !plan_check_crosses(op)))
         return error_set(error, EPD_INVALID_ARGUMENT, "%s: crossing %d, want %s", op_name(op),
                          (int)request->crossing, plan_check_crosses(op) ? "0..2" : "0: it crosses nowhere");
-    if (request->crossing == EPD_CROSSING_EAGER && team_spans(team) && team->node->backend->works_later)
-        return error_set(error, EPD_UNSUPPORTED, "%s: crossing eager, the %s backend crosses static only",
-                         op_name(op), backend_name(team->node->backend->kind));
+    /* Of a static routing no host where work goes on later knows how much crosses. */
+    if (request->crossing == EPD_CROSSING_EAGER && team_spans(team) && team->node->backend->works_later &&
+        request->context && request->context->crossing != EPD_CROSSING_EAGER)
+        return error_set(
+            error, EPD_UNSUPPORTED,
+            "%s: crossing eager, its %s plan crosses static: on the %s backend what crosses of it is "
+            "known to the devices alone",
+            op_name(op), op_name(request->context->op), backend_name(team->node->backend->kind));
     return EPD_OK;
 }
 

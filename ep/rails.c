@@ -392,16 +392,16 @@ enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx, struct transp
 }
 
 enum epd_status rails_swap_on(struct rails *rails, uint32_t rank_idx, const struct transport_move *moves,
-                              struct CUstream_st *stream, struct epd_error *error)
+                              uint32_t n_parts, struct CUstream_st *stream, struct epd_error *error)
 {
     struct rail *rail = &rails->ranks[rank_idx];
     assert(rails->transport->rail_swap_on);
     const uint64_t begun_ns = clock_now_ns();
-    enum epd_status status = rails->transport->rail_swap_on(rail->rail, moves, stream, error);
+    enum epd_status status = rails->transport->rail_swap_on(rail->rail, moves, n_parts, stream, error);
     if (note_swap(rails, rail, begun_ns, status, error))
         return status;
-    for (uint32_t node = 0; node < rails->n_nodes; node++)
-        count_bytes(rails, rail, node, moves[node].send_bytes, moves[node].receive_bytes);
+    for (uint32_t i = 0; i < n_parts * rails->n_nodes; i++)
+        count_bytes(rails, rail, i % rails->n_nodes, moves[i].send_bytes, moves[i].receive_bytes);
     return EPD_OK;
 }
 

@@ -51,8 +51,8 @@ EPD_MUST_CHECK enum epd_status rails_swap(struct rails *rails, uint32_t rank_idx
                                           struct transport_part *parts, struct epd_error *error);
 /* Lane thread of the rank: the swap on a stream of transport.h, counted when it is put there. An error breaks the rails. */
 EPD_MUST_CHECK enum epd_status rails_swap_on(struct rails *rails, uint32_t rank_idx,
-                                             const struct transport_move *moves, struct CUstream_st *stream,
-                                             struct epd_error *error);
+                                             const struct transport_move *moves, uint32_t n_parts,
+                                             struct CUstream_st *stream, struct epd_error *error);
 /* Lane thread of the rank: whether swaps that are in its stream still can end well; an error breaks the rails. Often. */
 EPD_MUST_CHECK enum epd_status rails_check(struct rails *rails, uint32_t rank_idx, struct epd_error *error);
 /* Any thread: 1, and the first error, if a swap has failed or abort was called: the rails are of no use any more. */

@@ -15,6 +15,7 @@ struct routing_context {
     float *recv_weights;         /* [C]; NULL unless asked for */
     struct hop_routing hop;      /* of a team that spans nodes; the one or the other */
     struct hop_cuda_routing hop_cuda;
+    struct hop_cuda_counts hop_counts; /* lane thread of the rank */
     /* Lane thread of the rank. */
     int valid;         /* the latest step of the plan that routes went well */
     int stepped;       /* it has run at all */

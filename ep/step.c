@@ -191,6 +191,7 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
     }
     set->n_steps++;
     step->number = op_is_collective(step->op) ? ++step->team->n_joint_steps : 0;
+    step->patient = step->team->patient;
     step->callback = callback;
     step->callback_arg = arg;
     step->n_lanes_left = step->n_lanes;
@@ -203,6 +204,9 @@ enum epd_status step_submit(struct plan_set *set, const uint32_t *n_tokens, cons
         step->lanes[i].job =
             (struct lane_job){.run = step_lane_run, .poll = step_lane_poll, .complete = step_complete_lane};
         step->lanes[i].n_barriers = 0;
+        step->lanes[i].place = STEP_QUEUED;
+        step->lanes[i].walk = (struct step_walk){0};
+        step->lanes[i].ran = step->lanes[i].settled = 0;
         step->lanes[i].delivered = 0;
         step->lanes[i].lost = 0;
         step->lanes[i].committed = 0;

@@ -341,12 +341,26 @@ static int ended(struct step_lane *part, struct lane *lane)
     return 1;
 }
 
+/* A patient step that is not all submitted: what ends the waiting of one that is ends its waiting too. */
+static int go_on(struct step_lane *part)
+{
+    struct epd_error lost = {.status = EPD_OK};
+    if (part->place == STEP_SUBMITTED)
+        return 1;
+    if (part->place != STEP_QUEUED && !part->lost) {
+        look_after(part);
+        if (part->walk.told_ticket && !part->walk.learnt && is_stuck(part, &lost))
+            step_lose_device(part, part->ranks[0], &lost);
+    }
+    return step_lane_go_on(part);
+}
+
 int step_lane_poll(struct lane_job *job, struct lane *lane)
 {
     struct step_lane *part = step_lane_of_job(job);
     struct step *step = part->step;
     struct epd_error lost = {.status = EPD_OK};
-    if (!ended(part, lane))
+    if (!go_on(part) || !ended(part, lane))
         return 0;
     if (lane_backend(lane)->works_later && !all_delivered(part))
         return 0;

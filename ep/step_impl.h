@@ -37,9 +37,38 @@ struct step_verdict {
     struct kernel_error record;
 };
 
+/* How far a lane is in a step. Of a patient team a lane goes on with other jobs while it waits: for its turn, for the others
+ * in a barrier, and for what crosses to be known; else it gets from the first to the last in one go. */
+enum step_place {
+    STEP_QUEUED,   /* the team's work before it is not submitted yet on this lane */
+    STEP_RUNNING,  /* phase by phase */
+    STEP_OFF,      /* takes the swaps that are left */
+    STEP_LEAVING,  /* the lanes meet for the last time */
+    STEP_SUBMITTED /* all its work is in the queue */
+};
+
+/* What has come of going on. */
+enum step_pace { STEP_FAILED, STEP_DONE, STEP_LATER };
+
+/* Where in the phases it is. */
+struct step_walk {
+    int begun;
+    uint32_t phase_idx, stage;
+    int met;              /* before this stage */
+    int arrived;          /* in the barrier before it */
+    uint32_t arrived_at;  /* of barrier_arrive */
+    uint64_t told_ticket; /* of what tells the host what crosses; 0: not asked for yet */
+    int learnt;           /* it knows */
+};
+
 /* One lane's part. */
 struct step_lane {
     struct lane_job job;
+    enum step_place place;
+    uint64_t turn; /* of the team's work on this lane */
+    struct step_walk walk;
+    int ran;     /* all its phases were submitted */
+    int settled; /* the done flags and the reports are in the queue */
     struct step *step;
     struct team_lane *team_lane;
     uint32_t n_ranks;
@@ -59,6 +88,7 @@ struct step_lane {
 
 struct step {
     struct plan_set *set;
+    int patient; /* the team's lanes do not wait for each other in it */
     struct step *next_free;
     struct team *team;
     enum epd_op op;
@@ -92,6 +122,18 @@ struct step {
 
 /* step_lane.c */
 void step_lane_run(struct lane_job *job, struct lane *lane);
+/* 1 when all of it is submitted; until then to be called again. Waits for nothing if the step is patient. */
+int step_lane_go_on(struct step_lane *lane);
+/* step_walk.c */
+/* Lanes meet, and their queues wait for each other's work. FAILED if the step is off. */
+enum step_pace step_meet(struct step_lane *lane, struct barrier *barrier);
+/* FAILED if the step is off: then other lanes may still be in any phase. */
+enum step_pace step_walk_phases(struct step_lane *lane);
+/* Begins the walk of a step that is off, on ranks that were told so: step_walk_off then until it is done. */
+void step_walk_begin_off(struct step_lane *lane);
+enum step_pace step_walk_off(struct step_lane *lane);
+/* What the phases come to of which the counts do not come: the device is given up. */
+void step_lose_device(struct step_lane *lane, uint32_t idx, struct epd_error *error);
 struct rank_run step_rank_run(const struct step_lane *lane, uint32_t idx);
 /* Ends the waiting of a fused step that this lane has not launched, or that does not end. */
 void step_break(struct step_lane *lane);

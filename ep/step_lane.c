@@ -93,127 +93,8 @@ static void check_ranks(struct step_lane *lane)
     }
 }
 
-static int is_fused(const struct step_lane *lane)
-{
-    return lane->step->team->fused && op_is_collective(lane->step->op);
-}
-
-/* Queues wait for each other's marks. */
-static int join_queues(struct step_lane *lane, uint32_t barrier_idx)
-{
-    struct step *step = lane->step;
-    struct epd_error error = {.status = EPD_OK};
-    for (uint32_t i = 0; i < step->n_lanes; i++) {
-        struct team_lane *other = step->lanes[i].team_lane;
-        if (other == lane->team_lane ||
-            !backend_of(lane)->queue_join(lane->team_lane->queue, other->queue, barrier_idx, &error))
-            continue;
-        step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
-        return 0;
-    }
-    return 1;
-}
-
-/* Lanes meet, and their queues wait for each other's work. 0 if the step is off. */
-static int meet(struct step_lane *lane, struct barrier *barrier)
-{
-    struct step *step = lane->step;
-    struct epd_error error = {.status = EPD_OK};
-    uint32_t barrier_idx =
-        (uint32_t)(step->number % STEP_BARRIER_SETS) * STEP_MAX_BARRIERS + lane->n_barriers++;
-    assert(lane->n_barriers <= STEP_MAX_BARRIERS);
-    if (step->n_lanes > 1 && backend_of(lane)->queue_mark(lane->team_lane->queue, barrier_idx, &error))
-        step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
-    if (!barrier_wait(barrier))
-        return 0;
-    if (barrier == &step->phases && is_fused(lane))
-        lane->committed = 1;
-    return join_queues(lane, barrier_idx);
-}
-
-/* Its first stage is all that a routing costs by itself. */
-static enum epd_phase stage_phase(const struct phase *phase, uint32_t stage, uint32_t n_stages)
-{
-    int routes = phase->n_exchanges && phase->exchange == EXCHANGE_ROUTE_DISPATCH && n_stages > 1;
-    return routes && stage == 0 ? EPD_PHASE_ROUTE : phase->phase;
-}
-
-static int run_phase(struct step_lane *lane, const struct phase *phase, uint32_t stage, enum epd_phase name)
-{
-    struct step *step = lane->step;
-    for (uint32_t i = 0; i < lane->n_ranks; i++) {
-        uint32_t idx = lane->ranks[i];
-        struct rank_run run = step_rank_run(lane, idx);
-        run.stage = stage;
-        struct epd_error error = {.status = EPD_OK};
-        uint64_t begin_ns = clock_now_ns();
-        if (phase->run(&run, &error)) {
-            step_fail_rank(lane, idx, &error, name);
-            return 0;
-        }
-        step->results[idx].phase_ns[name] += clock_now_ns() - begin_ns;
-    }
-    return 1;
-}
-
-/* Whether the lanes meet before this stage; they always do before the first phase. */
-static int meets_before(const struct step_lane *lane, const struct phase *phase, uint32_t stage)
-{
-    if (is_fused(lane))
-        return 0;
-    if (stage > 0)
-        return 1;
-    return backend_of(lane)->exchange_takes_turns ? phase->n_exchanges : phase->after_barrier;
-}
-
-static uint32_t n_stages_of(const struct step_lane *lane, const struct phase *phase)
-{
-    return phase->n_exchanges && !is_fused(lane) ? backend_of(lane)->n_stages[phase->exchange] : 1;
-}
-
-static int run_graph(struct step_lane *lane)
-{
-    struct epd_error error = {.status = EPD_OK};
-    uint64_t begin_ns = clock_now_ns();
-    if (step_replay(lane, &error)) {
-        step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
-        return 0;
-    }
-    enum epd_phase name = moe_pipeline(lane->step->op)->phases[0].phase;
-    lane->step->results[lane->ranks[0]].phase_ns[name] += clock_now_ns() - begin_ns;
-    return 1;
-}
-
-/* 0 if the step is off: then other lanes may still be in any phase. */
-static int run_phases(struct step_lane *lane)
-{
-    const struct pipeline *pipeline = moe_pipeline(lane->step->op);
-    /* Where work is done at once, to come to the last barrier is enough of a barrier. */
-    if ((pipeline->n_phases || backend_of(lane)->works_later) && !meet(lane, &lane->step->phases))
-        return 0;
-    for (uint32_t i = 0; i < lane->n_ranks; i++) {
-        const struct rank_run run = step_rank_run(lane, lane->ranks[i]);
-        moe_begin_step(&run);
-    }
-    if (step_is_recorded(lane) || step_record(lane))
-        return run_graph(lane);
-    for (uint32_t i = 0; i < pipeline->n_phases; i++) {
-        const struct phase *phase = &pipeline->phases[i];
-        uint32_t n_stages = n_stages_of(lane, phase);
-        for (uint32_t stage = 0; stage < n_stages; stage++) {
-            int first = i == 0 && stage == 0;
-            if (!first && meets_before(lane, phase, stage) && !meet(lane, &lane->step->phases))
-                return 0;
-            if (!run_phase(lane, phase, stage, stage_phase(phase, stage, n_stages)))
-                return 0;
-        }
-    }
-    step_note_run(lane);
-    return 1;
-}
-
 /* The queue did not take what must not be missing in it. */
-static void lose_device(struct step_lane *lane, uint32_t idx, struct epd_error *error)
+void step_lose_device(struct step_lane *lane, uint32_t idx, struct epd_error *error)
 {
     error->status = EPD_CUDA;
     lane->lost = 1;
@@ -228,7 +109,7 @@ static void set_done(struct step_lane *lane)
         struct rank_run run = step_rank_run(lane, lane->ranks[i]);
         struct epd_error error = {.status = EPD_OK};
         if (run.backend->flag_done(run.queue, &run.plan->flag, &error))
-            lose_device(lane, lane->ranks[i], &error);
+            step_lose_device(lane, lane->ranks[i], &error);
     }
 }
 
@@ -301,40 +182,102 @@ static uint64_t moved_bytes(const struct rank_run *run)
     return rails_moved_bytes(team->rails, run->plan->rank % team->problem.ranks_per_node);
 }
 
-void step_lane_run(struct lane_job *job, struct lane *lane)
+static void list_runs(const struct step_lane *part, struct rank_run *runs)
 {
-    struct step_lane *part = step_lane_of_job(job);
-    const struct backend *backend = lane_backend(lane);
-    struct epd_error error = {.status = EPD_OK};
-    struct rank_run runs[EPD_MAX_WORLD_SIZE];
-    uint64_t moved[EPD_MAX_WORLD_SIZE];
-    for (uint32_t i = 0; i < part->n_ranks; i++) {
+    for (uint32_t i = 0; i < part->n_ranks; i++)
         runs[i] = step_rank_run(part, part->ranks[i]);
-        moved[i] = step_spans(part->step) ? moved_bytes(&runs[i]) : 0;
-    }
+}
+
+static void begin(struct step_lane *part)
+{
+    struct rank_run runs[EPD_MAX_WORLD_SIZE];
+    list_runs(part, runs);
+    for (uint32_t i = 0; i < part->n_ranks && step_spans(part->step); i++)
+        part->step->results[part->ranks[i]].network_bytes = moved_bytes(&runs[i]); /* before it */
     if (step_spans(part->step))
         part->step->team->hop->begin(runs, part->n_ranks, part->step->number);
     check_ranks(part);
-    int ran = run_phases(part);
-    if (step_spans(part->step))
-        part->step->team->hop->drain(runs, part->n_ranks, ran);
-    if (!ran && part->committed)
+    part->place = STEP_RUNNING;
+}
+
+/* All swaps are taken from here on, whatever has become of the step. */
+static void leave_phases(struct step_lane *part, int ran)
+{
+    const struct hop_form *hop = part->step->team->hop;
+    struct rank_run runs[EPD_MAX_WORLD_SIZE];
+    list_runs(part, runs);
+    part->ran = ran;
+    part->place = STEP_LEAVING;
+    if (!step_spans(part->step))
+        return;
+    if (hop->drain)
+        hop->drain(runs, part->n_ranks);
+    if (ran || !hop->turn_off)
+        return;
+    hop->turn_off(runs, part->n_ranks);
+    step_walk_begin_off(part);
+    part->place = STEP_OFF;
+}
+
+/* Behind all kernels and swaps. */
+static void settle(struct step_lane *part)
+{
+    if (!part->ran && part->committed)
         step_break(part);
-    if (backend->works_later)
+    if (backend_of(part)->works_later)
         set_done(part);
     if (step_reports(part->step))
         step_report(part);
-    copy_reports(part, ran);
-    if (part->committed)
-        part->team_lane->n_committed++;
-    else
-        (void)meet(part, &part->step->last);
+    copy_reports(part, part->ran);
+    part->settled = 1;
+}
+
+static void finish(struct step_lane *part)
+{
+    const struct backend *backend = backend_of(part);
+    struct epd_error error = {.status = EPD_OK};
     if (step_spans(part->step) && !step_reports(part->step))
         step_agree(part);
-    for (uint32_t i = 0; i < part->n_ranks && step_spans(part->step); i++)
-        part->step->results[part->ranks[i]].network_bytes = moved_bytes(&runs[i]) - moved[i];
+    for (uint32_t i = 0; i < part->n_ranks && step_spans(part->step); i++) {
+        const struct rank_run run = step_rank_run(part, part->ranks[i]);
+        struct step_rank_result *result = &part->step->results[part->ranks[i]];
+        result->network_bytes = moved_bytes(&run) - result->network_bytes;
+    }
     if (backend->works_later)
         finish_submission(part);
     if (backend->queue_ticket(part->team_lane->queue, &part->ticket, &error))
-        lose_device(part, part->ranks[0], &error);
+        step_lose_device(part, part->ranks[0], &error);
+    part->place = STEP_SUBMITTED;
+    team_lane_pass(part->team_lane);
+}
+
+int step_lane_go_on(struct step_lane *part)
+{
+    enum step_pace pace;
+    if (part->place == STEP_QUEUED && team_lane_has_turn(part->team_lane, part->turn))
+        begin(part);
+    if (part->place == STEP_RUNNING && (pace = step_walk_phases(part)) != STEP_LATER)
+        leave_phases(part, pace == STEP_DONE);
+    if (part->place == STEP_OFF && step_walk_off(part) != STEP_LATER)
+        part->place = STEP_LEAVING;
+    if (part->place == STEP_LEAVING && !part->settled)
+        settle(part);
+    if (part->place != STEP_LEAVING)
+        return part->place == STEP_SUBMITTED;
+    if (part->committed)
+        part->team_lane->n_committed++;
+    else if (step_meet(part, &part->step->last) == STEP_LATER)
+        return 0;
+    finish(part);
+    return 1;
+}
+
+void step_lane_run(struct lane_job *job, struct lane *lane)
+{
+    struct step_lane *part = step_lane_of_job(job);
+    (void)lane;
+    part->turn = team_lane_take_turn(part->team_lane);
+    const int submitted = step_lane_go_on(part);
+    assert(submitted || part->step->patient);
+    (void)submitted;
 }

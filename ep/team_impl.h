@@ -18,8 +18,26 @@ struct team_lane {
     uint32_t n_committed;    /* fused steps that are launched and have not ended */
     uint64_t rails_asked_ns; /* when its rails were last asked how they are, for all of its steps */
     int rails_seen_broken;
+    uint64_t n_turns, n_passed; /* what was given to the queue, and what is all in it (team_lane_has_turn) */
     struct lane_job end_job;
 };
+
+/* What goes into a team's queue takes its turn there: a step of a patient team may wait between two parts of its work, and
+ * nothing of the team may come between them. Lane thread. */
+static inline uint64_t team_lane_take_turn(struct team_lane *lane)
+{
+    return lane->n_turns++;
+}
+
+static inline int team_lane_has_turn(const struct team_lane *lane, uint64_t turn)
+{
+    return lane->n_passed == turn;
+}
+
+static inline void team_lane_pass(struct team_lane *lane)
+{
+    lane->n_passed++;
+}
 
 struct team_rank {
     uint32_t device_idx;
@@ -53,8 +71,11 @@ struct team {
     /* Loop thread. */
     uint32_t n_plans;
     uint64_t n_joint_steps; /* ever submitted, of all ranks */
-    uint32_t n_lanes_left;  /* while it ends */
-    uint32_t n_refused;     /* launches that its lanes are handing back */
+    /* A plan was made whose steps wait for what crosses: from here on no lane waits for another in a step of the team, for
+     * that one may wait for a client who waits for what lies behind it in a third. */
+    int patient;
+    uint32_t n_lanes_left; /* while it ends */
+    uint32_t n_refused;    /* launches that its lanes are handing back */
 };
 
 static inline int team_spans(const struct team *team)

@@ -56,8 +56,8 @@ struct transport_part {
     uint64_t received_bytes; /* out */
 };
 
-/* What a swap on a stream takes to and from one node. Both sides give the same sizes: send_bytes here is receive_bytes
- * there. */
+/* One part of what a swap on a stream takes to and from one node. Both sides give the same parts in the same order, and
+ * the same sizes: send_bytes here is receive_bytes there. */
 struct transport_move {
     const void *send; /* [send_bytes] device memory, untouched until the swap has ended */
     uint64_t send_bytes;
@@ -86,11 +86,12 @@ struct transport {
      * node that is gone, or carries what abort was given; EPD_TIMEOUT after limit_ns of connect. */
     enum epd_status (*rail_swap)(struct transport_rail *rail, struct transport_part *parts,
                                  struct epd_error *error);
-    /* NULL where there is rail_swap. moves[n_nodes]; that of this node is not looked at, and 0 bytes are no message.
-     * stream: of the lane's device. Returns when all of it is in the stream; an error if it is not, or if the rail has
-     * failed before. Lanes of one rail give their swaps in one order, on any stream. */
+    /* NULL where there is rail_swap. moves[n_parts * n_nodes], the parts one behind the other; those of this node are not
+     * looked at, and 0 bytes are no message: a swap may have none. stream: of the lane's device. Returns when all of it is
+     * in the stream; an error if it is not, or if the rail has failed before. Lanes of one rail give their swaps in one
+     * order, on any stream. */
     enum epd_status (*rail_swap_on)(struct transport_rail *rail, const struct transport_move *moves,
-                                    struct CUstream_st *stream, struct epd_error *error);
+                                    uint32_t n_parts, struct CUstream_st *stream, struct epd_error *error);
     /* Whether the rail still works, for swaps that are in a stream: waits for nothing. The first error is told, and has
      * ended what waits in streams, as abort does. NULL where rail_swap_on is NULL. */
     enum epd_status (*rail_check)(struct transport_rail *rail, struct epd_error *error);

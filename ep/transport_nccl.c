@@ -276,13 +276,14 @@ static enum epd_status nccl_rail_connect(struct transport_rail *rail, uint32_t n
 /* ---- swaps ---- */
 
 /* Begins to put all messages into the stream. */
-static int begin_swap(const struct transport_rail *rail, const struct transport_move *moves,
+static int begin_swap(const struct transport_rail *rail, const struct transport_move *moves, uint32_t n_parts,
                       struct CUstream_st *stream)
 {
     const struct nccl_library *nccl = rail->nccl;
     int result = nccl->ncclGroupStart();
-    for (uint32_t node = 0; node < rail->n_nodes && result == NCCL_OK; node++) {
-        const struct transport_move *move = &moves[node];
+    for (uint32_t i = 0; i < n_parts * rail->n_nodes && result == NCCL_OK; i++) {
+        const struct transport_move *move = &moves[i];
+        const uint32_t node = i % rail->n_nodes;
         if (node == rail->node)
             continue;
         if (move->send_bytes)
@@ -305,7 +306,7 @@ static enum epd_status begin_first(struct transport_rail *rail, struct epd_error
                                               .receive = rail->first +
                                                          (size_t)(rail->n_nodes + node) * NCCL_FIRST_BYTES,
                                               .receive_bytes = NCCL_FIRST_BYTES};
-    return nccl_check(rail, begin_swap(rail, moves, cuda_rail_stream(rail->cuda)), "first swap", error);
+    return nccl_check(rail, begin_swap(rail, moves, 1, cuda_rail_stream(rail->cuda)), "first swap", error);
 }
 
 /* NCCL_IN_PROGRESS, or the rail's error, is what the last call has come to so far. */
@@ -393,11 +394,12 @@ static enum epd_status await_enqueued(struct transport_rail *rail, struct epd_er
 }
 
 static enum epd_status nccl_rail_swap_on(struct transport_rail *rail, const struct transport_move *moves,
-                                         struct CUstream_st *stream, struct epd_error *error)
+                                         uint32_t n_parts, struct CUstream_st *stream,
+                                         struct epd_error *error)
 {
     if (enter(rail, error))
         return error->status;
-    if (swap_check(rail, begin_swap(rail, moves, stream), error) == EPD_OK)
+    if (swap_check(rail, begin_swap(rail, moves, n_parts, stream), error) == EPD_OK)
         (void)await_enqueued(rail, error);
     return leave(rail, error);
 }

@@ -1,6 +1,6 @@
 /* CUDA kernels at both ends of a rail, where a group spans nodes (ep/hop_cuda.h): which tokens go to which node, each
  * once; their rows, experts and weights one behind the other in the frame of that node; and what came in the frames from
- * there. Sizes are those of max_tokens, so that no host has to know a count.
+ * there. Places are those of max_tokens: no kernel has to know how much of a frame crosses.
  *
  * A token goes by its place in the frame, rising with the token. Of the sets of tokens that a rank has (struct
  * exchange_set) the one of its own node is its own tokens, and that of any other node what came from the rank of the same
@@ -25,8 +25,9 @@ struct cuda_hop_head {
 };
 
 /* Where things are in a frame, byte offsets, each a multiple of 256; the way back uses the same places: scalars
- * [max_tokens, K] f32 at experts, sums [max_tokens, H] at rows. A routing takes a whole frame across, what follows the parts
- * that it needs: rows, weights, or both; sums or scalars back. */
+ * [max_tokens, K] f32 at experts, sums [max_tokens, H] at rows. A static routing takes a whole
+ * frame across, an eager one what comes before the experts, and then as many tokens as there are; what follows takes the
+ * parts that it needs: rows, weights, or both; sums or scalars back. */
 struct cuda_hop_frame {
     size_t head;
     size_t counts;  /* i32 [E]: rows that the sending rank has for each expert of the group */

@@ -5,6 +5,8 @@
 
 #include "ep/clock.h"
 #include "ep/cuda_exchange.h"
+#include "ep/hop.h"
+#include "ep/plan_impl.h"
 #include "tests/gpu/backend/cases.h"
 #include "tests/gpu/backend/pair.h"
 
@@ -115,9 +117,142 @@ START_TEST(repeats_over_nodes_give_the_same_bits)
 }
 END_TEST
 
+/* ---- eager ---- */
+
+/* Tokens that a rank's rail carries there and back of one step: its own to the other node, and those of the rank there. */
+static uint64_t count_crossing(const struct layer *layer, uint32_t rank)
+{
+    const struct op_case *c = layer->op_case;
+    const uint32_t n_here = c->world_size / 2, other = (rank + n_here) % c->world_size;
+    const uint32_t from[] = {rank, other};
+    uint64_t n = 0;
+    for (int i = 0; i < 2; i++)
+        for (size_t t = 0; t < layer->n_tokens[from[i]]; t++) {
+            int crosses = 0;
+            for (uint32_t k = 0; k < c->top_k; k++) {
+                const int64_t expert = layer->routing.ranks[from[i]].expert[t * c->top_k + k];
+                crosses |= expert >= 0 && (size_t)expert / layer->n_local / n_here != from[i] / n_here;
+            }
+            n += (uint64_t)crosses;
+        }
+    return n;
+}
+
+/* As client/epd.h says, both ways. */
+static uint64_t eager_bytes(const struct layer *layer, uint32_t rank)
+{
+    const struct op_case *c = layer->op_case;
+    const uint64_t row = c->hidden * dtype_bytes(c->dtype), choices = 4 * c->top_k;
+    const uint64_t told = 256 + (4ull * c->n_experts + 255) / 256 * 256;
+    return 2 * (told + sizeof(struct hop_report)) + count_crossing(layer, rank) * (2 * choices + 2 * row);
+}
+
+START_TEST(eager_messages_bring_the_same_bits_in_as_many_bytes_as_cross)
+{
+    static const char *const names[] = {"uniform bf16", "zero tokens rank", "receives nothing", "zipf",
+                                        "no tokens at all"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        struct pair pair;
+        struct layer_outputs outputs[HARNESS_MAX_RANKS];
+        struct crew_plan forward, backward;
+        struct outcome outcome;
+        struct layer_modes modes = {.saved = EPD_SAVED_CONTEXT, .crossing = EPD_CROSSING_EAGER};
+        pair_init(&pair, cuda_case_named(names[i]), modes.saved);
+        layer_take_outputs(&pair.layer, outputs);
+        layer_forward_plan(&pair.layer, modes, outputs, &forward);
+        layer_backward_plan(&pair.layer, modes, outputs, &forward, &backward);
+        check_pair(&pair);
+        for (int turn = 0; turn < 3; turn++) {
+            layer_poison_outputs(&pair.layer, outputs);
+            launch(&forward, pair.layer.n_tokens, &outcome);
+            for (uint32_t r = 0; r < forward.n; r++) {
+                ck_assert_msg(outcome.ranks[r].status == EPD_OK, "%s", outcome.entries[r].text);
+                ck_assert_uint_eq(outcome.ranks[r].network_bytes, eager_bytes(&pair.layer, r));
+            }
+            launch_expect(&backward, pair.layer.n_tokens, EPD_OK);
+            layer_check_same(&pair.layer, outputs, pair.outputs);
+        }
+        crew_plan_destroy(&backward);
+        crew_plan_destroy(&forward);
+        pair_fini(&pair);
+    }
+}
+END_TEST
+
+START_TEST(what_crosses_of_a_static_routing_cannot_cross_eagerly)
+{
+    struct pair pair;
+    struct epd_error error = {.status = EPD_OK};
+    struct draft *draft = values_alloc(1, sizeof *draft);
+    pair_init(&pair, cuda_case_named("uniform bf16"), EPD_SAVED_CONTEXT);
+    const enum epd_crossing crossing = pair.forward.plans[0]->crossing;
+    draft_init(draft, &pair.layer.crew, 0, EPD_OP_MOE_BACKWARD);
+    draft->request.context = pair.forward.plans[0];
+    draft->request.crossing = EPD_CROSSING_EAGER;
+    draft_bind(draft, &pair.layer.crew, EPD_ROLE_DOUT, &pair.layer.ranks[0].dout);
+    struct plan *plan = draft_create(draft, &pair.layer.crew, &error);
+    ck_assert_int_eq(error.status, crossing == EPD_CROSSING_EAGER ? EPD_OK : EPD_UNSUPPORTED);
+    if (plan)
+        harness_destroy_plan(&pair.harness, plan);
+    free(draft);
+    pair_fini(&pair);
+}
+END_TEST
+
+static void set_ready(const struct crew_plan *plan)
+{
+    for (uint32_t i = 0; i < plan->n; i++)
+        flag_set(&plan->crew->clients[plan->ranks[i]].page->plans[plan->flag_idx[i]].ready);
+}
+
+/* Two groups on the same GPUs: the first one's client comes late. */
+START_TEST(an_eager_step_whose_client_is_late_holds_up_its_own_group_alone)
+{
+    const struct layer_modes modes = {.saved = EPD_SAVED_CONTEXT, .crossing = EPD_CROSSING_EAGER};
+    const struct op_case *c = cuda_case_named("uniform bf16");
+    struct pair late;
+    struct crew_plan late_forward, late_backward;
+    struct layer prompt;
+    struct layer_outputs outputs[HARNESS_MAX_RANKS];
+    struct crew_plan forward;
+    struct outcome first, second, other;
+    pair_init(&late, c, EPD_SAVED_CONTEXT);
+    layer_init(&prompt, &late.harness, c);
+    layer_take_outputs(&prompt, outputs);
+    layer_forward_plan(&prompt, modes, outputs, &forward);
+    layer_forward_plan(&late.layer, modes, late.outputs, &late_forward);
+    layer_backward_plan(&late.layer, modes, late.outputs, &late_forward, &late_backward);
+    layer_poison_outputs(&late.layer, late.outputs);
+    launch_start(&late_forward, late.layer.n_tokens, UINT32_MAX, &first);
+    launch_start(&late_backward, late.layer.n_tokens, 0, &second);
+    for (int i = 0; i < 20; i++) {
+        layer_poison_outputs(&prompt, outputs);
+        launch(&forward, prompt.n_tokens, &other);
+        layer_check_forward(&prompt, outputs);
+    }
+    ck_assert(!first.ended && !second.ended);
+    set_ready(&late_forward);
+    launch_wait(&late_forward, &first);
+    launch_wait(&late_backward, &second);
+    for (uint32_t r = 0; r < late_forward.n; r++)
+        ck_assert_msg(!first.ranks[r].status && !second.ranks[r].status, "%s; %s", first.entries[r].text,
+                      second.entries[r].text);
+    layer_check_forward(&late.layer, late.outputs);
+    layer_check_backward(&late.layer, late.outputs);
+    crew_plan_destroy(&forward);
+    crew_plan_destroy(&late_backward);
+    crew_plan_destroy(&late_forward);
+    layer_fini(&prompt);
+    pair_fini(&late);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
+        eager_messages_bring_the_same_bits_in_as_many_bytes_as_cross,
+        what_crosses_of_a_static_routing_cannot_cross_eagerly,
+        an_eager_step_whose_client_is_late_holds_up_its_own_group_alone,
         repeats_over_nodes_give_the_same_bits,
         a_rank_that_fails_in_a_layer_lets_no_node_wait,
     };

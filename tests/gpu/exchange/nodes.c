@@ -38,11 +38,13 @@ static void spoil(struct node_rank *self, const struct transport_move *move)
                              frame.weights - frame.counts, cudaMemcpyDefault, self->stream));
 }
 
-static enum epd_status take_from(struct node_rank *self, uint32_t node, const struct transport_move *move,
+static enum epd_status take_from(struct node_rank *self, uint32_t part, uint32_t node,
                                  struct epd_error *error)
 {
     struct node_rank *peer = rail_peer(self, node);
-    const struct transport_move *theirs = &peer->moves[node_of(self)];
+    const uint32_t n_nodes = self->nodes->n_nodes;
+    const struct transport_move *move = &self->moves[part * n_nodes + node],
+                                *theirs = &peer->moves[part * n_nodes + node_of(self)];
     if (theirs->send_bytes != move->receive_bytes)
         return error_set(error, EPD_INTERNAL, "rail: node %u sends %llu bytes, node %u takes %llu", node,
                          (unsigned long long)theirs->send_bytes, node_of(self),
@@ -52,18 +54,21 @@ static enum epd_status take_from(struct node_rank *self, uint32_t node, const st
     return EPD_OK;
 }
 
-static enum epd_status swap(void *arg, const struct transport_move *moves, struct CUstream_st *stream,
-                            struct epd_error *error)
+static enum epd_status swap(void *arg, const struct transport_move *moves, uint32_t n_parts,
+                            struct CUstream_st *stream, struct epd_error *error)
 {
     struct node_rank *self = arg;
     struct nodes *nodes = self->nodes;
     enum epd_status status = EPD_OK;
-    memcpy(self->moves, moves, nodes->n_nodes * sizeof *moves);
+    if (n_parts > NODES_MAX_PARTS)
+        return error_set(error, EPD_INTERNAL, "rail: %u parts", n_parts);
+    memcpy(self->moves, moves, n_parts * nodes->n_nodes * sizeof *moves);
     MUST(cudaEventRecord(self->ready, stream));
     pthread_barrier_wait(&nodes->barrier);
-    for (uint32_t node = 0; node < nodes->n_nodes; node++)
-        if (node != node_of(self) && take_from(self, node, &moves[node], error))
-            status = error->status;
+    for (uint32_t part = 0; part < n_parts; part++)
+        for (uint32_t node = 0; node < nodes->n_nodes; node++)
+            if (node != node_of(self) && take_from(self, part, node, error))
+                status = error->status;
     uint32_t first_other = node_of(self) == 0 ? 1 : 0;
     MUST(cudaEventRecord(self->done, stream));
     if (nodes->rail_mode != RAIL_TRUE)
@@ -254,6 +259,27 @@ static void meet(struct node_rank *m)
             MUST(cudaStreamWaitEvent(m->stream, m->nodes->ranks[rank].met[turn], 0));
 }
 
+/* What the host does before the second stage of an eager routing. */
+static void learn(struct node_rank *m)
+{
+    const struct exchange_shape shape = shape_of(m->nodes, m->rank);
+    struct cuda_hop_head sent[EPD_MAX_NODES], came[EPD_MAX_NODES];
+    MUST(cudaStreamSynchronize(m->stream));
+    for (uint32_t node = 0; node < m->nodes->n_nodes; node++) {
+        struct cuda_hop_head *out, *in;
+        if (node == node_of(m))
+            continue;
+        hop_cuda_heads(&m->hop.frames, &shape, m->hop.row_bytes, node, &out, &in);
+        MUST(cudaMemcpy(&sent[node], out, sizeof *out, cudaMemcpyDefault));
+        MUST(cudaMemcpy(&came[node], in, sizeof *in, cudaMemcpyDefault));
+    }
+    const int bad = hop_cuda_learn(&shape, sent, came, &m->counts);
+    if (bad >= 0) {
+        fprintf(stderr, "rank %u: the frame of node %d is none\n", m->rank, bad);
+        exit(1);
+    }
+}
+
 static void *run_rank(void *arg)
 {
     static const uint32_t n_stages[EXCHANGE_OP_COUNT] = {CUDA_ROUTE_DISPATCH_STAGES, CUDA_DISPATCH_STAGES,
@@ -264,9 +290,15 @@ static void *run_rank(void *arg)
     const struct exchange_args args = args_of(m, part->op);
     MUST(cudaSetDevice(m->device));
     MUST(cudaEventRecord(m->begun, m->stream));
-    for (uint32_t i = 0; i < part->n_times * n_stages[part->op->op]; i++) {
-        const uint32_t stage = i % n_stages[part->op->op];
+    const int learns = m->nodes->n_nodes > 1 && m->nodes->eager && part->op->op == EXCHANGE_ROUTE_DISPATCH;
+    const uint32_t n = n_stages[part->op->op] + (learns ? 1u : 0u);
+    m->hop.eager = m->nodes->eager;
+    m->hop.counts = m->nodes->eager ? &m->counts : NULL;
+    for (uint32_t i = 0; i < part->n_times * n; i++) {
+        const uint32_t stage = i % n;
         struct epd_error error;
+        if (learns && stage == 1)
+            learn(m);
         if (m->nodes->n_nodes == 1
                 ? cuda_exchange_launch(part->op->op, stage, &args, m->stream, &error)
                 : hop_cuda_launch(&m->hop, part->op->op, stage, &args, m->stream, &error)) {

@@ -13,6 +13,9 @@
 /* What the rail does to what comes from the first other node. */
 enum rail_mode { RAIL_TRUE, RAIL_VOID, RAIL_LIES };
 
+/* Parts of a swap. */
+#define NODES_MAX_PARTS 3
+
 struct nodes;
 
 struct node_rank {
@@ -23,9 +26,10 @@ struct node_rank {
     cudaEvent_t ready, done; /* of a swap */
     cudaEvent_t met[2];      /* of a stage, by turns */
     uint32_t n_met;
-    cudaEvent_t begun, ended;                   /* timed */
-    struct transport_move moves[EPD_MAX_NODES]; /* of the swap that is on */
+    cudaEvent_t begun, ended;                                     /* timed */
+    struct transport_move moves[NODES_MAX_PARTS * EPD_MAX_NODES]; /* of the swap that is on */
     struct hop_cuda hop;
+    struct hop_cuda_counts counts; /* eager */
     struct routing routing;
     struct exchange_slots slots;
     void *workspace, *frames;
@@ -42,6 +46,7 @@ struct nodes {
     uint64_t frames_bytes, lies_bytes;
     struct node_rank ranks[CLUSTER_MAX_RANKS];
     enum rail_mode rail_mode;
+    int eager;  /* what crosses is as long as there are tokens; before the first op, and with a true rail */
     void *lies; /* [lies_bytes] pinned: experts that are none */
     pthread_barrier_t barrier;
     struct device_memory memory;

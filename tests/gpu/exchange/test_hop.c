@@ -1,6 +1,7 @@
 /* hop_test [few|bench]: the exchange of a group that spans nodes (ep/hop_cuda.h) on emulated nodes. Slots, layout, weights and
  * scalars are held against the one-node reference bit by bit, sums against it with the roundings that the hops add, and
- * against float64; results are poisoned first and repeated with other numbers of blocks. */
+ * against float64; results are poisoned first and repeated with other numbers of blocks, and with messages
+ * as long as what crosses. */
 #include <math.h>
 #include <string.h>
 
@@ -386,11 +387,13 @@ static int run_case(const struct test_case *c, int n_repeats)
     upload_inputs(&nodes, input);
     for (int i = 0; i < n_repeats; i++) {
         nodes.max_blocks = max_blocks[i];
+        nodes.eager = i == 2 || i == 3;
         int way_failed = run_ops(&nodes, input, expected, &wanted);
         if (way_failed)
-            printf("  repeat %d, blocks %u\n", i, max_blocks[i]);
+            printf("  repeat %d, blocks %u%s\n", i, max_blocks[i], nodes.eager ? ", eager" : "");
         failed += way_failed;
     }
+    nodes.eager = 0;
     if (c->max_tokens < 300)
         failed += run_broken(&nodes, input, expected, &wanted);
     nodes_close(&nodes);

@@ -175,7 +175,7 @@ static void swap_on(const struct seat *seat, const void *from, size_t send_bytes
     struct transport_move moves[2] = {0};
     moves[1 - my_node] = (struct transport_move){
         .send = from, .send_bytes = send_bytes, .receive = to, .receive_bytes = receive_bytes};
-    ok(seat->transport->rail_swap_on(seat->rail, moves, seat->stream, &error), &error, "swap");
+    ok(seat->transport->rail_swap_on(seat->rail, moves, 1, seat->stream, &error), &error, "swap");
 }
 
 static void expect_works(const struct seat *seat)
@@ -355,7 +355,7 @@ static void role_abort(struct seat *seat)
     say("stream free after %.1f ms", ms_since(begun_ns));
     expect_no_stall("behind the abort", other, memory, 1500);
     const struct transport_move nothing[2] = {0};
-    want(seat->transport->rail_swap_on(seat->rail, nothing, seat->stream, &error) == EPD_PEER_LOST &&
+    want(seat->transport->rail_swap_on(seat->rail, nothing, 1, seat->stream, &error) == EPD_PEER_LOST &&
              strcmp(error.text, why.text) == 0,
          "a later swap: %s", error.text);
     want(cudaStreamQuery(client.stream) == cudaErrorNotReady, "the client's stream did not wait");

@@ -242,7 +242,10 @@ static int send_to(const void *data, size_t count, int type, int peer, struct nc
                    struct CUstream_st *stream)
 {
     must(data && count && type == NCCL_TYPE_INT8 && peer >= 0 && peer < (int)comm->n_ranks, "a send");
+    void (*on_send)(const void *, uint64_t) = fake_nccl.on_send;
     fake_nccl.sent_bytes += count;
+    if (on_send)
+        on_send(data, count);
     return add_to_group(comm, stream);
 }
 
@@ -250,7 +253,10 @@ static int receive_from(void *data, size_t count, int type, int peer, struct ncc
                         struct CUstream_st *stream)
 {
     must(data && count && type == NCCL_TYPE_INT8 && peer >= 0 && peer < (int)comm->n_ranks, "a receive");
+    void (*on_receive)(void *, uint64_t) = fake_nccl.on_receive;
     fake_nccl.received_bytes += count;
+    if (on_receive)
+        on_receive(data, count);
     return add_to_group(comm, stream);
 }
 
@@ -387,4 +393,19 @@ void cuda_rail_settled(struct cuda_rail *rail)
 {
     if (atomic_exchange(&rail->connecting, 0))
         fake_nccl.n_connecting--;
+}
+
+struct CUstream_st *cuda_rail_queue_stream(const struct backend_queue *queue)
+{
+    (void)queue;
+    return fake_nccl.queue_stream;
+}
+
+enum epd_status cuda_rail_write(struct backend_queue *queue, uint64_t *to, const uint64_t *from, size_t n,
+                                struct epd_error *error)
+{
+    (void)queue, (void)error;
+    must(n <= CUDA_RAIL_WORDS, "too many words at once");
+    memcpy(to, from, n * sizeof *to);
+    return EPD_OK;
 }

@@ -31,6 +31,10 @@ struct fake_nccl {
     _Atomic uint64_t sent_bytes, received_bytes;
     /* Runs before a communicator ends; not where one that is busy is aborted. May be NULL. */
     void (*_Atomic on_end)(void);
+    /* What a swap sends, and then takes: to be looked at, and to be filled in. Lane thread; may be NULL. */
+    void (*_Atomic on_send)(const void *data, uint64_t bytes);
+    void (*_Atomic on_receive)(void *data, uint64_t bytes);
+    struct CUstream_st *queue_stream; /* of every queue, where there is one; the test's */
 };
 
 extern struct fake_nccl fake_nccl;

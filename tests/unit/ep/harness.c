@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "ep/futex.h"
+#include "ep/plan_check.h"
 #include "tests/unit/ep/harness_memory.h"
 
 /* Sanitizer builds on a busy machine are slow; a test that hangs still ends. */
@@ -51,6 +52,14 @@ static uint32_t nodes_wanted(void)
     const int n = text ? atoi(text) : 1;
     ck_assert_msg(n >= 1 && n <= HARNESS_MAX_NODES, "EPD_TEST_NODES is 1 to %d", HARNESS_MAX_NODES);
     return (uint32_t)n;
+}
+
+static enum epd_crossing crossing_wanted(void)
+{
+    const char *text = getenv("EPD_TEST_CROSSING");
+    const int eager = text && !strcmp(text, "eager");
+    ck_assert_msg(!text || eager || !strcmp(text, "static"), "EPD_TEST_CROSSING is eager or static");
+    return eager ? EPD_CROSSING_EAGER : text ? EPD_CROSSING_STATIC : EPD_CROSSING_UNSPECIFIED;
 }
 
 int harness_spans(uint32_t world_size)
@@ -385,6 +394,9 @@ static void on_plan(void *arg, struct plan *plan, const struct epd_error *error)
 struct plan *draft_create(struct draft *draft, struct crew *crew, struct epd_error *error)
 {
     struct created created = {0};
+    struct plan_request *request = &draft->request;
+    if (!request->crossing && !request->context && plan_check_crosses(request->op))
+        request->crossing = crossing_wanted();
     draft->request.bindings = draft->bindings;
     error->status = EPD_OK;
     if (plan_create(crew->teams[node_of(crew, draft->request.rank)], &draft->request, on_plan, &created,

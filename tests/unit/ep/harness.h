@@ -3,7 +3,9 @@
  * ends the test.
  *
  * EPD_TEST_NODES=n: the group of a crew whose ranks divide by n spans n nodes, all in this process: each with devices,
- * a team, plan sets and steps of its own, joined by rails. What the tests ask for stays the same. */
+ * a team, plan sets and steps of its own, joined by rails. What the tests ask for stays the same.
+ *
+ * EPD_TEST_CROSSING=eager or static: what plans cross with that do not say it, nor have a context. */
 #ifndef EPD_TESTS_UNIT_EP_HARNESS_H
 #define EPD_TESTS_UNIT_EP_HARNESS_H
 

@@ -84,7 +84,7 @@ static enum epd_status swap(struct seat *seat, uint32_t node, struct epd_error *
                                               .receive = seat->in,
                                               .receive_bytes = sizeof seat->in};
     error->status = EPD_OK;
-    return nccl->rail_swap_on(seat->rail, moves, seat->stream, error);
+    return nccl->rail_swap_on(seat->rail, moves, 1, seat->stream, error);
 }
 
 static enum epd_status look(const struct seat *seat, struct epd_error *error)

@@ -68,9 +68,9 @@ static void begin(const struct rank_run *runs, uint32_t n_runs, uint64_t step)
         atomic_store(&step_of[runs[i].plan->rank], step);
 }
 
-static void drain(const struct rank_run *runs, uint32_t n_runs, int ran)
+static void turn_off(const struct rank_run *runs, uint32_t n_runs)
 {
-    (void)runs, (void)n_runs, (void)ran;
+    (void)runs, (void)n_runs;
 }
 
 static int only_followed(const struct rank_run *run)
@@ -92,7 +92,7 @@ static enum epd_status report(const struct rank_run *run, const struct hop_verdi
 }
 
 static const struct hop_form form = {
-    .begin = begin, .drain = drain, .only_followed = only_followed, .report = report};
+    .begin = begin, .turn_off = turn_off, .only_followed = only_followed, .report = report};
 
 /* ---- the device ---- */
 
