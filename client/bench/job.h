@@ -41,6 +41,7 @@ struct job {
     int64_t capacity_rows;                            /* 0: all that could arrive */
     enum epd_dtype dtype;
     enum epd_backend_kind backend; /* of the daemon */
+    enum epd_crossing crossing;    /* of several nodes; unspecified: what the backend does best */
     double zipf;                   /* exponent of the experts' popularity; 0: all equally likely */
     int heap_memory;         /* CUDA: buffers in the daemon's heap instead of the rank's own cudaMalloc */
     double client_kernel_us; /* CUDA: what the rank's stream does before each launch */

@@ -95,8 +95,8 @@ static enum epd_status open_dispatch(struct op *op, struct epd_plan **plan)
         status = op_tensor(op, EPD_ROLE_M_SPLITS, EPD_I64, (struct shape){1, {n_local, 0, 0}});
     if (status != EPD_OK)
         return status;
-    return op_plan(op, (struct epd_plan_options){.op = EPD_OP_DISPATCH}, plan, EPD_ROLE_X, EPD_ROLE_TOPK_IDX,
-                   EPD_ROLE_RECV_X, EPD_ROLE_M_SPLITS, 0);
+    return op_plan(op, (struct epd_plan_options){.op = EPD_OP_DISPATCH, .crossing = op->job->crossing}, plan,
+                   EPD_ROLE_X, EPD_ROLE_TOPK_IDX, EPD_ROLE_RECV_X, EPD_ROLE_M_SPLITS, 0);
 }
 
 /* A dispatch that is launched once, as the context of what is measured. */
@@ -192,10 +192,13 @@ static enum epd_status open_forward(struct op *op, enum epd_saved saved, struct 
             op_tensor(op, EPD_ROLE_OUT, op->job->dtype, (struct shape){2, {op->job->n_tokens, hidden, 0}});
     if (status != EPD_OK)
         return status;
-    return op_plan(
-        op, (struct epd_plan_options){.op = EPD_OP_MOE_FORWARD, .activation = EPD_SWIGLU, .saved = saved},
-        plan, EPD_ROLE_X, EPD_ROLE_TOPK_IDX, EPD_ROLE_TOPK_WEIGHTS, EPD_ROLE_W1, EPD_ROLE_W2, EPD_ROLE_OUT,
-        0);
+    return op_plan(op,
+                   (struct epd_plan_options){.op = EPD_OP_MOE_FORWARD,
+                                             .activation = EPD_SWIGLU,
+                                             .saved = saved,
+                                             .crossing = op->job->crossing},
+                   plan, EPD_ROLE_X, EPD_ROLE_TOPK_IDX, EPD_ROLE_TOPK_WEIGHTS, EPD_ROLE_W1, EPD_ROLE_W2,
+                   EPD_ROLE_OUT, 0);
 }
 
 static enum epd_status open_backward(struct op *op)

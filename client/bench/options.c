@@ -13,6 +13,7 @@ enum {
     OPTION_SOCKET,
     OPTION_RANKS,
     OPTION_NODES,
+    OPTION_CROSSING,
     OPTION_CASE,
     OPTION_TOKENS,
     OPTION_HIDDEN,
@@ -60,6 +61,9 @@ static const struct row rows[] = {
      "daemons on this machine that are a fabric, with the ranks and their groups spread over them; CUDA: "
      "each "
      "has an even share of the GPUs, NCCL goes over the loopback (1)"},
+    {"crossing", OPTION_CROSSING, 1, 0, 0, "NAME",
+     "with --nodes: messages as long as what crosses (eager), or as max_tokens need (static) (the backend's "
+     "choice)"},
     {"case", OPTION_CASE, 1, 0, 0, "LIST",
      "sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny, with commas between (tiny)"},
     {"tokens", OPTION_TOKENS, 1, 1, 1u << 24, "N", "tokens of a rank, instead of the case's"},
@@ -253,6 +257,15 @@ static int take_word(const char *option, const char *text, const char *no, const
     return 0;
 }
 
+static int take_crossing(const char *option, const char *text, enum epd_crossing *crossing)
+{
+    int is_static;
+    if (take_word(option, text, "eager", "static", &is_static))
+        return -1;
+    *crossing = is_static ? EPD_CROSSING_STATIC : EPD_CROSSING_EAGER;
+    return 0;
+}
+
 static int take_text(struct options *options, const struct row *row, const char *text)
 {
     switch (row->id) {
@@ -282,6 +295,8 @@ static int take_text(struct options *options, const struct row *row, const char 
         return take_real(row->name, text, 1e6, &options->job.client_kernel_us);
     case OPTION_MEMORY:
         return take_word(row->name, text, "own", "heap", &options->job.heap_memory);
+    case OPTION_CROSSING:
+        return take_crossing(row->name, text, &options->job.crossing);
     case OPTION_SUITE:
         return take_word(row->name, text, "", "node", &options->suite);
     default:
@@ -413,6 +428,10 @@ static int check_nodes(const struct options *options)
 {
     const int alone =
         options->suite || options->sessions || options->link || options->peer_loss || options->plan_scale;
+    if (options->n_nodes <= 1 && options->job.crossing) {
+        fprintf(stderr, "epd-bench: --crossing: nothing crosses without --nodes\n");
+        return -1;
+    }
     if (options->n_nodes <= 1)
         return 0;
     const int cuda = options->daemon.backend && strcmp(options->daemon.backend, "cuda") == 0;

@@ -82,6 +82,9 @@ static void add_nodes(json_t *line, const struct job *job, const struct result *
                       const struct traffic *traffic)
 {
     (void)json_object_set_new(line, "nodes", json_integer(job->n_nodes));
+    if (job->crossing)
+        (void)json_object_set_new(line, "crossing",
+                                  json_string(job->crossing == EPD_CROSSING_EAGER ? "eager" : "static"));
     add_real(line, "agreement_mean_us", result->agreement_ns / 1000);
     add_count(line, "agreed_steps", result->n_agreed);
     add_count(line, "agreed_ahead", result->n_ahead);

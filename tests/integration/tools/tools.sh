@@ -246,6 +246,8 @@ case_bench() {
     exits 2 "$bench" --nodes 2 --ranks 3 --op handoff
     exits 2 "$bench" --nodes 2 --op peer_loss
     exits 2 "$bench" --nodes 2 --backend cuda --devices 0
+    exits 2 "$bench" --crossing static --op dispatch
+    exits 2 "$bench" --crossing none --nodes 2 --op dispatch
     # How fast it was is no matter of a test: the exit code of planning that grows too fast is allowed with its words.
     local json
     for json in "" --json; do
@@ -273,6 +275,9 @@ case_bench_nodes() {
     says "$work/out" "\"nodes\": 2"
     says "$work/out" "agreement_mean_us"
     says "$work/out" "\"network_bytes\": "
+    exits 0 "$bench" --daemon "$epd" --nodes 2 --ranks 2 --tokens 16 --hidden 32 --ffn 48 --experts 4 --iters 3 --json \
+        --crossing static --op dispatch,moe_backward
+    says "$work/out" "\"crossing\": \"static\""
     exits 0 "$bench" --daemon "$epd" --nodes 3 --experts 6 --op handoff --iters 3
     says "$work/out" "3 nodes, agreed in"
 }
