@@ -256,6 +256,8 @@ static enum epd_status resolve_backend(const struct worker *worker, enum epd_bac
 static void on_device_timer(uv_timer_t *timer)
 {
     struct worker *worker = timer->data;
+    device_watch_limits(worker->device_watch, clock_ms_to_ns(worker->config.warn_ms),
+                        clock_ms_to_ns(worker->config.loop_deadline_ms));
     device_watch_look(worker->device_watch);
 }
 
@@ -276,11 +278,8 @@ static enum epd_status watch_devices(struct worker *worker, struct epd_error *er
 {
     if (node_backend(worker->node) == EPD_BACKEND_HOST)
         return EPD_OK;
-    const struct device_watch_rules rules = {.slow_ns = clock_ms_to_ns(worker->config.warn_ms),
-                                             .stuck_ns = clock_ms_to_ns(worker->config.stuck_ms),
-                                             .slow = on_device_slow,
-                                             .lost = on_device_lost,
-                                             .arg = worker};
+    const struct device_watch_rules rules = {
+        .slow = on_device_slow, .lost = on_device_lost, .arg = worker};
     enum epd_status status = device_watch_create(worker->node, &rules, &worker->device_watch, error);
     if (status == EPD_OK)
         (void)uv_timer_start(&worker->device_timer, on_device_timer, WORKER_DEVICE_LOOK_MS,
