@@ -10,6 +10,7 @@
 #include "daemon/fabric_dial.h"
 #include "daemon/fabric_nodes.h"
 #include "daemon/group_span.h"
+#include "daemon/number_set.h"
 #include "daemon/worker.h"
 #include "ep/transport.h"
 
@@ -48,8 +49,7 @@ static void note_complete(struct fabric *fabric, int complete)
 {
     struct worker *worker = fabric->worker;
     char missing[96];
-    fabric_nodes_name(fabric_nodes_first(fabric->config.n_nodes) & ~present(fabric), missing,
-                      sizeof(missing));
+    number_set_name(fabric_nodes_first(fabric->config.n_nodes) & ~present(fabric), missing, sizeof(missing));
     if (complete && !fabric->complete)
         log_write(worker->log, LOG_INFO, "fabric complete nodes %u node %u epoch %" PRIu64,
                   fabric->config.n_nodes, fabric->config.node, fabric->epoch);
@@ -296,7 +296,7 @@ static void lose(struct fabric *fabric, uint32_t number, const struct epd_error 
     node->present = 0;
     node->since_ns = clock_ns();
     node->n_losses++;
-    (void)error_set(&lost, EPD_PEER_LOST, "node %u is lost: %.200s", number, why->text);
+    (void)error_set(&lost, EPD_PEER_LOST, "node %u is lost: %s", number, why->text);
     log_write(fabric->worker->log, LOG_WARN, "fabric node %u lost reason %s", number, why->text);
     if (is_coordinator(fabric)) {
         coordinator_lose(fabric->coordinator, number, &lost);

@@ -9,6 +9,7 @@
 #include "daemon/clock.h"
 #include "daemon/fabric_nodes.h"
 #include "daemon/fabric_span.h"
+#include "daemon/number_set.h"
 #include "daemon/worker.h"
 
 static struct span *find(struct coordinator *coordinator, uint32_t uid, const char *name)
@@ -58,12 +59,18 @@ static void fail(struct coordinator *coordinator, struct span *span, const struc
     span_free(coordinator, span);
 }
 
-/* Its ranks wait no more. The group may have opened while this was on its way. */
-static void give_up(struct coordinator *coordinator, struct span *span, uint32_t node,
-                    const struct fabric_message *message)
+/* A rank of a block that the group waits for was refused by its node, before that node had joined. */
+static int is_awaited(const struct span *span, uint32_t node, const struct fabric_message *message)
 {
-    if (!span || !span_has_node(span, node) || span->local_ids[node] != message->group)
-        return;
+    return !message->group && !span->id && !span_has_node(span, node) &&
+           message->world_size == span->world_size && message->block < span->n_nodes &&
+           !(span->blocks >> message->block & 1);
+}
+
+/* The node's ranks wait no more. The group may have opened while this was on its way. */
+static void leave(struct coordinator *coordinator, struct span *span, uint32_t node,
+                  const struct fabric_message *message)
+{
     if (!span->id) {
         span->nodes &= ~(1ull << node);
         fail(coordinator, span, &message->error);
@@ -76,6 +83,15 @@ static void give_up(struct coordinator *coordinator, struct span *span, uint32_t
     span_end(coordinator, span, node, &ended);
 }
 
+/* A node says that nothing comes of a join: of its own, or of one that it has not joined because a rank was refused. */
+static void give_up(struct coordinator *coordinator, struct span *span, uint32_t node,
+                    const struct fabric_message *message)
+{
+    if (span && is_awaited(span, node, message))
+        fail(coordinator, span, &message->error);
+    else if (span && span_has_node(span, node) && span->local_ids[node] == message->group)
+        leave(coordinator, span, node, message);
+}
 void span_unjoin(struct coordinator *coordinator, struct span *span, uint32_t node)
 {
     span->nodes &= ~(1ull << node);
@@ -84,6 +100,8 @@ void span_unjoin(struct coordinator *coordinator, struct span *span, uint32_t no
             span->blocks &= ~(1ull << block);
     if (!span->nodes)
         span_free(coordinator, span);
+    else if (span->first_node == node) /* whoever is left says the same, and is named */
+        span->first_node = (uint32_t)__builtin_ctzll(span->nodes);
 }
 
 /* ---- joining ---- */
@@ -180,7 +198,7 @@ static void refuse_name(struct coordinator *coordinator, const struct span *span
 {
     char nodes[96];
     struct epd_error why;
-    fabric_nodes_name(span->nodes, nodes, sizeof(nodes));
+    number_set_name(span->nodes, nodes, sizeof(nodes));
     (void)error_set(&why, EPD_IN_USE,
                     "group %s: open on nodes%s; groups of other nodes need names of their own", span->name,
                     nodes);
@@ -227,16 +245,14 @@ enum epd_status span_take_join(struct coordinator *coordinator, uint32_t node,
 
 /* ---- deadline ---- */
 
-/* " 2..3 6..7": the ranks that no node has brought. */
-static void name_missing_blocks(const struct span *span, char *text, size_t bytes)
+/* The ranks that no node has brought. */
+static uint64_t missing_ranks(const struct span *span)
 {
-    size_t length = 0;
-    text[0] = 0;
-    for (uint32_t block = 0; block < span->n_nodes && length + 1 < bytes; block++)
-        if (!(span->blocks >> block & 1)) {
-            text[length++] = ' ';
-            length += name_block(span, block, text + length, bytes - length);
-        }
+    const uint32_t n = ranks_per_node(span);
+    uint64_t ranks = 0;
+    for (uint32_t rank = 0; rank < span->world_size; rank++)
+        ranks |= (uint64_t) !(span->blocks >> rank / n & 1) << rank;
+    return ranks;
 }
 
 void span_check_join(struct coordinator *coordinator, struct span *span, uint64_t now_ns)
@@ -245,15 +261,15 @@ void span_check_join(struct coordinator *coordinator, struct span *span, uint64_
     const uint64_t limit_ms = coordinator->fabric->worker->config.join_ms;
     if (now_ns < span->first_ns + clock_ms_to_ns(limit_ms))
         return;
-    char missing[96], there[64];
+    char missing[56], there[40]; /* so that the whole fits into an error's text */
     struct epd_error error;
     if (span->n_nodes == n_all) { /* it is plain which */
-        fabric_nodes_name(fabric_nodes_first(n_all) & ~span->nodes, missing, sizeof(missing));
+        number_set_name(fabric_nodes_first(n_all) & ~span->nodes, missing, sizeof(missing));
         (void)error_set(&error, EPD_TIMEOUT, "group %s: not joined within %" PRIu64 " ms by node%s",
                         span->name, limit_ms, missing);
     } else {
-        name_missing_blocks(span, missing, sizeof(missing));
-        fabric_nodes_name(span->nodes, there, sizeof(there));
+        number_set_name(missing_ranks(span), missing, sizeof(missing));
+        number_set_name(span->nodes, there, sizeof(there));
         (void)error_set(
             &error, EPD_TIMEOUT,
             "group %s: not joined within %" PRIu64 " ms by the node%s of ranks%s; joined by node%s",

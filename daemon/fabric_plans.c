@@ -3,8 +3,8 @@
 #include <stdlib.h>
 
 #include "daemon/clock.h"
-#include "daemon/fabric_nodes.h"
 #include "daemon/fabric_span.h"
+#include "daemon/number_set.h"
 #include "daemon/worker.h"
 
 void coordinator_tell(struct coordinator *coordinator, const struct fabric_message *message, uint64_t nodes)
@@ -37,7 +37,7 @@ void matter_overdue(struct matter *matter, const struct span *span, const char *
                     uint64_t limit_ms)
 {
     char missing[96];
-    fabric_nodes_name(span->nodes & ~matter->there, missing, sizeof(missing));
+    number_set_name(span->nodes & ~matter->there, missing, sizeof(missing));
     (void)error_set(&matter->error, EPD_TIMEOUT,
                     "%s %" PRIu64 " (%s) of group %s: not asked for within %" PRIu64 " ms by node%s", what,
                     number, op_name((enum epd_op)matter->op), span->name, limit_ms, missing);

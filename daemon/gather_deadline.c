@@ -6,6 +6,7 @@
 #include "daemon/clock.h"
 #include "daemon/gather.h"
 #include "daemon/group_span.h"
+#include "daemon/number_set.h"
 #include "daemon/rank_plan.h"
 #include "daemon/session.h"
 
@@ -22,16 +23,12 @@ uint64_t gather_warn_ms(const struct group *group)
 
 static void name_missing(const struct group *group, char *text, size_t bytes, int32_t *first)
 {
-    size_t length = 0;
-    text[0] = 0;
-    *first = -1;
-    const uint32_t end = group_first_rank(group) + group_n_ranks(group);
-    for (uint32_t rank = group_first_rank(group); rank < end && length < bytes; rank++) {
-        if (group->gather.arrived >> rank & 1)
-            continue;
-        length += (size_t)snprintf(text + length, bytes - length, " %u", rank);
-        *first = *first < 0 ? (int32_t)rank : *first;
-    }
+    const uint32_t begin = group_first_rank(group), end = begin + group_n_ranks(group);
+    uint64_t missing = 0;
+    for (uint32_t rank = begin; rank < end; rank++)
+        missing |= (uint64_t) !(group->gather.arrived >> rank & 1) << rank;
+    *first = missing ? (int32_t)__builtin_ctzll(missing) : -1;
+    number_set_name(missing, text, bytes);
 }
 
 static const char *op_of_gather(const struct group *group)
@@ -41,7 +38,7 @@ static const char *op_of_gather(const struct group *group)
 
 static void warn(struct group *group, uint64_t now_ns)
 {
-    char missing[128];
+    char missing[80];
     int32_t first_missing;
     struct log_word name;
     group->gather.warned = 1;
@@ -55,7 +52,7 @@ static void warn(struct group *group, uint64_t now_ns)
 
 static void time_out(struct group *group, uint64_t now_ns)
 {
-    char missing[128];
+    char missing[80];
     int32_t first_missing;
     name_missing(group, missing, sizeof(missing), &first_missing);
     struct epd_error error;

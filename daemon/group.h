@@ -91,6 +91,15 @@ struct group {
 /* A join request: answered now with an error, or later when the group is complete or has failed. */
 EPD_MUST_CHECK enum epd_status group_join(struct session *session, uint64_t request_id,
                                           const struct message_group_join *join, struct epd_error *error);
+/* The join was refused (error) before it came to group_join, by a limit of this rank's own: nobody comes in its place before
+ * the join timer, so the others learn of it now, where the group is being joined, the place is free and the configuration is
+ * the same; on other nodes too. Groups of other uids are other groups. group_join does this itself. */
+void group_refuse_rank(struct session *session, const struct message_group_join *join,
+                       const struct epd_error *error);
+/* For group_join.c: a group without members, and what to do when all ranks of this node are there. */
+EPD_MUST_CHECK enum epd_status group_create(struct session *session, const struct message_group_join *join,
+                                            struct group **result, struct epd_error *error);
+void group_begin(struct group *group);
 /* The group of this id in which the session is a member: EPD_UNKNOWN_ID, EPD_FOREIGN_ID or EPD_STALE_EPOCH.
  */
 EPD_MUST_CHECK enum epd_status group_find_member(struct session *session, uint64_t group_id,

@@ -8,6 +8,7 @@
 #include "daemon/group_fields.h"
 #include "daemon/joint_plan.h"
 #include "daemon/member.h"
+#include "daemon/session.h"
 
 static const char *const state_names[] = {"gathering", "opening", "joined", "connecting", "open", "ended"};
 
@@ -138,6 +139,25 @@ static void join_nodes(struct group *group)
     group_span_tell(group, &message); /* or later: group_span_rejoin */
 }
 
+void group_span_refuse_rank(const struct session *session, const struct message_group_join *join,
+                            const struct epd_error *error)
+{
+    struct fabric *fabric = session->worker->fabric;
+    const uint32_t n_nodes = join->config.n_nodes;
+    struct fabric_message message;
+    struct epd_error ignored; /* the way to node 0 is gone: then nobody waits there */
+    if (n_nodes <= 1 || !fabric || join->world_size % n_nodes || join->rank >= join->world_size)
+        return;
+    fabric_message_init(&message, FABRIC_JOIN); /* of no group that is known by an id */
+    memcpy(message.name, join->name, sizeof(message.name));
+    message.uid = session->peer.uid;
+    message.world_size = join->world_size;
+    message.block = join->rank / (join->world_size / n_nodes);
+    (void)error_set(&message.error, error->status, "group %s: rank %u on node %u was refused: %s", join->name,
+                    join->rank, fabric->config.node, error->text);
+    (void)!fabric_ask(fabric, &message, &ignored);
+}
+
 /* Rails have been opened or connected, or the group has ended meanwhile. */
 static int rails_done(struct group *group, const struct epd_error *error)
 {
@@ -256,7 +276,7 @@ static void set_passed(const struct group *group, int32_t rank, const struct epd
     if (rank >= 0 && !ours)
         *passed = *error;
     else
-        (void)error_set(passed, ours ? EPD_PEER_LOST : error->status, "node %u: %.200s",
+        (void)error_set(passed, ours ? EPD_PEER_LOST : error->status, "node %u: %s",
                         fabric_of(group)->config.node, error->text);
 }
 

@@ -71,6 +71,9 @@ group_span_check(const struct worker *worker, const struct message_group_join *j
 EPD_MUST_CHECK enum epd_status
 group_span_compare(const struct group *group, const struct message_group_join *join, struct epd_error *error);
 EPD_MUST_CHECK enum epd_status group_span_create(struct group *group, struct epd_error *error);
+/* The join of a rank of this node was refused: the other nodes need not wait for it. */
+void group_span_refuse_rank(const struct session *session, const struct message_group_join *join,
+                            const struct epd_error *error);
 /* The group's team is destroyed; goes with it. */
 void group_span_destroy(struct group *group);
 /* All ranks of this node are there. */

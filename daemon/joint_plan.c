@@ -7,6 +7,7 @@
 #include "daemon/fabric.h"
 #include "daemon/group_span.h"
 #include "daemon/member.h"
+#include "daemon/number_set.h"
 #include "daemon/rank_plan.h"
 #include "daemon/session.h"
 
@@ -108,7 +109,7 @@ static void end_gathering(struct joint_plan *joint, int32_t rank, const struct e
     joint->state = JOINT_PLAN_FAILED;
     joint->error = *error;
     if (rank >= 0) /* the others have to know whose plan it was */
-        (void)error_set(&joint->error, error->status, "rank %d: %.200s", (int)rank, error->text);
+        (void)error_set(&joint->error, error->status, "rank %d: %s", (int)rank, error->text);
     if (joint->set)
         plan_set_destroy(joint->set);
     joint->set = NULL;
@@ -202,7 +203,7 @@ void joint_plan_fail(struct joint_plan *joint, int32_t rank, const struct epd_er
         return;
     struct epd_error named = *error;
     if (rank >= 0)
-        (void)error_set(&named, error->status, "rank %d: %.200s", (int)rank, error->text);
+        (void)error_set(&named, error->status, "rank %d: %s", (int)rank, error->text);
     if (joint->group->span && !joint->offered)
         group_span_refuse(joint->group, joint, &named);
     end_gathering(joint, rank, error);
@@ -224,12 +225,10 @@ void joint_plan_leave(struct joint_plan *joint, uint32_t rank)
 
 static void name_missing(const struct joint_plan *joint, char *text, size_t bytes)
 {
-    size_t length = 0;
-    text[0] = 0;
-    const uint32_t end = joint->base_rank + joint->n_ranks;
-    for (uint32_t rank = joint->base_rank; rank < end && length < bytes; rank++)
-        if (!(joint->arrived >> rank & 1))
-            length += (size_t)snprintf(text + length, bytes - length, " %u", rank);
+    uint64_t missing = 0;
+    for (uint32_t i = 0; i < joint->n_ranks; i++)
+        missing |= (uint64_t) !(joint->arrived >> (joint->base_rank + i) & 1) << (joint->base_rank + i);
+    number_set_name(missing, text, bytes);
 }
 
 uint64_t joint_plan_check(struct joint_plan *joint, uint64_t now_ns)
@@ -240,7 +239,7 @@ uint64_t joint_plan_check(struct joint_plan *joint, uint64_t now_ns)
     const uint64_t end_ns = joint->first_ns + clock_ms_to_ns(limit_ms);
     if (now_ns < end_ns)
         return end_ns;
-    char missing[128];
+    char missing[80];
     name_missing(joint, missing, sizeof(missing));
     struct epd_error error;
     (void)error_set(&error, EPD_TIMEOUT, "plan %u (%s) of group %s: not created within %llu ms by rank%s",
@@ -250,20 +249,23 @@ uint64_t joint_plan_check(struct joint_plan *joint, uint64_t now_ns)
     return CLOCK_NEVER;
 }
 
+/* Failing one may free it: those that gather are taken out first, each once, and so nothing is looked at twice. */
 void joint_plan_fail_all(struct group *group, const struct epd_error *error)
 {
-    /* Failing one may free it and others with it: start over until none gathers. */
-    for (int again = 1; again;) {
-        again = 0;
-        list_each(node, after, &group->joint_plans)
-        {
-            struct joint_plan *joint = list_owner(node, struct joint_plan, in_group);
-            if (joint->state != JOINT_PLAN_GATHERING)
-                continue;
-            joint_plan_fail(joint, -1, error);
-            again = 1;
-            break;
-        }
+    struct list gathering;
+    list_init(&gathering);
+    list_each(node, after, &group->joint_plans)
+    {
+        if (list_owner(node, struct joint_plan, in_group)->state != JOINT_PLAN_GATHERING)
+            continue;
+        list_remove(node);
+        list_append(&gathering, node);
+    }
+    while (!list_empty(&gathering)) {
+        struct list *node = gathering.next;
+        list_remove(node);
+        list_append(&group->joint_plans, node);
+        joint_plan_fail(list_owner(node, struct joint_plan, in_group), -1, error);
     }
 }
 

@@ -90,6 +90,16 @@ enum epd_status member_create(struct group *group, struct session *session, uint
     return EPD_OK;
 }
 
+/* Whoever is left has said the same, and is named to who says otherwise. */
+static void name_another(struct group *group)
+{
+    for (uint32_t rank = 0; rank < group->world_size; rank++)
+        if (group->members[rank]) {
+            group->first_joiner = rank;
+            return;
+        }
+}
+
 void member_destroy(struct member *member)
 {
     struct group *group = member->group;
@@ -98,6 +108,8 @@ void member_destroy(struct member *member)
         session_resume(member->session);
     group->members[member->rank] = NULL;
     group->n_members--;
+    if (group->first_joiner == member->rank)
+        name_another(group);
     list_remove(&member->in_session);
     give_quotas(member);
     launch_queue_fini(&member->queue);
@@ -149,10 +161,10 @@ void member_leave(struct member *member, const struct epd_error *why)
     const int32_t blamed = whole ? -1 : (int32_t)member->rank;
     struct epd_error lost;
     if (whole)
-        (void)error_set(&lost, why->status, "group %s: %.160s", group->name, why->text);
+        (void)error_set(&lost, why->status, "group %s: %s", group->name, why->text);
     else
-        (void)error_set(&lost, EPD_PEER_LOST, "rank %u of group %s is gone: %.160s", member->rank,
-                        group->name, why->text);
+        (void)error_set(&lost, EPD_PEER_LOST, "rank %u of group %s is gone: %s", member->rank, group->name,
+                        why->text);
     group_hold(group);
     fail_queued(member, why,
                 blamed); /* before the group tells everybody that this rank is gone: it is not, to itself */

@@ -224,6 +224,8 @@ static void handle_open(struct session *session, const struct message *message, 
         if (fd >= 0)
             (void)close(fd);
         status = error_set(&error, EPD_QUOTA, RESERVE_REFUSAL);
+        if (message->kind == MESSAGE_GROUP_JOIN)
+            group_refuse_rank(session, &message->group_join, &error);
     } else if (message->kind == MESSAGE_BUFFER_REGISTER)
         status = buffer_register(session, message->request_id, &message->buffer_register, fd, &error);
     else if (handler)

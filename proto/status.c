@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 const char *status_name(enum epd_status status)
 {
@@ -44,8 +45,10 @@ enum epd_status error_set(struct epd_error *error, enum epd_status status, const
 
     error->status = status;
     va_start(arguments, format);
-    vsnprintf(error->text, sizeof error->text, format, arguments);
+    const int length = vsnprintf(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
+    if (length >= (int)sizeof error->text)
+        memcpy(error->text + sizeof error->text - sizeof "...", "...", sizeof "...");
     /* A library's own text may bring line ends; on the wire and in the log an error is one line. */
     for (char *c = error->text; *c; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7f)

@@ -66,7 +66,7 @@ const char *status_name(enum epd_status status);
 const char *status_text(enum epd_status status);
 /* 1 if the wire number is in the table. */
 int status_known(uint32_t number);
-/* Writes the formatted text (cut at EPD_ERROR_TEXT_BYTES, control characters made blanks) and the status into *error and returns the status, so that
+/* Writes the formatted text (cut at EPD_ERROR_TEXT_BYTES, then it ends in "..."; control characters made blanks) and the status into *error and returns the status, so that
  * a check reads `return error_set(error, EPD_INVALID_SHAPE, "grouped_gemm out: rows %lld, want %lld", ...)`. */
 enum epd_status error_set(struct epd_error *error, enum epd_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

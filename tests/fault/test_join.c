@@ -1,4 +1,4 @@
-/* Sessions that go while a group across nodes is being joined: node 0 of two, the other never comes. */
+/* Sessions that go, or are refused, while a group across nodes is being joined: node 0 of two, and the other only where a test wants it. */
 #include <check.h>
 #include <signal.h>
 #include <string.h>
@@ -90,11 +90,33 @@ START_TEST(a_join_by_who_is_gone_in_place_of_who_is_gone_harms_nobody)
 }
 END_TEST
 
+/* Of a group of one rank on each node: the rank of node 1 may be in no more groups. Those on node 0 learn of it. */
+START_TEST(a_rank_that_is_refused_on_another_node_ends_the_join_here)
+{
+    static struct wire refused;
+    struct message join = wire_join_message("apart", 2, 0), other = wire_join_message("apart", 2, 1);
+    join.group_join.config.n_nodes = other.group_join.config.n_nodes = 2;
+    fabric_start_node(&fabric, 1, NULL, (const char *const[]){"--groups-per-session", "1", NULL});
+    fabric_wait_complete(&fabric, 1);
+    ck_assert_int_eq(wire_send(&a, &join, -1), 0);
+    for (int waited = 0; !is_joined(); waited++, sleep_ms(1))
+        ck_assert_int_lt(waited, SETTLE_MS);
+    wire_open(&refused, fabric.nodes[1].socket_path);
+    (void)wire_join_alone(&refused, "own");
+    ck_assert_int_eq(wire_call(&refused, &other, -1), EPD_QUOTA);
+    ck_assert_int_eq(wire_answer(&a), EPD_QUOTA);
+    ck_assert_msg(strstr(a.why, "group apart: rank 1 on node 1 was refused: groups of this session") != NULL,
+                  "%s", a.why);
+    wire_close(&refused);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
         who_waits_with_a_rank_that_goes_is_told,
         a_join_by_who_is_gone_in_place_of_who_is_gone_harms_nobody,
+        a_rank_that_is_refused_on_another_node_ends_the_join_here,
     };
     return suite_run("join", tests, SUITE_COUNT(tests), start, stop);
 }

@@ -144,6 +144,43 @@ START_TEST(a_group_name_belongs_to_its_uid)
 }
 END_TEST
 
+/* The place that another uid's group of the same name waits for, and one rank too many for it. */
+static void be_refused_as_stranger(void)
+{
+    static struct wire wire;
+    wire_open(&wire, epd_daemon.socket_path);
+    (void)wire_join_alone(&wire, "own");
+    struct message join = wire_join_message("waiting", 2, 1);
+    if (wire_call(&wire, &join, -1) != EPD_QUOTA)
+        _exit(2);
+    wire_close(&wire);
+}
+
+/* Its own uid's rank that is refused ends the join of those that wait for it; another uid's does not. */
+START_TEST(a_rank_that_is_refused_ends_the_join_of_its_own_uid_only)
+{
+    static struct wire wire, second;
+    daemon_start(&epd_daemon, 2,
+                 (const char *const[]){"--socket-mode", "0666", "--groups-per-session", "1", NULL});
+    ck_assert_int_eq(chmod(epd_daemon.directory, 0711), 0);
+    wire_open(&wire, epd_daemon.socket_path);
+    struct message join = wire_join_message("waiting", 2, 0);
+    ck_assert_int_eq(wire_send(&wire, &join, -1), 0);
+    ck_assert_int_eq(as_stranger(be_refused_as_stranger), 0);
+    ck_assert_int_eq(wire_receive(&wire, 100), WIRE_NOTHING);
+    wire_open(&second, epd_daemon.socket_path);
+    (void)wire_join_alone(&second, "own");
+    struct message refused = wire_join_message("waiting", 2, 1);
+    ck_assert_int_eq(wire_call(&second, &refused, -1), EPD_QUOTA);
+    ck_assert_int_eq(wire_answer(&wire), EPD_QUOTA);
+    ck_assert_msg(strstr(wire.why, "group waiting: rank 1 was refused: groups of this session") != NULL, "%s",
+                  wire.why);
+    wire_close(&second);
+    wire_close(&wire);
+    daemon_stop(&epd_daemon);
+}
+END_TEST
+
 #define N_PLACES 64  /* of the control socket */
 #define N_UNREAD 512 /* more than a socket takes, fewer than close a session that does not read */
 
@@ -236,6 +273,7 @@ int main(void)
         the_mode_of_the_socket_keeps_strangers_out_by_default,
         a_group_name_belongs_to_its_uid,
         a_rank_is_told_nothing_of_the_groups_of_another_uid,
+        a_rank_that_is_refused_ends_the_join_of_its_own_uid_only,
         idle_control_sessions_make_room_for_who_comes,
         who_holds_all_places_of_the_control_socket_keeps_nobody_out,
     };

@@ -311,7 +311,7 @@ START_TEST(joins_that_cannot_be_are_told_why)
     static const struct refusal too_many = {4, 4, 0, EPD_INVALID_ARGUMENT, {"n_nodes: 4", "has 3"}},
                                 uneven = {8, 3, 0, EPD_INVALID_ARGUMENT, {"world_size: 8", "n_nodes 3"}},
                                 same = {2, 2, 1, EPD_GROUP_MISMATCH, {"node 1 says 1", "node 2 says 1"}},
-                                lonely = {4, 2, 2, EPD_TIMEOUT, {"of ranks 0..1", "joined by node 2"}},
+                                lonely = {4, 2, 2, EPD_TIMEOUT, {"of ranks 0 1", "joined by node 2"}},
                                 two_blocks = {4, 2, 1, EPD_GROUP_MISMATCH, {"rank", "node 2 has rank"}},
                                 taken = {2, 2, 0, EPD_IN_USE, {"open on nodes 0 2", "names of their own"}};
     struct rank_team first, second;

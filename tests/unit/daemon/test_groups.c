@@ -67,6 +67,47 @@ START_TEST(join_times_out_and_names_the_missing_ranks)
 }
 END_TEST
 
+/* Rank 0 has said what the others are compared with, and has gone: who is there is named. */
+START_TEST(joiner_that_has_left_is_not_named)
+{
+    struct message other = raw_join("g", 3, 2);
+    other.group_join.config.hidden = 48;
+    raw_send(all[0], raw_join("g", 3, 0), -1);
+    raw_send(all[1], raw_join("g", 3, 1), -1);
+    raw_expect_silence(all[1], 20);
+    raw_close(all[0]);
+    raw_open(all[0], epd.socket); /* by then the daemon has heard of it */
+    raw_send(all[2], other, -1);
+    raw_expect_error(all[1], EPD_GROUP_MISMATCH, "hidden: rank 2 says 48, rank 1 says 16");
+    raw_expect_error(all[2], EPD_GROUP_MISMATCH, "hidden: rank 2 says 48, rank 1 says 16");
+}
+END_TEST
+
+/* Nobody else comes in its place before the join timer: the others learn of it now. */
+START_TEST(refused_rank_ends_the_join_of_the_others)
+{
+    struct message refused = raw_join("g", 3, 2);
+    refused.group_join.has_device = 1;
+    memset(refused.group_join.device_uuid, 0xee, sizeof(refused.group_join.device_uuid));
+    raw_send(all[0], raw_join("g", 3, 0), -1);
+    raw_send(all[1], raw_join("g", 3, 1), -1);
+    refused.group_join.rank = 1; /* that one is there: nobody waits for another */
+    raw_send(all[2], refused, -1);
+    raw_expect_error(all[2], EPD_INVALID_DEVICE, "");
+    refused.group_join.rank = 2;
+    refused.group_join.world_size = 6; /* another group, if any */
+    raw_send(all[2], refused, -1);
+    raw_expect_error(all[2], EPD_INVALID_DEVICE, "");
+    raw_expect_silence(all[0], 20);
+    refused.group_join.world_size = 3;
+    raw_send(all[2], refused, -1);
+    raw_expect_error(all[2], EPD_INVALID_DEVICE, "");
+    raw_expect_error(all[0], EPD_INVALID_DEVICE, "group g: rank 2 was refused: ");
+    raw_expect_error(all[1], EPD_INVALID_DEVICE, "group g: rank 2 was refused: ");
+    raw_join_all(all, 3, "g"); /* the name is free again */
+}
+END_TEST
+
 START_TEST(taken_rank_and_complete_group_are_in_use)
 {
     raw_send(all[0], raw_join("g", 2, 0), -1);
@@ -407,6 +448,8 @@ int main(void)
     tcase_add_test(tcase, all_ranks_of_a_barrier_are_released);
     tcase_add_test(tcase, join_names_the_field_that_differs);
     tcase_add_test(tcase, join_times_out_and_names_the_missing_ranks);
+    tcase_add_test(tcase, joiner_that_has_left_is_not_named);
+    tcase_add_test(tcase, refused_rank_ends_the_join_of_the_others);
     tcase_add_test(tcase, taken_rank_and_complete_group_are_in_use);
     tcase_add_test(tcase, joiner_that_dies_leaves_its_place_free);
     tcase_add_test(tcase, rank_whose_children_hold_its_socket_is_lost_when_it_is_killed);
