@@ -68,5 +68,7 @@ enum epd_status gpu_rank_counted_step(struct gpu_rank *rank);
 unsigned short gpu_bf16(int value);
 /* Launches a kernel that faults: the context is lost. */
 void gpu_crash(void);
+/* Returns no more: what it frees waits for a kernel that does not end, and every other thread for it. */
+void gpu_hold(void);
 
 #endif

@@ -138,6 +138,35 @@ START_TEST(a_lost_context_is_found_out_by_itself_and_the_next_worker_serves)
 }
 END_TEST
 
+/* Whatever it is that a call of CUDA waits for. */
+START_TEST(a_lane_that_stands_in_a_call_is_told_of_and_costs_a_restart)
+{
+    struct daemon_process one;
+    board_reset(fixture.board);
+    fixture_start(&one, (const char *const[]){"--warn", "1s", "--loop-deadline", "3s", NULL});
+    struct team team = fixture_team("survivor", "standing", fixture.world, 0);
+    team.socket_path = one.socket_path;
+    team_start(&team);
+    team_wait_steps(&team, fixture.board, 3);
+    const pid_t worker = daemon_worker(&one);
+    ck_assert_int_gt(worker, 0);
+    const double begin = now_ms();
+    atomic_store(&fixture.shim->hold_worker, worker);
+    (void)daemon_wait_worker(&one, worker);
+    const double ended_ms = now_ms() - begin;
+    team_wait_steps(&team, fixture.board, 3);
+    printf("a lane that stood still: the next worker after %.0f ms, good steps after %.0f\n", ended_ms,
+           now_ms() - begin);
+    const int said = file_contains(one.log_path, "its lane stands at") &&
+                     file_contains(one.log_path, "its lane has not gone on for");
+    if (!said)
+        daemon_print_log(&one);
+    ck_assert(said);
+    expect_survived(&team);
+    daemon_stop(&one);
+}
+END_TEST
+
 START_TEST(a_killed_supervisor_leaves_no_gpu_memory_taken)
 {
     struct daemon_process other;
@@ -167,5 +196,6 @@ void add_worker_tests(TCase *cases)
     suite_add(cases, the_control_socket_answers_while_a_worker_is_replaced);
     suite_add(cases, a_lost_context_in_flight_ends_the_worker_and_the_ranks_go_on_with_the_next);
     suite_add(cases, a_lost_context_is_found_out_by_itself_and_the_next_worker_serves);
+    suite_add(cases, a_lane_that_stands_in_a_call_is_told_of_and_costs_a_restart);
     suite_add(cases, a_killed_supervisor_leaves_no_gpu_memory_taken);
 }

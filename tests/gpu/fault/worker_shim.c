@@ -34,6 +34,9 @@ static void *look(void *arg)
             gpu_crash();
             atomic_fetch_add(&shim->n_crashes, 1);
         }
+        int own = (int)getpid();
+        if (atomic_compare_exchange_strong(&shim->hold_worker, &own, 0) && cudaSetDevice(0) == cudaSuccess)
+            gpu_hold();
         usleep(LOOK_US);
     }
     return NULL;

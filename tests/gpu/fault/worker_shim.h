@@ -7,6 +7,8 @@
 struct worker_shim {
     atomic_int crash_device; /* >= 0: the context there is to be lost; the shim takes it back to -1 */
     atomic_int n_crashes;
+    atomic_int
+        hold_worker; /* this pid's calls for GPU 0 are to return no more; the shim takes it back to 0 */
 };
 
 #endif
