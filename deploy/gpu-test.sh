@@ -142,6 +142,8 @@ run backend_hop 120 "$tests/backend/test_gpu_hop"
 run backend_hop_eager 120 "$(command -v env)" EPD_TEST_CROSSING=eager "$tests/backend/test_gpu_hop"
 run fabric_rail 60 "$tests/fabric/test_gpu_rail"
 run fabric_nodes 180 "$tests/fabric/test_gpu_nodes" "$epd" "$build/client/epdctl/epdctl"
+run fabric_nodes_eager 180 "$(command -v env)" EPD_TEST_CROSSING=eager "$tests/fabric/test_gpu_nodes" "$epd" \
+    "$build/client/epdctl/epdctl"
 run backend_process 120 "$tests/backend/test_gpu_process" "$epd"
 run backend_local 120 "$tests/backend/test_gpu_local" "$epd"
 run backend_recover 120 "$tests/backend/test_gpu_recover" "$epd"
@@ -189,6 +191,11 @@ elif [ "${EPD_BENCH:-1}" = 1 ] && [ -x "$bench" ]; then
     mps_start || echo "no MPS here: everything is measured without it"
     measure bench 400 "$bench" --daemon "$epd" --backend cuda --suite node --case "$cases" --iters "$iters" \
         --rounds "${EPD_BENCH_ROUNDS:-20}" --json
+    if [ "$(nvidia-smi -L 2> /dev/null | grep -c '^GPU')" -ge 2 ]; then
+        echo "bench_nodes: two daemons of this host, NCCL over sockets on the loopback: times are those of the sockets"
+        measure bench_nodes 120 "$bench" --daemon "$epd" --backend cuda --nodes 2 --op handoff,dispatch,combine,moe_forward \
+            --case decode128 --iters "$iters" --json
+    fi
     mps_stop
     if python3 -c 'import torch' > /dev/null 2>&1 && [ -f "$root/tests/bench/peers/peers.py" ]; then
         unset CUDA_MODULE_LOADING
