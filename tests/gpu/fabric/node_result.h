@@ -9,7 +9,7 @@ enum {
     NODE_T = 512,
     NODE_H = 1024,
     NODE_F = 256,
-    NODE_E = 16,
+    NODE_E = 24,
     NODE_K = 4,
     NODE_MAX_WORLD = 8,
     NODE_MIN_WORLD = 2, /* of a group that leaves a result */
@@ -30,8 +30,8 @@ size_t node_result_part(struct node_result *result, enum node_part part, unsigne
 /* 0 if it was written, or read. */
 int node_result_write(struct node_result *result, unsigned world_size, const char *prefix, unsigned rank);
 int node_result_read(struct node_result *result, unsigned world_size, const char *prefix, unsigned rank);
-/* Of all ranks, the results of one node against those of several; prints them. 0: as near as they must be. */
-int node_results_compare(const char *one, const char *several, unsigned world_size);
+/* Of all ranks, the results of one node against those of n_nodes; prints them. 0: as near as they must be. */
+int node_results_compare(const char *one, const char *several, unsigned world_size, unsigned n_nodes);
 /* Their files, as far as there are any. */
 void node_results_remove(const char *prefix, unsigned world_size);
 

@@ -1,6 +1,6 @@
 /* Daemons with GPUs of their own as nodes, and the same ranks on one daemon with all of these GPUs: the same results, with as
  * many ranks as GPUs and with twice as many. A node that is killed in a step ends its group alone. Groups of some of three
- * nodes, of which the last shares a GPU with the first where there are two, open, step and end beside each other.
+ * nodes and of all, of which the last shares a GPU with the first where there are two, open, step and end beside each other.
  * "test_gpu_nodes EPD EPDCTL": two nodes of two GPUs, or of one where there are fewer than four. EPD_TEST_ONLY names the
  * tests that run; EPD_TEST_CROSSING=eager: with eager plans. */
 #include <dlfcn.h>
@@ -36,7 +36,7 @@ static struct node_team layer_team(const struct bench *bench, const char *group,
                               .group = group,
                               .world_size = world_size,
                               .n_nodes = n_nodes,
-                              .nodes = {0, 1},
+                              .nodes = {0, 1, 2},
                               .epdctl = bench->epdctl};
 }
 
@@ -60,7 +60,7 @@ static int run_layers(const struct bench *bench, unsigned n_nodes, struct node_t
 
 static int compare_teams(const struct node_team *one, const struct node_team *several)
 {
-    return node_results_compare(one->prefix, several->prefix, one->world_size);
+    return node_results_compare(one->prefix, several->prefix, one->world_size, several->n_nodes);
 }
 
 static void remove_results(const struct node_team *teams, int n)
@@ -115,51 +115,59 @@ static int a_killed_node_ends_its_group_alone(const struct bench *bench)
 
 /* ---- some of the nodes ---- */
 
-static int run_pair(struct node_team *team, const struct node_daemons *nodes, unsigned first, unsigned second)
+static int run_check(struct node_team *team, const struct node_daemons *nodes)
 {
     team->mode = "check";
-    team->nodes[0] = first;
-    team->nodes[1] = second;
     node_team_start(team, nodes);
     return node_team_end(team, team->world_size) != 0;
 }
 
-/* On one daemon, for the comparison. */
-static int run_reference(const struct bench *bench, struct node_team *team)
+static int run_pair(struct node_team *team, const struct node_daemons *nodes, unsigned first, unsigned second)
+{
+    team->nodes[0] = first;
+    team->nodes[1] = second;
+    return run_check(team, nodes);
+}
+
+/* Two ranks and three on one daemon, for the comparison. */
+static int run_references(const struct bench *bench, struct node_team references[2])
 {
     static const char *const devices[] = {"0,1"};
     struct node_daemons nodes;
-    *team = layer_team(bench, "pair", 2, 1);
-    team->mode = "check";
+    references[0] = layer_team(bench, "pair", 2, 1);
+    references[1] = layer_team(bench, "three", 3, 1);
     node_daemons_start(&nodes, bench->epd, 1, devices);
-    node_team_start(team, &nodes);
-    const unsigned n_failed = node_team_end(team, 2);
-    return node_daemons_stop(&nodes) || n_failed;
+    const int failed = run_check(&references[0], &nodes) || run_check(&references[1], &nodes);
+    return node_daemons_stop(&nodes) || failed;
 }
 
-/* One of nodes 0 and 1 and one of node 0 alone step all the while; then, with a GPU that two nodes share, 1 and 2, 2 and 0. */
+/* One of nodes 0 and 1 and one of node 0 alone step all the while; then, with a GPU that two nodes share where there are two, of
+ * 1 and 2, of 2 and 0, and of all three. */
 static int groups_of_some_nodes_open_and_end_beside_others(const struct bench *bench)
 {
     static const char *const devices[] = {"0", "1", "0"}, *const devices_of_four[] = {"0", "1", "2"};
     struct node_daemons nodes;
-    struct node_team pairs[3], first = layer_team(bench, "first", 2, 2),
-                               alone = layer_team(bench, "alone", 1, 1);
-    int failed = run_reference(bench, &pairs[0]);
-    pairs[1] = layer_team(bench, "second", 2, 2);
-    pairs[2] = layer_team(bench, "third", 2, 2);
+    struct node_team references[2], teams[3];
+    struct node_team first = layer_team(bench, "first", 2, 2), alone = layer_team(bench, "alone", 1, 1);
+    int failed = run_references(bench, references);
+    teams[0] = layer_team(bench, "second", 2, 2);
+    teams[1] = layer_team(bench, "third", 2, 2);
+    teams[2] = layer_team(bench, "all", 3, 3);
     first.mode = alone.mode = "for:8";
     node_daemons_start(&nodes, bench->epd, 3, bench->n_gpus == 4 ? devices_of_four : devices);
     node_team_start(&first, &nodes);
     node_team_start(&alone, &nodes);
     failed |= node_team_steps(&first) | node_team_steps(&alone);
-    failed |= run_pair(&pairs[1], &nodes, 1, 2) || run_pair(&pairs[2], &nodes, 2, 0);
+    failed |= run_pair(&teams[0], &nodes, 1, 2) || run_pair(&teams[1], &nodes, 2, 0) ||
+              run_check(&teams[2], &nodes);
     const unsigned n_failed = node_team_end(&first, 2) + node_team_end(&alone, 1);
     failed |= node_daemons_stop(&nodes);
     printf("some of three nodes: %u ranks of the others failed, the rest %s\n", n_failed,
            failed ? "went badly" : "went well");
-    for (int i = 1; i < 3 && !failed; i++)
-        failed = compare_teams(&pairs[0], &pairs[i]);
-    remove_results(pairs, 3);
+    for (int i = 0; i < 3 && !failed; i++)
+        failed = compare_teams(&references[i == 2], &teams[i]);
+    remove_results(references, 2);
+    remove_results(teams, 3);
     return n_failed || failed;
 }
 
