@@ -32,6 +32,7 @@ extern const struct transport transport_nccl;
 
 static struct backend later;                /* made before any lane runs */
 static struct backend_queue *_Atomic held;  /* a queue in which nothing ends */
+static struct page_plan *_Atomic absent;    /* of a client that has not come: all queues wait for its flag */
 static _Atomic uint32_t sends[N_RANKS];     /* tokens that cross to the other node */
 static _Atomic uint32_t comes[N_RANKS];     /* and from there */
 static _Atomic uint32_t took[N_RANKS];      /* tokens of the other node's set, as kernels were told */
@@ -132,10 +133,24 @@ static void on_receive(void *data, uint64_t bytes)
 
 /* ---- the device ---- */
 
+/* Of the wait for a ready flag, and of all that lies behind one. */
+enum { READY_TICKET = 1, LATER_TICKET };
+
 static int queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_error *error)
 {
-    (void)ticket, (void)error;
-    return atomic_load(&held) != queue && fake_stream_passed(fake_nccl.queue_stream);
+    const struct page_plan *client = atomic_load(&absent);
+    (void)error;
+    if (ticket < READY_TICKET)
+        return 1;
+    return atomic_load(&held) != queue && (!client || atomic_load(&client->ready)) &&
+           fake_stream_passed(fake_nccl.queue_stream);
+}
+
+static enum epd_status queue_ticket(struct backend_queue *queue, uint64_t *ticket, struct epd_error *error)
+{
+    (void)queue, (void)error;
+    *ticket = LATER_TICKET;
+    return EPD_OK;
 }
 
 static enum epd_status flag_ready(struct backend_queue *queue, const struct backend_flag *flag,
@@ -143,7 +158,7 @@ static enum epd_status flag_ready(struct backend_queue *queue, const struct back
 {
     (void)queue, (void)error;
     atomic_store(&flag->page->plans[flag->idx].ready, 0);
-    *ticket = 1;
+    *ticket = READY_TICKET;
     return EPD_OK;
 }
 
@@ -179,6 +194,7 @@ static void make_later(void)
     later = backend_host;
     later.works_later = 1;
     later.queue_reached = queue_reached;
+    later.queue_ticket = queue_ticket;
     later.flag_ready = flag_ready;
     later.device_idle = device_idle;
     later.exchange_sizes = cuda_exchange_sizes;
@@ -188,6 +204,7 @@ static void make_later(void)
     fake_nccl.on_receive = on_receive;
     fake_nccl.queue_stream = fake_stream_create();
     atomic_store(&held, NULL);
+    atomic_store(&absent, NULL);
     atomic_store(&choose_fails, 0);
     atomic_store(&set_fails, 0);
     atomic_store(&no_head, 0);
@@ -300,15 +317,21 @@ static void pair_init(struct pair *pair)
     }
 }
 
-static void pair_fini(struct pair *pair)
+/* Its plans are gone. */
+static void group_fini(struct pair *pair)
 {
-    crew_plan_destroy(&pair->combine);
-    crew_plan_destroy(&pair->dispatch);
     crew_fini(&pair->crew);
     harness_settle(&pair->harness);
     harness_close(&pair->harness);
     fake_nccl_expect_clean(0);
     fake_stream_destroy(fake_nccl.queue_stream);
+}
+
+static void pair_fini(struct pair *pair)
+{
+    crew_plan_destroy(&pair->combine);
+    crew_plan_destroy(&pair->dispatch);
+    group_fini(pair);
 }
 
 static void expect(const struct outcome *outcome, enum epd_status status)
@@ -480,6 +503,39 @@ START_TEST(an_abort_ends_the_waiting_on_all_lanes)
 }
 END_TEST
 
+static void count_gone(void *arg)
+{
+    ++*(int *)arg;
+}
+
+/* Its flag is set for it; the other node, which may have its tokens already, hears of it by the rails. */
+START_TEST(a_client_that_is_evicted_before_its_launch_ends_the_waiting)
+{
+    struct pair pair;
+    struct outcome first;
+    int gone = 0;
+    pair_init(&pair);
+    launch_expect(&pair.dispatch, all_tokens, EPD_OK);
+    atomic_store(&absent, words_of(&pair.dispatch, 1));
+    launch_start(&pair.dispatch, all_tokens, 0, &first);
+    poll_for(&pair.harness, 20);
+    ck_assert(!first.ended);
+    crew_plan_destroy_sets(&pair.dispatch);
+    plan_destroy(pair.dispatch.plans[1], count_gone, &gone);
+    harness_wait(&pair.harness, &first.ended);
+    expect(&first, EPD_PEER_LOST);
+    ck_assert_int_eq(atomic_load(&words_of(&pair.dispatch, 1)->ready), 1);
+    struct epd_error why = {.status = EPD_OK};
+    ck_assert(rails_broken(pair.crew.rails[0], &why));
+    ck_assert_msg(strstr(why.text, "rank 1 ended before it reached the launch") != NULL, "%s", why.text);
+    atomic_store(&absent, NULL);
+    crew_plan_destroy(&pair.combine);
+    harness_destroy_plan(&pair.harness, pair.dispatch.plans[0]);
+    harness_wait(&pair.harness, &gone);
+    group_fini(&pair);
+}
+END_TEST
+
 START_TEST(a_head_that_is_none_breaks_the_rails)
 {
     struct pair pair;
@@ -590,6 +646,7 @@ int main(void)
         what_crosses_of_a_static_routing_cannot_cross_eagerly,
         a_step_that_waits_holds_up_its_own_group_alone,
         an_abort_ends_the_waiting_on_all_lanes,
+        a_client_that_is_evicted_before_its_launch_ends_the_waiting,
         a_head_that_is_none_breaks_the_rails,
         a_rank_that_fails_before_it_tells_says_that_nothing_comes,
         a_rank_that_fails_behind_its_heads_swaps_what_they_have_told,
