@@ -182,6 +182,9 @@ void epd_close(struct epd_client *client)
     /* In a forked child everything belongs to the parent, the socket too: nothing is touched. */
     if (!client || client_enter(client, "client", &error))
         return;
+    TAILQ_FOREACH (group, &client->groups, link) {
+        group_say_goodbye(group);
+    }
     connection_stop(client->connection);
     TAILQ_FOREACH (group, &client->groups, link) {
         connection_stop(group->connection); /* of an earlier worker */

@@ -215,14 +215,27 @@ enum epd_status connection_call(struct connection *connection, struct message *r
                      message_kind_name(request->kind), timeout_ms);
 }
 
+/* Whether it leaves matters little: the daemon frees everything of a session that it loses. */
+void connection_tell(struct connection *connection, struct message *request)
+{
+    enum packet_result result;
+    struct epd_error ignored;
+
+    pthread_mutex_lock(&connection->lock);
+    request->request_id = connection->next_request_id++;
+    pthread_mutex_unlock(&connection->lock);
+    pthread_mutex_lock(&connection->send_lock);
+    if (encode_and_send(connection, request, -1, &result, &ignored))
+        result = PACKET_ERROR;
+    pthread_mutex_unlock(&connection->send_lock);
+}
+
 /* ---- the watcher ---- */
 
 /* Nobody waits for this reply any more: what it made is given back. */
 static void undo_late_reply(struct connection *connection, struct inbox_item *late)
 {
     struct message undo = {0};
-    enum packet_result result;
-    struct epd_error ignored;
 
     inbox_drop_fd(late);
     switch (late->message.kind) {
@@ -241,14 +254,7 @@ static void undo_late_reply(struct connection *connection, struct inbox_item *la
     default:
         return; /* an error, or the answer to an undo */
     }
-    pthread_mutex_lock(&connection->lock);
-    undo.request_id = connection->next_request_id++;
-    pthread_mutex_unlock(&connection->lock);
-    /* Whether it leaves matters little: the daemon frees everything of a session that it loses. */
-    pthread_mutex_lock(&connection->send_lock);
-    if (encode_and_send(connection, &undo, -1, &result, &ignored))
-        result = PACKET_ERROR;
-    pthread_mutex_unlock(&connection->send_lock);
+    connection_tell(connection, &undo);
 }
 
 static void deliver_reply(struct connection *connection, struct inbox_item *incoming)

@@ -133,6 +133,15 @@ void group_abandon(struct epd_group *group)
         return;
 }
 
+void group_say_goodbye(struct epd_group *group)
+{
+    struct message request = {.kind = MESSAGE_GROUP_LEAVE, .group_leave = {.id = group->reply.group_id}};
+    struct epd_error ignored;
+
+    if (connection_check(group->connection, &ignored) == EPD_OK)
+        connection_tell(group->connection, &request);
+}
+
 void epd_group_leave(struct epd_group *group)
 {
     struct epd_error *error;

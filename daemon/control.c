@@ -222,7 +222,7 @@ static json_t *group_document(const struct group *group)
     set(object, "group_id", number(group->id));
     set(object, "name", json_string(group->name));
     set(object, "uid", number(group->uid));
-    set(object, "state", json_string(group_state_name(group->state)));
+    set(object, "state", json_string(group_state_name(group)));
     set(object, "reason", json_string(group->state == GROUP_BROKEN ? group->lost.text : ""));
     set(object, "epoch", number(group->epoch));
     set(object, "world_size", number(group->world_size));

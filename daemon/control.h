@@ -17,7 +17,7 @@
  * n}, devices [...as in devices], log_suppressed, log_unwritten, rss_bytes, fds clients  sessions [{session_id, name, kind
  * (rank|control), state, pid, uid, connected_ms, idle_ms, requests, groups, queues, buffers, plans, heap_bytes,
  * imported_bytes, saved_bytes, in_flight, output_bytes}] groups   groups [{group_id, name, uid, state
- * (joining|open|broken), reason, epoch, world_size, dtype, overflow, n_experts, top_k, hidden, ffn,
+ * (joining|open|broken|closed: by a rank that left while nobody waited for a step), reason, epoch, world_size, dtype, overflow, n_experts, top_k, hidden, ffn,
  * max_tokens, capacity_rows, alignment, deadline_ms, launches, failed, in_flight, ranks [{rank, present, node (of a
  * group that spans nodes: its number in the fabric; left out while it is not known), session_id, pid, device_idx, queued, waiting_for (bool), heap_bytes}]}] plans    plans [{plan_id,
  * session_id, group_id, rank, op, plan_key, state, shape_hash (hex text), saved_bytes, launches, failed,

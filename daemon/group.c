@@ -16,9 +16,9 @@
 
 static const char *const state_names[] = {"joining", "open", "broken"};
 
-const char *group_state_name(enum group_state state)
+const char *group_state_name(const struct group *group)
 {
-    return state_names[state];
+    return group->closed ? "closed" : state_names[group->state];
 }
 
 /* ---- life ---- */
@@ -276,6 +276,11 @@ enum epd_status group_find_member(struct session *session, uint64_t group_id, st
 
 void group_break(struct group *group, int32_t rank, const struct epd_error *error)
 {
+    group_end(group, rank, error, 0);
+}
+
+void group_end(struct group *group, int32_t rank, const struct epd_error *error, int orderly)
+{
     if (group->state == GROUP_BROKEN)
         return;
     struct worker *worker = group->worker;
@@ -283,23 +288,27 @@ void group_break(struct group *group, int32_t rank, const struct epd_error *erro
     group->state = GROUP_BROKEN;
     group->lost = *error;
     group->lost_rank = rank;
+    group->closed = orderly;
     group->epoch = worker_next_epoch(worker);
-    (void)log_limited(worker->log, LOG_INFO, "group_broken", clock_ns(),
-                      "group %" PRIu64 " broken name %s steps %" PRIu64 " reason %s", group->id,
-                      log_word(&name, group->name), group->n_launches, error->text);
+    (void)log_limited(worker->log, LOG_INFO, orderly ? "group_closed" : "group_broken", clock_ns(),
+                      "group %" PRIu64 " %s name %s steps %" PRIu64 " reason %s", group->id,
+                      group_state_name(group), log_word(&name, group->name), group->n_launches, error->text);
     group_span_end(group, rank, error);
     joint_plan_fail_all(group, error);
     gather_break(group);
 }
 
-int group_idle(const struct group *group)
+int group_asked(const struct group *group)
 {
-    if (group->n_flights)
-        return 0;
     for (uint32_t rank = 0; rank < group->world_size; rank++)
         if (group->members[rank] && group->members[rank]->queue.count)
-            return 0;
-    return 1;
+            return 1;
+    return 0;
+}
+
+int group_idle(const struct group *group)
+{
+    return !group->n_flights && !group_asked(group);
 }
 
 void group_drain(struct group *group)

@@ -77,6 +77,7 @@ struct group {
 
     struct epd_error lost; /* BROKEN: what it gets; lost_rank is to blame, -1 if none */
     int32_t lost_rank;
+    int closed;              /* BROKEN: by a rank that left while nobody waited for a step */
     struct epd_error missed; /* what a rank gets that comes to a step that ended without it */
     int32_t missed_rank;
 
@@ -107,6 +108,8 @@ EPD_MUST_CHECK enum epd_status group_find_member(struct session *session, uint64
 /* A rank has gone: everything pending and everything later ends with the error. Idempotent: the first loss
  * counts. */
 void group_break(struct group *group, int32_t rank, const struct epd_error *error);
+/* The same. orderly: a rank has left on purpose while nobody waited for a step, which is no fault: the group is called closed. */
+void group_end(struct group *group, int32_t rank, const struct epd_error *error, int orderly);
 /* All ranks are there, on other nodes too (span: how): plans and launches. */
 void group_open(struct group *group, const struct team_span *span);
 /* All joins of a group that is not complete end with the error. */
@@ -116,10 +119,13 @@ void group_hold(struct group *group);
 void group_release(struct group *group);
 /* Looks at the group's deadlines at this time or before. */
 void group_arm(struct group *group, uint64_t at_ns);
+/* 1 if some rank has asked for a step that has not begun. */
+int group_asked(const struct group *group);
 /* 1 if nothing is queued and nothing runs. */
 int group_idle(const struct group *group);
 /* The worker drains: joins fail, steps that somebody has asked for may still run. */
 void group_drain(struct group *group);
-const char *group_state_name(enum group_state state);
+/* "joining", "open", "broken" or "closed". */
+const char *group_state_name(const struct group *group);
 
 #endif

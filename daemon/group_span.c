@@ -296,7 +296,8 @@ void group_span_end(struct group *group, int32_t rank, const struct epd_error *e
         message.number = span->n_gone;
         message.node = fabric_of(group)->config.node;
         message.rank = rank;
-        set_passed(group, rank, error, &message.error);
+        if (!group->closed) /* no error: a rank has left on purpose */
+            set_passed(group, rank, error, &message.error);
         group_span_tell(group, &message);
     }
     span->state = SPAN_ENDED;
@@ -308,7 +309,11 @@ static void take_break(struct group *group, const struct fabric_message *message
 {
     struct group_span *span = group->span;
     struct epd_error error = message->error;
-    if (error.status == EPD_OK)
+    const int orderly = error.status == EPD_OK && !group_asked(group);
+    if (error.status == EPD_OK && message->rank >= 0)
+        (void)error_set(&error, EPD_PEER_LOST, "rank %d of group %s is gone: it has left on node %u",
+                        (int)message->rank, group->name, message->node);
+    else if (error.status == EPD_OK)
         (void)error_set(&error, EPD_PEER_LOST, "node %u has ended group %s", message->node, group->name);
     span->state = SPAN_ENDED;
     if (span->rails && span->n_gone > message->number)
@@ -316,7 +321,7 @@ static void take_break(struct group *group, const struct fabric_message *message
     if (group->state == GROUP_JOINING)
         group_fail_join(group, &error);
     else
-        group_break(group, message->rank, &error);
+        group_end(group, message->rank, &error, orderly);
 }
 
 /* ---- plans ---- */

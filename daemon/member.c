@@ -154,22 +154,34 @@ static void fail_queued(struct member *member, const struct epd_error *error, in
     drop_queued(member, error->status);
 }
 
-void member_leave(struct member *member, const struct epd_error *why)
+/* What the others hear. 0: no rank is to blame. */
+static int name_loss(const struct member *member, const struct epd_error *why, struct epd_error *lost)
+{
+    const struct group *group = member->group;
+    if (why->status == EPD_DRAINING || why->status == EPD_RESTARTED) {
+        (void)error_set(lost, why->status, "group %s: %s", group->name, why->text);
+        return 0;
+    }
+    /* Its lane has told it that another node is lost, and it has left before the loop has heard of that. */
+    if (group->span && group->span->rails && group->state == GROUP_OPEN &&
+        rails_broken(group->span->rails, lost))
+        return 0;
+    (void)error_set(lost, EPD_PEER_LOST, "rank %u of group %s is gone: %s", member->rank, group->name,
+                    why->text);
+    return 1;
+}
+
+void member_leave(struct member *member, const struct epd_error *why, int on_purpose)
 {
     struct group *group = member->group;
-    const int whole = why->status == EPD_DRAINING || why->status == EPD_RESTARTED;
-    const int32_t blamed = whole ? -1 : (int32_t)member->rank;
     struct epd_error lost;
-    if (whole)
-        (void)error_set(&lost, why->status, "group %s: %s", group->name, why->text);
-    else
-        (void)error_set(&lost, EPD_PEER_LOST, "rank %u of group %s is gone: %s", member->rank, group->name,
-                        why->text);
+    const int orderly = on_purpose && !group_asked(group);
+    const int32_t blamed = name_loss(member, why, &lost) ? (int32_t)member->rank : -1;
     group_hold(group);
     fail_queued(member, why,
                 blamed); /* before the group tells everybody that this rank is gone: it is not, to itself */
     if (group->state == GROUP_OPEN)
-        group_break(group, blamed, &lost);
+        group_end(group, blamed, &lost, orderly);
     while (!list_empty(&member->plans))
         rank_plan_destroy(list_owner(member->plans.next, struct rank_plan, in_member));
     drop_buffers(member);

@@ -33,8 +33,9 @@ EPD_MUST_CHECK enum epd_status member_create(struct group *group, struct session
                                              struct epd_error *error);
 /* Ends the membership: queued launches fail, plans are destroyed, the group is broken if it was open. why: what
  * this rank's own launches end with; the others get EPD_PEER_LOST with its text, or the same if it is the whole
- * daemon that ends (EPD_DRAINING, EPD_RESTARTED): then no rank is to blame. */
-void member_leave(struct member *member, const struct epd_error *why);
+ * daemon that ends (EPD_DRAINING, EPD_RESTARTED): then no rank is to blame; or, where another node is lost, of that.
+ * on_purpose: it has asked for it. */
+void member_leave(struct member *member, const struct epd_error *why, int on_purpose);
 /* Frees a member that never became part of an open group. */
 void member_destroy(struct member *member);
 

@@ -101,7 +101,7 @@ static enum epd_status handle_leave(struct session *session, const struct messag
     if (status != EPD_OK)
         return status;
     const struct epd_error left = {EPD_PEER_LOST, "it has left"};
-    member_leave(member, &left);
+    member_leave(member, &left, 1);
     session_reply_ok(session, message->request_id);
     return EPD_OK;
 }

@@ -367,7 +367,8 @@ static void drop_holdings(struct session *session)
 {
     struct epd_error why;
     (void)error_set(&why, close_reason_status(session->reason), "%s", session->detail);
-    list_each(node, after, &session->members) member_leave(list_owner(node, struct member, in_session), &why);
+    list_each(node, after, &session->members)
+        member_leave(list_owner(node, struct member, in_session), &why, 0);
     while (!list_empty(&session->plans))
         rank_plan_destroy(list_owner(session->plans.next, struct rank_plan, in_session));
     while (!list_empty(&session->buffers))

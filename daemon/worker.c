@@ -105,6 +105,10 @@ static void on_before_sleep(uv_prepare_t *prepare)
     struct worker *worker = prepare->data;
     if (worker->fails)
         worker_stop(worker, CLOSE_RESTART, WORKER_EXIT_FATAL);
+    if (!list_empty(
+            &worker
+                 ->closing)) /* who was told by a lane how a step has ended, and left, ended after that step */
+        (void)node_poll(worker->node);
     session_end_closed(worker);
     if (worker->state == WORKER_STOPPING && all_gone(worker))
         uv_stop(&worker->loop);
@@ -278,8 +282,7 @@ static enum epd_status watch_devices(struct worker *worker, struct epd_error *er
 {
     if (node_backend(worker->node) == EPD_BACKEND_HOST)
         return EPD_OK;
-    const struct device_watch_rules rules = {
-        .slow = on_device_slow, .lost = on_device_lost, .arg = worker};
+    const struct device_watch_rules rules = {.slow = on_device_slow, .lost = on_device_lost, .arg = worker};
     enum epd_status status = device_watch_create(worker->node, &rules, &worker->device_watch, error);
     if (status == EPD_OK)
         (void)uv_timer_start(&worker->device_timer, on_device_timer, WORKER_DEVICE_LOOK_MS,

@@ -196,6 +196,66 @@ START_TEST(five_hundred_idle_sessions_are_held_and_given_back)
 }
 END_TEST
 
+/* Lines of the daemon's log that hold the text, waited for until there is one or a reclaim takes too long. */
+static int lines_of_log(const char *text)
+{
+    int n = 0;
+    for (int waited = 0; !n && waited < RECLAIM_DEADLINE_MS; waited += 10, sleep_ms(10)) {
+        FILE *log = fopen(epd_daemon.log_path, "r");
+        char line[1024];
+        ck_assert_ptr_nonnull(log);
+        while (fgets(line, sizeof(line), log))
+            n += strstr(line, text) != NULL;
+        fclose(log);
+    }
+    return n;
+}
+
+/* Both leave when all is done. */
+static void barrier_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct epd_plan *plan = NULL;
+    const struct epd_plan_options options = {.size = sizeof(options), .op = EPD_OP_BARRIER};
+    layer_open(&layer, rank, &tiny);
+    RANK_CHECK(epd_plan_create(layer.group, &options, &plan) == EPD_OK);
+    RANK_CHECK(layer_step(plan) == EPD_OK);
+    epd_close(layer.client);
+}
+
+static void leaving_rank(const struct rank *rank)
+{
+    struct layer layer;
+    struct epd_plan *plan = NULL;
+    const struct epd_plan_options options = {.size = sizeof(options), .op = EPD_OP_BARRIER};
+    layer_open(&layer, rank, &tiny);
+    RANK_CHECK(epd_plan_create(layer.group, &options, &plan) == EPD_OK);
+    RANK_CHECK(layer_step(plan) == EPD_OK);
+    if (rank->rank == 1 && *(const int *)rank->arg)
+        epd_group_leave(layer.group);
+    if (rank->rank == 1) {
+        epd_close(layer.client);
+        return;
+    }
+    RANK_CHECK(layer_step(plan) == EPD_PEER_LOST); /* it has to wait for rank 1: it is told why it cannot */
+    RANK_CHECK(strstr(epd_error_text(), "rank 1") != NULL && strstr(epd_error_text(), "it has left") != NULL);
+    epd_close(layer.client);
+}
+
+START_TEST(a_group_that_a_rank_leaves_is_closed_and_one_whose_rank_dies_is_broken)
+{
+    for (int leaves = 0; leaves < 2; leaves++)
+        ck_assert_uint_eq(
+            ranks_run(epd_daemon.socket_path, leaves ? "left" : "ended", 2, leaving_rank, &leaves), 0);
+    (void)ranks_run(epd_daemon.socket_path, "died", 2, killed_rank, NULL);
+    ck_assert_int_eq(lines_of_log("broken name died"), 1);
+    ck_assert_int_eq(lines_of_log("closed name left") + lines_of_log("broken name left"), 1);
+    ck_assert_int_eq(lines_of_log("closed name ended") + lines_of_log("broken name ended"), 1);
+    ck_assert_uint_eq(ranks_run(epd_daemon.socket_path, "idle", 2, barrier_rank, NULL), 0);
+    ck_assert_int_eq(lines_of_log("closed name idle"), 1);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("lifecycle");
@@ -207,6 +267,7 @@ int main(void)
     tcase_add_test(tests, a_killed_worker_comes_back_and_clients_are_told);
     tcase_add_test(tests, a_second_daemon_on_the_same_socket_is_refused_and_the_first_unharmed);
     tcase_add_test(tests, the_worker_ends_with_its_supervisor);
+    tcase_add_test(tests, a_group_that_a_rank_leaves_is_closed_and_one_whose_rank_dies_is_broken);
     tcase_add_test(tests, five_hundred_idle_sessions_are_held_and_given_back);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);

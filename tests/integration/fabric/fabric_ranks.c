@@ -58,9 +58,8 @@ void fabric_healthy_rank(const struct rank *rank)
     layer_close(&layer);
 }
 
-/* A lane tells its rank of a lost node before the daemon's loop hears of it: who leaves at once is what the others hear of. */
-#define LEAVE_AFTER_MS 1000
-
+/* A lane tells its rank of a lost node before the daemon's loop hears of it. It leaves at once: the others are to hear of the
+ * node all the same. */
 void fabric_until_lost_rank(const struct rank *rank)
 {
     struct layer layer;
@@ -76,7 +75,6 @@ void fabric_until_lost_rank(const struct rank *rank)
     RANK_CHECK(fabric_now_ms() - began_ms < FABRIC_TOLD_WITHIN_MS);
     RANK_CHECK(status == EPD_PEER_LOST);
     RANK_CHECK(strstr(epd_error_text(), rank->arg) != NULL);
-    fabric_sleep_ms(LEAVE_AFTER_MS);
     layer_close(&layer);
 }
 

@@ -52,7 +52,13 @@ START_TEST(a_killed_node_ends_its_groups_with_its_name_and_comes_back)
     for (long began = fabric_now_ms(); fabric_log_count(&fabric, 0, "fabric complete") < 2;
          fabric_sleep_ms(5))
         ck_assert_msg(fabric_now_ms() - began < 10000, "the fabric does not form again");
+    ck_assert_uint_eq(fabric_log_count(&fabric, 0, "broken name spanning"), 1);
     ck_assert_uint_eq(fabric_run(&fabric, "again", fabric_world_size(), fabric_healthy_rank, NULL), 0);
+    for (unsigned node = 0; node < 2; node++) /* its ranks have left it, which is no fault */
+        for (long began = fabric_now_ms(); fabric_log_count(&fabric, node, "closed name again") < 1;
+             fabric_sleep_ms(5))
+            ck_assert_msg(fabric_now_ms() - began < 10000, "node %u does not say that the group is closed",
+                          node);
     fabric_stop(&fabric);
 }
 END_TEST

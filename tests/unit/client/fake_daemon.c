@@ -110,9 +110,18 @@ void fake_expect(struct fake *fake, enum message_kind kind)
 
 int fake_peer_closed(struct fake *fake)
 {
+    struct message goodbye;
+    struct epd_error error;
     size_t bytes;
+    enum packet_result result;
 
-    return fake_receive(fake, &bytes) == PACKET_EOF;
+    while ((result = fake_receive(fake, &bytes)) == PACKET_OK) {
+        if (codec_decode(CODEC_FROM_CLIENT, fake->datagram, bytes, &fake->arena, &goodbye, &error) ||
+            goodbye.kind != MESSAGE_GROUP_LEAVE)
+            return 0;
+        fake->n_goodbyes++;
+    }
+    return result == PACKET_EOF;
 }
 
 void fake_send(struct fake *fake, const struct message *message, int fd)

@@ -21,6 +21,7 @@ struct fake {
     struct message last; /* what fake_expect received */
     int last_fd;
     uint64_t session_id, next_id;
+    int n_goodbyes;
     uint8_t boot; /* first byte of the boot id */
     pthread_t thread;
     void (*script)(struct fake *fake);
@@ -38,7 +39,7 @@ void fake_stop(struct fake *fake);
 void fake_accept(struct fake *fake);
 /* Receives one message of the kind into fake->last and closes the fd of an earlier one. */
 void fake_expect(struct fake *fake, enum message_kind kind);
-/* 1 if the client hung up, 0 if it sent something. */
+/* 1 if the client hung up, after it has left its groups (counted in n_goodbyes); 0 if it sent something else. */
 int fake_peer_closed(struct fake *fake);
 void fake_send(struct fake *fake, const struct message *message, int fd);
 /* Answer fake->last. */

@@ -41,6 +41,7 @@ static void script_session_only(struct fake *daemon)
 {
     fake_session(daemon);
     script_must(fake_peer_closed(daemon));
+    script_must(daemon->n_goodbyes == 1); /* a client that closes leaves its groups on purpose */
 }
 
 START_TEST(join_refuses_what_the_wire_would_refuse_before_it_asks)
