@@ -173,7 +173,7 @@ enum epd_saved {
 enum epd_crossing {
     EPD_CROSSING_UNSPECIFIED = 0,
     EPD_CROSSING_EAGER = 1,  /* as long as their tokens: hosts learn how many there are */
-    EPD_CROSSING_STATIC = 2, /* always as long as max_tokens need: no host learns a count */
+    EPD_CROSSING_STATIC = 2, /* always as long as the tokens of its plan need: no host learns a count */
 };
 
 enum epd_memory_kind {
@@ -399,12 +399,13 @@ struct epd_plan_options {
     /* [in] dispatch, combine, their backward forms, moe_forward, moe_backward; the same on all ranks. Unspecified: as the
      * context's; without one what the backend does best: host eager, CUDA static. In a group of one node nothing crosses:
      * the choice is accepted and changes nothing. Results are the same bits. Bytes of a static message from one rank to one
-     * node, T = max_tokens of the group, e bytes of its dtype, every section rounded up to 64 (CUDA: 256):
+     * node, T = the most tokens that a rank of the group can have in a launch of the plan that routes (its T, below), e bytes
+     * of the group's dtype, every section rounded up to 64:
      *   there   64 + [4 E + 4 T K of a dispatch or moe_forward] + [4 T K with weights] + [T H e with rows]
      *   back    64 + [4 T H of rows] or [4 T K of d_weights]
-     * On CUDA the head is part of the routing's message alone, which has weights whether bound or not, and rows cross back
-     * in the group's dtype, T H e. Eager messages have the number of tokens that cross in the place of T; on CUDA the head
-     * and 4 E go ahead as a message of their own, and what follows them is not rounded up.
+     * On CUDA head and 4 E, rounded up to 256 each, cross with the routing alone, nothing else is rounded up, and rows cross
+     * back in the group's dtype, T H e. Eager messages have the number of tokens that cross in the place of T; on CUDA head
+     * and 4 E go ahead.
      *
      * Eager on CUDA: the daemon of each node waits for these numbers once in a dispatch or moe_forward, when all clients
      * have come to it; what crosses later of its routing is known then. The group's launches behind it wait for that in the

@@ -85,12 +85,13 @@ static struct plan_matter *create_plan(struct span *span, uint64_t key, struct e
 }
 
 static void tell_plan(struct coordinator *coordinator, const struct span *span, uint64_t key,
-                      const struct epd_error *error, int32_t rank)
+                      uint32_t n_tokens, const struct epd_error *error, int32_t rank)
 {
     struct fabric_message message;
     fabric_message_init(&message, FABRIC_READY);
     message.group = span->id;
     message.number = key;
+    message.n_tokens = error->status ? 0 : n_tokens;
     message.error = *error;
     message.rank = rank;
     coordinator_tell(coordinator, &message, span->nodes);
@@ -100,7 +101,7 @@ static void tell_plan(struct coordinator *coordinator, const struct span *span, 
  * what they have said before that is no news. */
 static void decide_plan(struct coordinator *coordinator, struct span *span, struct plan_matter *plan)
 {
-    tell_plan(coordinator, span, plan->key, &plan->matter.error, plan->matter.rank);
+    tell_plan(coordinator, span, plan->key, plan->n_tokens, &plan->matter.error, plan->matter.rank);
     if (plan->matter.error.status == EPD_OK)
         free_plan(span, plan);
 }
@@ -113,15 +114,20 @@ enum epd_status span_take_plan(struct coordinator *coordinator, struct span *spa
     if (!found)
         found = create_plan(span, message->number, &why);
     if (!found) { /* all are told: it can come to nothing on the others either */
-        tell_plan(coordinator, span, message->number, &why, -1);
+        tell_plan(coordinator, span, message->number, 0, &why, -1);
         return EPD_OK;
     }
     struct matter *matter = &found->matter;
     if (matter->there >> node & 1)
         return error_set(error, EPD_PROTOCOL, "plan %" PRIu64 " of group %s twice", message->number,
                          span->name);
+    if (message->n_tokens > span->config[GROUP_FIELD_TOKENS])
+        return error_set(error, EPD_PROTOCOL,
+                         "plan %" PRIu64 " of group %s: %u tokens, want at most %" PRId64, message->number,
+                         span->name, message->n_tokens, span->config[GROUP_FIELD_TOKENS]);
     const int decided = matter->error.status != EPD_OK;
     matter_hear(matter, node, message);
+    found->n_tokens = message->n_tokens > found->n_tokens ? message->n_tokens : found->n_tokens;
     if (!matter->error.status && matter->op != message->op)
         (void)error_set(&matter->error, EPD_PLAN_MISMATCH,
                         "plan %" PRIu64 " of group %s: node %u creates %s, node %u creates %s", found->key,
@@ -150,7 +156,7 @@ void span_take_heard(struct coordinator *coordinator, struct span *span, uint32_
     if (!matter->error.status) { /* refused for another node, before this one's word of it came */
         (void)error_set(&matter->error, EPD_QUOTA, "plan %" PRIu64 " of group %s was refused on node %u",
                         found->key, span->name, node);
-        tell_plan(coordinator, span, found->key, &matter->error, -1);
+        tell_plan(coordinator, span, found->key, 0, &matter->error, -1);
     }
     if (found->heard == span->nodes)
         free_plan(span, found);

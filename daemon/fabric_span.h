@@ -23,7 +23,8 @@ struct matter {
 struct plan_matter {
     struct list in_span;
     uint64_t key;
-    uint64_t heard; /* bit per node that knows of its failure, and says no more of it */
+    uint64_t heard;    /* bit per node that knows of its failure, and says no more of it */
+    uint32_t n_tokens; /* the most of those that have spoken */
     struct matter matter;
 };
 

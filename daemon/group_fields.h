@@ -6,6 +6,8 @@
 
 #define GROUP_N_FIELDS 11
 
+/* Position of max_tokens. */
+#define GROUP_FIELD_TOKENS 4
 /* Position of the deadline in milliseconds. */
 #define GROUP_FIELD_DEADLINE 9
 /* Position of the number of nodes. */

@@ -326,7 +326,7 @@ static void take_break(struct group *group, const struct fabric_message *message
 
 /* ---- plans ---- */
 
-void group_span_offer(struct group *group, const struct joint_plan *joint, uint64_t hash)
+void group_span_offer(struct group *group, const struct joint_plan *joint, uint64_t hash, uint32_t n_tokens)
 {
     struct fabric_message message;
     fabric_message_init(&message, FABRIC_PLAN);
@@ -334,6 +334,7 @@ void group_span_offer(struct group *group, const struct joint_plan *joint, uint6
     message.number = joint->key;
     message.op = joint->op;
     message.hash = hash;
+    message.n_tokens = n_tokens;
     group_span_tell(group, &message);
 }
 
@@ -394,7 +395,7 @@ void group_span_receive(struct fabric *fabric, const struct fabric_message *mess
         take_open(group, message);
         break;
     case FABRIC_READY:
-        joint_plan_agreed(group, (uint32_t)message->number, &message->error, message->rank);
+        joint_plan_agreed(group, message);
         break;
     case FABRIC_GO:
         group_span_take_go(fabric, group, message);

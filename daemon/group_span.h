@@ -81,8 +81,8 @@ void group_span_begin(struct group *group);
 /* The group has failed or is broken here; rank is to blame, -1 if none. */
 void group_span_end(struct group *group, int32_t rank, const struct epd_error *error);
 
-/* The plan of all ranks of this node is made. */
-void group_span_offer(struct group *group, const struct joint_plan *joint, uint64_t hash);
+/* The plan of all ranks of this node is made; n_tokens: the most that one of them can have in a step. */
+void group_span_offer(struct group *group, const struct joint_plan *joint, uint64_t hash, uint32_t n_tokens);
 /* It cannot be made here. */
 void group_span_refuse(struct group *group, const struct joint_plan *joint, const struct epd_error *error);
 

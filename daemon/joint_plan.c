@@ -142,7 +142,7 @@ void joint_plan_add(struct joint_plan *joint, struct rank_plan *plan)
         return;
     }
     joint->offered = 1;
-    group_span_offer(joint->group, joint, agreement_hash(plan));
+    group_span_offer(joint->group, joint, agreement_hash(plan), plan_set_tokens(joint->set));
 }
 
 /* A joint plan that is not there any more was left by all ranks of this node; else none has come to it. */
@@ -182,18 +182,34 @@ static void say_heard(const struct group *group, uint32_t key)
     (void)!fabric_ask(group->worker->fabric, &message, &ignored);
 }
 
-void joint_plan_agreed(struct group *group, uint32_t key, const struct epd_error *error, int32_t rank)
+/* No node has more tokens than the group allows, nor all of them fewer than this one. */
+static void take_ready(struct joint_plan *joint, uint32_t n_tokens)
 {
+    const uint32_t own = plan_set_tokens(joint->set), most = joint->group->config.max_tokens;
+    struct epd_error error;
+    if (n_tokens < own || n_tokens > most) {
+        (void)error_set(&error, EPD_PROTOCOL, "plan %u (%s) of group %s: %u tokens of all nodes, want %u..%u",
+                        joint->key, op_name(joint->op), joint->group->name, n_tokens, own, most);
+        end_gathering(joint, -1, &error);
+        return;
+    }
+    plan_set_agree(joint->set, n_tokens);
+    make_ready(joint);
+}
+
+void joint_plan_agreed(struct group *group, const struct fabric_message *ready)
+{
+    const uint32_t key = (uint32_t)ready->number;
     struct joint_plan *joint = find(group, key);
-    if (error->status == EPD_OK) {
+    if (ready->error.status == EPD_OK) {
         if (joint && joint->state == JOINT_PLAN_GATHERING && joint->offered)
-            make_ready(joint);
+            take_ready(joint, ready->n_tokens);
         return;
     }
     if (!joint && !all_have_left(group, key))
         joint = create_failed(group, key);
     if (joint && joint->state == JOINT_PLAN_GATHERING)
-        end_gathering(joint, rank, error);
+        end_gathering(joint, ready->rank, &ready->error);
     say_heard(group, key);
 }
 

@@ -7,6 +7,7 @@
 #include "daemon/list.h"
 #include "ep/plan.h"
 
+struct fabric_message;
 struct group;
 struct member;
 struct rank_plan;
@@ -45,8 +46,8 @@ EPD_MUST_CHECK enum epd_status joint_plan_arrive(struct member *member, enum epd
 void joint_plan_add(struct joint_plan *joint, struct rank_plan *plan);
 /* The rank's plan cannot be made: all ranks that wait, and all that come later, get the error. */
 void joint_plan_fail(struct joint_plan *joint, int32_t rank, const struct epd_error *error);
-/* What the fabric has decided about a plan of a group that spans nodes: ready, or the error. */
-void joint_plan_agreed(struct group *group, uint32_t key, const struct epd_error *error, int32_t rank);
+/* What the fabric has decided about a plan of a group that spans nodes: READY, or the error. */
+void joint_plan_agreed(struct group *group, const struct fabric_message *ready);
 /* The rank's plan is being destroyed, or was never made. May free the joint plan. */
 void joint_plan_leave(struct joint_plan *joint, uint32_t rank);
 /* Fails it if it has gathered for longer than the timer; returns when to look again, CLOCK_NEVER if not. */

@@ -6,13 +6,8 @@
 #include "ep/cuda_exchange.h"
 #include "kernels/cuda/hop.h"
 
-/* Parts of a swap, at most: experts, weights, rows. */
-#define MAX_PARTS 3
-
-/* Parts of a frame that cross together: from `begin` to `end`. */
-struct span {
-    size_t begin, end;
-};
+/* Parts of a swap, at most: heads and counts, experts, weights, rows. */
+#define MAX_PARTS 4
 
 static uint32_t ranks_per_node(const struct exchange_shape *shape)
 {
@@ -92,7 +87,7 @@ static void args_of_frame(struct exchange_args *set, const struct hop_cuda *hop,
                           const struct cuda_hop *kernels, uint32_t node)
 {
     char *frame = frame_of(kernels, kernels->in, node);
-    const uint32_t n_tokens = hop->counts ? hop->counts->came[node] : kernels->shape.max_tokens;
+    const uint32_t n_tokens = hop->counts ? hop->counts->came[node] : hop->limit;
     set->shape.n_tokens = n_tokens;
     set->splits_out = NULL;
     set->offsets_out = NULL;
@@ -195,19 +190,18 @@ static void moves_add(struct moves *moves, size_t begin, uint32_t node, uint64_t
             .send = out, .send_bytes = sent_bytes, .receive = in, .receive_bytes = came_bytes};
 }
 
-/* The same bytes of every frame. */
-static void moves_add_span(struct moves *moves, struct span span)
+/* Heads and counts, with which every frame begins. */
+static void moves_add_heads(struct moves *moves)
 {
     const struct cuda_hop *kernels = moves->kernels;
-    const uint64_t bytes = span.end - span.begin;
     assert(moves->n_parts < MAX_PARTS);
     for (uint32_t node = 0; node < kernels->shape.n_nodes; node++)
         if (node != kernels->node)
-            moves_add(moves, span.begin, node, bytes, bytes);
+            moves_add(moves, 0, node, kernels->frame.experts, kernels->frame.experts);
     moves->n_parts++;
 }
 
-/* Of what the frames have for each token, as much as there are tokens. */
+/* Of what the frames have for each token from there on, as much as there are tokens. */
 static void moves_add_tokens(struct moves *moves, const struct hop_cuda *hop, size_t begin,
                              uint64_t token_bytes)
 {
@@ -215,8 +209,8 @@ static void moves_add_tokens(struct moves *moves, const struct hop_cuda *hop, si
     assert(moves->n_parts < MAX_PARTS);
     for (uint32_t node = 0; node < kernels->shape.n_nodes; node++)
         if (node != kernels->node)
-            moves_add(moves, begin, node, hop->counts->sent[node] * token_bytes,
-                      hop->counts->came[node] * token_bytes);
+            moves_add(moves, begin, node, (hop->eager ? hop->counts->sent[node] : hop->limit) * token_bytes,
+                      (hop->eager ? hop->counts->came[node] : hop->limit) * token_bytes);
     moves->n_parts++;
 }
 
@@ -226,32 +220,26 @@ static enum epd_status moves_swap(const struct moves *moves, const struct hop_cu
     return hop->swap(hop->swap_arg, moves->list, moves->n_parts, stream, error);
 }
 
-static uint64_t choices_bytes(const struct cuda_hop *kernels)
-{
-    return kernels->shape.top_k * sizeof(float);
-}
-
-/* Of known tokens: there any but scalars, back rows or scalars, which lie where the experts lay. */
+/* There any but scalars, back rows or scalars, which lie where the experts lay. */
 enum content { ROWS = 1, WEIGHTS = 2, SCALARS = 4, EXPERTS = 8 };
 
-static enum epd_status swap_known(const struct hop_cuda *hop, const struct cuda_hop *kernels, int back,
-                                  unsigned content, struct CUstream_st *stream, struct epd_error *error)
+static void moves_add_content(struct moves *moves, const struct hop_cuda *hop, unsigned content)
 {
-    const struct cuda_hop_frame *frame = &kernels->frame;
-    struct moves moves = moves_begin(kernels, back);
-    if (!hop->eager) {
-        moves_add_span(&moves, content & SCALARS
-                                   ? (struct span){frame->experts, frame->weights}
-                                   : (struct span){content & WEIGHTS ? frame->weights : frame->rows,
-                                                   content & ROWS ? frame->bytes : frame->rows});
-        return moves_swap(&moves, hop, stream, error);
-    }
+    const struct cuda_hop_frame *frame = &moves->kernels->frame;
+    const uint64_t choices_bytes = moves->kernels->shape.top_k * sizeof(float);
     if (content & (SCALARS | EXPERTS))
-        moves_add_tokens(&moves, hop, frame->experts, choices_bytes(kernels));
+        moves_add_tokens(moves, hop, frame->experts, choices_bytes);
     if (content & WEIGHTS)
-        moves_add_tokens(&moves, hop, frame->weights, choices_bytes(kernels));
+        moves_add_tokens(moves, hop, frame->weights, choices_bytes);
     if (content & ROWS)
-        moves_add_tokens(&moves, hop, frame->rows, kernels->row_bytes);
+        moves_add_tokens(moves, hop, frame->rows, moves->kernels->row_bytes);
+}
+
+static enum epd_status swap_content(const struct hop_cuda *hop, const struct cuda_hop *kernels, int back,
+                                    unsigned content, struct CUstream_st *stream, struct epd_error *error)
+{
+    struct moves moves = moves_begin(kernels, back);
+    moves_add_content(&moves, hop, content);
     return moves_swap(&moves, hop, stream, error);
 }
 
@@ -264,7 +252,7 @@ static enum epd_status cross_known(const struct hop_cuda *hop, const struct cuda
         .hop = *kernels, .weights = weights ? weights->data : NULL, .x = x};
     if (!hop->off && cuda_hop_pack_launch(&pack, stream, error))
         return error->status;
-    return swap_known(hop, kernels, 0, (weights ? WEIGHTS : 0u) | (x ? ROWS : 0u), stream, error);
+    return swap_content(hop, kernels, 0, (weights ? WEIGHTS : 0u) | (x ? ROWS : 0u), stream, error);
 }
 
 /* ---- what crosses ---- */
@@ -347,12 +335,19 @@ static enum epd_status take(const struct hop_cuda *hop, const struct cuda_hop *k
     return hop->off ? EPD_OK : cuda_hop_take_launch(&take, stream, error);
 }
 
+/* Of the tokens whose heads and counts say that they come. */
+static unsigned told_content(const struct exchange_args *args)
+{
+    return EXPERTS | ROWS | (args->topk_weights.n_dims ? WEIGHTS : 0u);
+}
+
 static enum epd_status choose_and_cross(const struct hop_cuda *hop, const struct cuda_hop *kernels,
                                         const struct exchange_args *args, struct CUstream_st *stream,
                                         struct epd_error *error)
 {
     struct moves moves = moves_begin(kernels, 0);
-    moves_add_span(&moves, (struct span){0, kernels->frame.bytes});
+    moves_add_heads(&moves);
+    moves_add_content(&moves, hop, told_content(args));
     if ((!hop->off && choose_and_pack(hop, kernels, args, stream, error)) ||
         moves_swap(&moves, hop, stream, error))
         return error->status;
@@ -365,7 +360,7 @@ static enum epd_status choose_and_tell(const struct hop_cuda *hop, const struct 
                                        struct epd_error *error)
 {
     struct moves moves = moves_begin(kernels, 0);
-    moves_add_span(&moves, (struct span){0, kernels->frame.experts});
+    moves_add_heads(&moves);
     if (!(hop->off && hop->told) && choose_and_pack(hop, kernels, args, stream, error) && !hop->off)
         return error->status;
     return moves_swap(&moves, hop, stream, error);
@@ -375,8 +370,7 @@ static enum epd_status cross_told(const struct hop_cuda *hop, const struct cuda_
                                   const struct exchange_args *args, struct CUstream_st *stream,
                                   struct epd_error *error)
 {
-    const unsigned content = EXPERTS | ROWS | (args->topk_weights.n_dims ? WEIGHTS : 0u);
-    if (swap_known(hop, kernels, 0, content, stream, error))
+    if (swap_content(hop, kernels, 0, told_content(args), stream, error))
         return error->status;
     return take(hop, kernels, args, stream, error);
 }
@@ -418,7 +412,7 @@ static enum epd_status combine(const struct hop_cuda *hop, uint32_t stage, const
         return error->status;
     if (stage + 1 < CUDA_COMBINE_STAGES)
         return EPD_OK;
-    if (swap_known(hop, &kernels, 1, ROWS, stream, error))
+    if (swap_content(hop, &kernels, 1, ROWS, stream, error))
         return error->status;
     return hop->off ? EPD_OK : cuda_hop_finish_launch(&finish, stream, error);
 }
@@ -429,7 +423,7 @@ static enum epd_status scalars_back(const struct hop_cuda *hop, const struct cud
                                     struct epd_error *error)
 {
     const struct cuda_hop_collect_args collect = {.hop = *kernels, .scalars = args->scalars};
-    if (swap_known(hop, kernels, 1, SCALARS, stream, error))
+    if (swap_content(hop, kernels, 1, SCALARS, stream, error))
         return error->status;
     return hop->off ? EPD_OK : cuda_hop_collect_launch(&collect, stream, error);
 }

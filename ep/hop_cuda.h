@@ -1,8 +1,9 @@
 /* The exchange of a rank of a team that lies on several nodes, on CUDA: in the two hops of ep/hop.h, put into a stream.
- * Static: the rail of ep/transport.h moves frames of a fixed size (kernels/cuda/hop.h), so the host knows no count and waits
- * for nothing, and what a step puts into its streams is the same every time. Eager: a routing takes one stage more, in which
- * only the heads and counts of the frames cross; when the host has read them (hop_cuda_learn) the parts of the frames follow,
- * as long as there are tokens in them. What crosses later of that routing is known then, and waits for nothing.
+ * Static: the rail of ep/transport.h moves as many tokens of every frame (kernels/cuda/hop.h) as any of them can have, so the
+ * host knows no count and waits for nothing, and what a step puts into its streams is the same every time. Eager: a routing
+ * takes one stage more, in which only the heads and counts of the frames cross; when the host has read them (hop_cuda_learn)
+ * the parts of the frames follow, as long as there are tokens in them. What crosses later of that routing is known then, and
+ * waits for nothing.
  *
  * A rank has n_nodes sets of tokens: its own, and in the frame of each other node those of the rank with its local index
  * there. Inside the node every set is an exchange of its own among the ranks of this node, with a workspace of its own;
@@ -50,8 +51,10 @@ typedef enum epd_status (*hop_cuda_swap)(void *arg, const struct transport_move 
 /* One rank's side; pointers are borrowed. */
 struct hop_cuda {
     struct hop_cuda_frames frames;
-    struct hop_cuda_routing routing;      /* that the op uses */
-    uint32_t row_bytes;                   /* of the group's dtype */
+    struct hop_cuda_routing routing; /* that the op uses */
+    uint32_t row_bytes;              /* of the group's dtype */
+    uint32_t
+        limit; /* tokens that any rank can have of that routing: max_tokens or less, on all nodes the same */
     const struct hop_cuda_counts *counts; /* of that routing, if it is an eager one; else NULL */
     int eager;                            /* messages are as long as what crosses; there are counts */
     int off;  /* the rank's step is off: no kernel runs, and what the op swaps is swapped all the same */

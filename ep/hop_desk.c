@@ -20,13 +20,13 @@ static uint32_t rail_idx(const struct rank_run *run)
 
 static void measure(struct hop_desk *desk, const struct problem *problem)
 {
+    const struct hop_tokens most = {problem->max_tokens, problem->max_tokens};
     struct hop_frame frame;
-    hop_frame_lay(&frame, problem, HOP_COUNTS | HOP_EXPERTS | HOP_WEIGHTS | HOP_ROWS, problem->max_tokens,
-                  NULL);
+    hop_frame_lay(&frame, problem, HOP_COUNTS | HOP_EXPERTS | HOP_WEIGHTS | HOP_ROWS, most, NULL);
     desk->room[HOP_THERE] = frame.bytes;
     struct hop_frame sums, scalars;
-    hop_frame_lay(&sums, problem, HOP_SUMS, problem->max_tokens, NULL);
-    hop_frame_lay(&scalars, problem, HOP_SCALARS, problem->max_tokens, NULL);
+    hop_frame_lay(&sums, problem, HOP_SUMS, most, NULL);
+    hop_frame_lay(&scalars, problem, HOP_SCALARS, most, NULL);
     desk->room[HOP_BACK] = sums.bytes > scalars.bytes ? sums.bytes : scalars.bytes;
     /* A rank whose step is off takes whatever the others still send here. */
     if (desk->room[HOP_THERE] < desk->room[HOP_BACK])
@@ -101,6 +101,11 @@ static uint32_t sized(const struct rank_run *run, uint32_t content)
     return run->plan->crossing == EPD_CROSSING_STATIC ? content | HOP_STATIC : content;
 }
 
+static struct hop_tokens crossing(const struct rank_run *run, uint32_t n_tokens)
+{
+    return (struct hop_tokens){plan_router(run->plan)->crossing_tokens, n_tokens};
+}
+
 void hop_desk_begin(const struct rank_run *run, enum hop_way way, uint32_t content, const uint32_t *n_tokens)
 {
     const struct problem *problem = &run->plan->team->problem;
@@ -108,7 +113,8 @@ void hop_desk_begin(const struct rank_run *run, enum hop_way way, uint32_t conte
     for (uint32_t node = 0; node < problem->n_nodes; node++) {
         struct hop_line *line = &desk->lines[way][node];
         if (node != problem->node)
-            hop_frame_begin(&line->sent, problem, sized(run, content), n_tokens[node], desk->step, line->out);
+            hop_frame_begin(&line->sent, problem, sized(run, content), crossing(run, n_tokens[node]),
+                            desk->step, line->out);
     }
 }
 
@@ -140,8 +146,9 @@ enum epd_status hop_desk_swap(const struct rank_run *run, enum hop_way way, uint
         struct hop_line *line = &desk->lines[way][node];
         if (node == problem->node)
             continue;
-        if (hop_frame_check(&line->came, problem, sized(run, content), n_due ? n_due[node] : UINT32_MAX,
-                            desk->step, rails_node_name(run->plan->team->rails, node), line->in,
+        if (hop_frame_check(&line->came, problem, sized(run, content),
+                            crossing(run, n_due ? n_due[node] : UINT32_MAX), desk->step,
+                            rails_node_name(run->plan->team->rails, node), line->in,
                             parts[node].received_bytes, error)) {
             desk->off |= error->status == EPD_PEER_LOST;
             return error->status;
@@ -202,7 +209,7 @@ static void swap_nothing(const struct rank_run *run)
         struct hop_line *line = &desk->lines[HOP_THERE][node];
         if (node == problem->node)
             continue;
-        hop_frame_begin(&line->sent, problem, 0, 0, desk->step, line->out);
+        hop_frame_begin(&line->sent, problem, 0, (struct hop_tokens){0, 0}, desk->step, line->out);
         line->sent.head->status = EPD_PEER_LOST;
     }
     (void)!swap(run, HOP_THERE, parts,

@@ -13,9 +13,9 @@ static void *take(char *base, uint64_t *at, int there, uint64_t bytes)
 }
 
 void hop_frame_lay(struct hop_frame *frame, const struct problem *problem, uint32_t content,
-                   uint32_t n_tokens, void *data)
+                   struct hop_tokens tokens, void *data)
 {
-    const uint64_t n = content & HOP_STATIC ? problem->max_tokens : n_tokens, n_choices = n * problem->top_k,
+    const uint64_t n = content & HOP_STATIC ? tokens.limit : tokens.n, n_choices = n * problem->top_k,
                    n_values = n * problem->hidden;
     uint64_t at = 0;
     frame->head = take(data, &at, 1, sizeof(struct hop_head));
@@ -29,11 +29,11 @@ void hop_frame_lay(struct hop_frame *frame, const struct problem *problem, uint3
 }
 
 void hop_frame_begin(struct hop_frame *frame, const struct problem *problem, uint32_t content,
-                     uint32_t n_tokens, uint64_t step, void *data)
+                     struct hop_tokens tokens, uint64_t step, void *data)
 {
-    hop_frame_lay(frame, problem, content, n_tokens, data);
+    hop_frame_lay(frame, problem, content, tokens, data);
     *frame->head =
-        (struct hop_head){.magic = HOP_MAGIC, .content = content, .n_tokens = n_tokens, .step = step};
+        (struct hop_head){.magic = HOP_MAGIC, .content = content, .n_tokens = tokens.n, .step = step};
 }
 
 static enum epd_status check_counts(const struct hop_frame *frame, const struct problem *problem,
@@ -79,8 +79,8 @@ static enum epd_status compare_counts(const struct hop_frame *frame, const struc
 }
 
 enum epd_status hop_frame_check(struct hop_frame *frame, const struct problem *problem, uint32_t content,
-                                uint32_t n_tokens, uint64_t step, uint32_t node, void *data, uint64_t bytes,
-                                struct epd_error *error)
+                                struct hop_tokens tokens, uint64_t step, uint32_t node, void *data,
+                                uint64_t bytes, struct epd_error *error)
 {
     const struct hop_head *head = data;
     if (bytes < sizeof *head || head->magic != HOP_MAGIC || head->step != step)
@@ -89,12 +89,13 @@ enum epd_status hop_frame_check(struct hop_frame *frame, const struct problem *p
     if (head->status)
         return error_set(error, EPD_PEER_LOST, "node %u has ended the step (%s)", node,
                          status_known(head->status) ? status_name((enum epd_status)head->status) : "EPD_?");
-    if (head->content != content || head->n_tokens > problem->max_tokens ||
-        (n_tokens != UINT32_MAX && head->n_tokens != n_tokens))
+    if (head->content != content || head->n_tokens > tokens.limit ||
+        (tokens.n != UINT32_MAX && head->n_tokens != tokens.n))
         return error_set(error, EPD_PROTOCOL, "node %u: content %u of %u tokens, want %u of %u", node,
                          head->content, head->n_tokens, content,
-                         n_tokens == UINT32_MAX ? problem->max_tokens : n_tokens);
-    hop_frame_lay(frame, problem, content, head->n_tokens, data);
+                         tokens.n == UINT32_MAX ? tokens.limit : tokens.n);
+    tokens.n = head->n_tokens;
+    hop_frame_lay(frame, problem, content, tokens, data);
     if (frame->bytes != bytes)
         return error_set(error, EPD_PROTOCOL, "node %u: %llu bytes, want %llu", node,
                          (unsigned long long)bytes, (unsigned long long)frame->bytes);

@@ -18,7 +18,7 @@ enum hop_content {
     HOP_SUMS = 16,    /* f32 [n, H] */
     HOP_SCALARS = 32, /* f32 [n, K] */
     HOP_STATIC =
-        64 /* sections are as long as for max_tokens, and the message with them; n rows of each count */
+        64 /* sections are as long as for the limit, and the message with them; n rows of each count */
 };
 
 struct hop_head {
@@ -41,17 +41,22 @@ struct hop_frame {
     uint64_t bytes; /* of all */
 };
 
-/* data NULL: only measures. n_tokens does not count with HOP_STATIC. */
+/* Of a routing: the tokens that may cross at most, max_tokens or less, and those that do. */
+struct hop_tokens {
+    uint32_t limit, n;
+};
+
+/* data NULL: only measures. */
 void hop_frame_lay(struct hop_frame *frame, const struct problem *problem, uint32_t content,
-                   uint32_t n_tokens, void *data);
+                   struct hop_tokens tokens, void *data);
 /* The same, and writes the head. */
 void hop_frame_begin(struct hop_frame *frame, const struct problem *problem, uint32_t content,
-                     uint32_t n_tokens, uint64_t step, void *data);
-/* What came from a node: EPD_PROTOCOL naming it if it is not what was due. n_tokens: what must come; UINT32_MAX: any
- * number up to max_tokens. Experts and counts are checked too, and compared for
+                     struct hop_tokens tokens, uint64_t step, void *data);
+/* What came from a node: EPD_PROTOCOL naming it if it is not what was due. tokens.n: what must come; UINT32_MAX: any
+ * number up to the limit. Experts and counts are checked too, and compared for
  * the experts of this node. A head with a status is EPD_PEER_LOST. */
 EPD_MUST_CHECK enum epd_status hop_frame_check(struct hop_frame *frame, const struct problem *problem,
-                                               uint32_t content, uint32_t n_tokens, uint64_t step,
+                                               uint32_t content, struct hop_tokens tokens, uint64_t step,
                                                uint32_t node, void *data, uint64_t bytes,
                                                struct epd_error *error);
 

@@ -120,6 +120,7 @@ enum epd_status plan_create(struct team *team, const struct plan_request *reques
         goto fini_bindings;
     int64_t max_tokens = plan->bindings.dims[DIM_TOKENS];
     plan->max_tokens = max_tokens < 0 ? UINT32_MAX : (uint32_t)max_tokens;
+    plan->crossing_tokens = team->problem.max_tokens;
     plan_check_fill_key(plan);
     plan->callback = callback;
     plan->callback_arg = arg;
@@ -221,6 +222,23 @@ enum epd_status plan_join(struct plan *const *plans, uint32_t n_plans, struct pl
     }
     *set = joined;
     return EPD_OK;
+}
+
+uint32_t plan_set_tokens(const struct plan_set *set)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < set->n_plans; i++)
+        if (set->plans[i] && plan_routes(set->plans[i]) && set->plans[i]->max_tokens > most)
+            most = set->plans[i]->max_tokens;
+    return most < set->team->problem.max_tokens ? most : set->team->problem.max_tokens;
+}
+
+void plan_set_agree(struct plan_set *set, uint32_t n_tokens)
+{
+    assert(n_tokens <= set->team->problem.max_tokens);
+    for (uint32_t i = 0; i < set->n_plans; i++)
+        if (set->plans[i])
+            set->plans[i]->crossing_tokens = n_tokens;
 }
 
 void plan_set_destroy(struct plan_set *set)

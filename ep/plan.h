@@ -65,6 +65,11 @@ enum epd_op plan_op(const struct plan *plan);
  * the property that differ from rank 0. The set dies with plan_set_destroy; it does not keep dead plans alive. */
 EPD_MUST_CHECK enum epd_status plan_join(struct plan *const *plans, uint32_t n_plans, struct plan_set **set,
                                          struct epd_error *error);
+/* The most tokens that a rank of the set can have in a step, its plan's T; 0 if its op routes nothing. What crosses statically
+ * between nodes of such a routing, and of all that uses it, is as long as for so many: the most of all nodes, which they
+ * have to agree on before the first step of the set (the group's max_tokens until then, and more than that is none). */
+uint32_t plan_set_tokens(const struct plan_set *set);
+void plan_set_agree(struct plan_set *set, uint32_t n_tokens);
 void plan_set_destroy(struct plan_set *set); /* deferred until no step of it is in flight */
 
 /* Ends one launch of this plan without running it: consumes `ready`, reports the entry, counts it as failed and sets

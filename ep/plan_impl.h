@@ -75,7 +75,8 @@ struct plan {
     uint64_t shape_hash;
     unsigned saved_parts;
     uint64_t saved_bytes;
-    uint32_t max_tokens; /* T; UINT32_MAX if no tensor has it */
+    uint32_t max_tokens;      /* T; UINT32_MAX if no tensor has it */
+    uint32_t crossing_tokens; /* plan_set_agree: before its first step; else the group's max_tokens */
 
     /* Made on the lane before the plan is handed out, fixed then. */
     struct backend_block control;       /* records, routing, copies of splits, part tables */

@@ -83,6 +83,7 @@ enum epd_status fabric_encode(const struct fabric_message *from, void *data, siz
     wire.block = from->block;
     wire.n_nodes = from->n_nodes;
     wire.nodes = nodes;
+    wire.n_tokens = from->n_tokens;
     *bytes = epd__fabric__v1__message__get_packed_size(&wire);
     if (*bytes > FABRIC_MAX_MESSAGE_BYTES)
         return error_set(error, EPD_INTERNAL, "fabric %s: %zu bytes, at most %d",
@@ -186,6 +187,7 @@ static enum epd_status get_all(const Epd__Fabric__V1__Message *wire, struct aren
     message->time_ns = wire->time_ns;
     message->uid = wire->uid;
     message->world_size = wire->world_size;
+    message->n_tokens = wire->n_tokens;
     message->n_config = (uint32_t)wire->n_config;
     for (size_t i = 0; i < wire->n_config; i++)
         message->config[i] = wire->config[i];

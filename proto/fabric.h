@@ -9,7 +9,7 @@
 #include "proto/limits.h"
 #include "proto/words.h"
 
-#define FABRIC_PROTOCOL 3u
+#define FABRIC_PROTOCOL 4u
 /* The largest message: the addresses of all ranks. */
 #define FABRIC_MAX_MESSAGE_BYTES (EPD_MAX_WORLD_SIZE * (EPD_MAX_RAIL_ADDRESS_BYTES + 8) + 2048)
 /* What unpacking one may take. */
@@ -54,6 +54,7 @@ struct fabric_message {
     uint32_t block;
     uint32_t n_nodes;
     uint32_t nodes[EPD_MAX_NODES];
+    uint32_t n_tokens;
 };
 
 /* A message of this kind that says nothing. */

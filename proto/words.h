@@ -103,7 +103,7 @@ enum epd_saved {
 enum epd_crossing {
     EPD_CROSSING_UNSPECIFIED = 0,
     EPD_CROSSING_EAGER = 1,  /* as long as their tokens: hosts learn how many there are */
-    EPD_CROSSING_STATIC = 2, /* always as long as max_tokens need: no host learns a count */
+    EPD_CROSSING_STATIC = 2, /* always as long as the tokens of its plan need: no host learns a count */
 };
 
 enum epd_memory_kind {

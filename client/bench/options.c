@@ -62,7 +62,7 @@ static const struct row rows[] = {
      "each "
      "has an even share of the GPUs, NCCL goes over the loopback (1)"},
     {"crossing", OPTION_CROSSING, 1, 0, 0, "NAME",
-     "with --nodes: messages as long as what crosses (eager), or as max_tokens need (static) (the backend's "
+     "with --nodes: messages as long as what crosses (eager), or as all tokens would need (static) (the backend's "
      "choice)"},
     {"case", OPTION_CASE, 1, 0, 0, "LIST",
      "sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny, with commas between (tiny)"},

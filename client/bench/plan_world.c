@@ -318,8 +318,9 @@ uint64_t plan_world_sent_bytes(const struct plan_world *world, uint32_t rank)
             continue;
         const uint32_t source = other * PLAN_RANKS_PER_NODE + rail;
         hop_frame_lay(&there, problem, HOP_COUNTS | HOP_EXPERTS | HOP_WEIGHTS | HOP_ROWS,
-                      world->n_sent[(size_t)rank * problem->n_nodes + other], NULL);
-        hop_frame_lay(&back, problem, HOP_SUMS, world->n_sent[(size_t)source * problem->n_nodes + node],
+                      (struct hop_tokens){.n = world->n_sent[(size_t)rank * problem->n_nodes + other]}, NULL);
+        hop_frame_lay(&back, problem, HOP_SUMS,
+                      (struct hop_tokens){.n = world->n_sent[(size_t)source * problem->n_nodes + node]},
                       NULL);
         bytes += there.bytes + back.bytes;
     }

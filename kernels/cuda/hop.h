@@ -25,9 +25,9 @@ struct cuda_hop_head {
 };
 
 /* Where things are in a frame, byte offsets, each a multiple of 256; the way back uses the same places: scalars
- * [max_tokens, K] f32 at experts, sums [max_tokens, H] at rows. A static routing takes a whole
- * frame across, an eager one what comes before the experts, and then as many tokens as there are; what follows takes the
- * parts that it needs: rows, weights, or both; sums or scalars back. */
+ * [max_tokens, K] f32 at experts, sums [max_tokens, H] at rows. Head, counts and experts
+ * cross with a routing alone; then, and later of the same routing, the parts that are needed: rows, weights, or both; sums or
+ * scalars back. ep/hop_cuda.h says how much of each. */
 struct cuda_hop_frame {
     size_t head;
     size_t counts;  /* i32 [E]: rows that the sending rank has for each expert of the group */

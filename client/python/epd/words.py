@@ -123,7 +123,7 @@ class Crossing(enum.IntEnum):
     EAGER = 1
     """As long as their tokens: hosts learn how many there are."""
     STATIC = 2
-    """Always as long as max_tokens need: no host learns a count."""
+    """Always as long as the tokens of its plan need: no host learns a count."""
 
 
 class Backend(enum.IntEnum):

@@ -2,6 +2,7 @@
  * soon on all nodes and names the rank, and the next one goes well; and every repeat gives the same bits. */
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "ep/clock.h"
 #include "ep/cuda_exchange.h"
@@ -138,13 +139,13 @@ static uint64_t count_crossing(const struct layer *layer, uint32_t rank)
     return n;
 }
 
-/* As client/epd.h says, both ways. */
-static uint64_t eager_bytes(const struct layer *layer, uint32_t rank)
+/* As client/epd.h says, both ways, of so many tokens. */
+static uint64_t crossing_bytes(const struct layer *layer, uint64_t n_tokens)
 {
     const struct op_case *c = layer->op_case;
     const uint64_t row = c->hidden * dtype_bytes(c->dtype), choices = 4 * c->top_k;
     const uint64_t told = 256 + (4ull * c->n_experts + 255) / 256 * 256;
-    return 2 * (told + sizeof(struct hop_report)) + count_crossing(layer, rank) * (2 * choices + 2 * row);
+    return 2 * (told + sizeof(struct hop_report)) + n_tokens * (2 * choices + 2 * row);
 }
 
 START_TEST(eager_messages_bring_the_same_bits_in_as_many_bytes_as_cross)
@@ -167,7 +168,8 @@ START_TEST(eager_messages_bring_the_same_bits_in_as_many_bytes_as_cross)
             launch(&forward, pair.layer.n_tokens, &outcome);
             for (uint32_t r = 0; r < forward.n; r++) {
                 ck_assert_msg(outcome.ranks[r].status == EPD_OK, "%s", outcome.entries[r].text);
-                ck_assert_uint_eq(outcome.ranks[r].network_bytes, eager_bytes(&pair.layer, r));
+                ck_assert_uint_eq(outcome.ranks[r].network_bytes,
+                                  crossing_bytes(&pair.layer, count_crossing(&pair.layer, r)));
             }
             launch_expect(&backward, pair.layer.n_tokens, EPD_OK);
             layer_check_same(&pair.layer, outputs, pair.outputs);
@@ -176,6 +178,52 @@ START_TEST(eager_messages_bring_the_same_bits_in_as_many_bytes_as_cross)
         crew_plan_destroy(&forward);
         pair_fini(&pair);
     }
+}
+END_TEST
+
+/* Plans for fewer tokens than the group allows: up to 8. */
+static void leave_few_tokens(struct layer *layer)
+{
+    for (uint32_t r = 0; r < layer->op_case->world_size; r++) {
+        struct layer_inputs *in = &layer->ranks[r];
+        struct slab *all[] = {&in->x, &in->topk_idx, &in->topk_weights, &in->dout};
+        layer->n_tokens[r] = 5 + r;
+        for (size_t i = 0; i < COUNT(all); i++) {
+            all[i]->bytes = all[i]->bytes / (uint64_t)all[i]->shape[0] * layer->n_tokens[r];
+            all[i]->shape[0] = layer->n_tokens[r];
+        }
+    }
+}
+
+START_TEST(static_messages_are_as_long_as_the_largest_plan_of_all_ranks)
+{
+    static const enum epd_crossing crossings[] = {EPD_CROSSING_STATIC, EPD_CROSSING_EAGER};
+    struct harness harness;
+    struct layer layer;
+    struct layer_outputs outputs[2][HARNESS_MAX_RANKS];
+    harness_open(&harness, 4, 0);
+    layer_init(&layer, &harness, cuda_case_named("uniform bf16"));
+    leave_few_tokens(&layer);
+    for (int i = 0; i < 2; i++) {
+        layer_take_outputs(&layer, outputs[i]);
+        const struct layer_modes modes = {.saved = EPD_SAVED_CONTEXT, .crossing = crossings[i]};
+        struct crew_plan forward, backward;
+        struct outcome outcome;
+        layer_forward_plan(&layer, modes, outputs[i], &forward);
+        layer_backward_plan(&layer, modes, outputs[i], &forward, &backward);
+        launch(&forward, layer.n_tokens, &outcome);
+        for (uint32_t r = 0; r < forward.n; r++) {
+            const uint64_t n = i == 0 ? 2 * layer.n_tokens[forward.n - 1] : count_crossing(&layer, r);
+            ck_assert_msg(outcome.ranks[r].status == EPD_OK, "%s", outcome.entries[r].text);
+            ck_assert_uint_eq(outcome.ranks[r].network_bytes, crossing_bytes(&layer, n));
+        }
+        launch_expect(&backward, layer.n_tokens, EPD_OK);
+        crew_plan_destroy(&backward);
+        crew_plan_destroy(&forward);
+    }
+    layer_check_same(&layer, outputs[0], outputs[1]);
+    layer_fini(&layer);
+    harness_close(&harness);
 }
 END_TEST
 
@@ -199,9 +247,9 @@ START_TEST(what_crosses_of_a_static_routing_cannot_cross_eagerly)
 }
 END_TEST
 
-static void set_ready(const struct crew_plan *plan)
+static void set_ready(const struct crew_plan *plan, uint32_t first)
 {
-    for (uint32_t i = 0; i < plan->n; i++)
+    for (uint32_t i = first; i < plan->n; i++)
         flag_set(&plan->crew->clients[plan->ranks[i]].page->plans[plan->flag_idx[i]].ready);
 }
 
@@ -231,7 +279,7 @@ START_TEST(an_eager_step_whose_client_is_late_holds_up_its_own_group_alone)
         layer_check_forward(&prompt, outputs);
     }
     ck_assert(!first.ended && !second.ended);
-    set_ready(&late_forward);
+    set_ready(&late_forward, 0);
     launch_wait(&late_forward, &first);
     launch_wait(&late_backward, &second);
     for (uint32_t r = 0; r < late_forward.n; r++)
@@ -247,12 +295,57 @@ START_TEST(an_eager_step_whose_client_is_late_holds_up_its_own_group_alone)
 }
 END_TEST
 
+static void poll_for(struct harness *harness, unsigned ms)
+{
+    const struct timespec nap = {.tv_nsec = 1000000};
+    for (unsigned i = 0; i < ms; i++) {
+        for (uint32_t node = 0; node < harness->n_nodes; node++)
+            (void)node_poll(harness->nodes[node]);
+        (void)nanosleep(&nap, NULL);
+    }
+}
+
+/* Node 0 has told what crosses, and waits for node 1, whose clients do not come: both are given up. */
+START_TEST(an_abort_ends_an_eager_step_that_waits_for_another_node)
+{
+    const struct layer_modes modes = {.saved = EPD_SAVED_CONTEXT, .crossing = EPD_CROSSING_EAGER};
+    const struct epd_error why = {EPD_PEER_LOST, "given up"};
+    struct pair pair;
+    struct crew_plan forward, backward;
+    struct outcome first, second;
+    pair_init(&pair, cuda_case_named("uniform bf16"), EPD_SAVED_CONTEXT);
+    layer_forward_plan(&pair.layer, modes, pair.outputs, &forward);
+    layer_backward_plan(&pair.layer, modes, pair.outputs, &forward, &backward);
+    const uint32_t n_here = forward.n / 2, there = ~0u << n_here;
+    launch_start(&forward, pair.layer.n_tokens, there, &first);
+    launch_start(&backward, pair.layer.n_tokens, 0, &second);
+    poll_for(&pair.harness, 100);
+    ck_assert(!first.ended && !second.ended);
+    const uint64_t begun_ns = clock_now_ns();
+    for (uint32_t node = 0; node < 2; node++)
+        rails_abort(pair.layer.crew.rails[node], &why);
+    set_ready(&forward, n_here);
+    launch_wait(&forward, &first);
+    launch_wait(&backward, &second);
+    ck_assert_msg(clock_now_ns() - begun_ns < STEP_LIMIT_NS, "somebody waited");
+    for (uint32_t r = 0; r < forward.n; r++) {
+        ck_assert_msg(first.ranks[r].status == EPD_PEER_LOST, "%s", first.entries[r].text);
+        ck_assert_int_ne(second.ranks[r].status, EPD_OK);
+    }
+    crew_plan_destroy(&backward);
+    crew_plan_destroy(&forward);
+    pair_fini(&pair);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
         eager_messages_bring_the_same_bits_in_as_many_bytes_as_cross,
+        static_messages_are_as_long_as_the_largest_plan_of_all_ranks,
         what_crosses_of_a_static_routing_cannot_cross_eagerly,
         an_eager_step_whose_client_is_late_holds_up_its_own_group_alone,
+        an_abort_ends_an_eager_step_that_waits_for_another_node,
         repeats_over_nodes_give_the_same_bits,
         a_rank_that_fails_in_a_layer_lets_no_node_wait,
     };

@@ -88,7 +88,8 @@ static void open_hop(struct nodes *nodes, struct node_rank *m, uint64_t row_byte
     struct layout routing = {.base = NULL}, frames = {.base = NULL};
     if (nodes->n_nodes == 1)
         return;
-    m->hop = (struct hop_cuda){.row_bytes = (uint32_t)row_bytes, .swap = swap, .swap_arg = m};
+    m->hop = (struct hop_cuda){
+        .row_bytes = (uint32_t)row_bytes, .limit = nodes->problem.max_tokens, .swap = swap, .swap_arg = m};
     hop_cuda_carve_routing(&m->hop.routing, &shape, &routing);
     hop_cuda_carve_frames(&m->hop.frames, &shape, row_bytes, &frames);
     nodes->frames_bytes = frames.bytes;

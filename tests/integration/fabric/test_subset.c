@@ -125,6 +125,54 @@ static void ask_bytes(unsigned node, double *sent, double *received, double *of_
     json_decref(stats);
 }
 
+/* A static plan for fewer tokens than the group allows, on every rank for another number: up to 8. */
+static void few_rank(const struct rank *rank)
+{
+    static const int tokens[] = {FORWARD_X, FORWARD_IDX, FORWARD_WEIGHTS, FORWARD_OUT};
+    struct layer layer;
+    struct layer_tensor f[FORWARD_COUNT];
+    struct watch *watch = *(struct watch *const *)rank->arg;
+    layer_open(&layer, rank, op_case_named(FABRIC_CASE));
+    epd_plan_destroy(fabric_forward_plan(&layer, f));
+    for (size_t i = 0; i < sizeof(tokens) / sizeof(*tokens); i++)
+        f[tokens[i]].tensor.shape[0] = 5 + rank->rank;
+    struct epd_plan *plan = layer_plan(
+        &layer, (struct epd_plan_options){.op = EPD_OP_MOE_FORWARD, .crossing = EPD_CROSSING_STATIC}, f,
+        FORWARD_COUNT);
+    struct epd_plan *barrier = fabric_barrier_plan(&layer);
+    for (int i = 0; i < 10; i++)
+        RANK_CHECK(layer_step(plan) == EPD_OK);
+    RANK_CHECK(layer_step(barrier) == EPD_OK);
+    atomic_fetch_add(&watch->n_steps, 10);
+    while (!atomic_load(&watch->ends))
+        fabric_sleep_ms(5);
+    layer_close(&layer);
+}
+
+/* Of 127 tokens it would be 15 times as much. */
+START_TEST(static_messages_are_as_long_as_the_largest_plan_of_all_nodes)
+{
+    static const unsigned nodes[] = {1, 0};
+    const struct op_case *c = op_case_named(FABRIC_CASE);
+    const double n_ranks = fabric_world_size() / 2, row_bytes = 4.0 * c->hidden;
+    /* Heads, counts and choices of 64 bytes each; rows of 8 tokens there and back. */
+    const double bytes = 10 * n_ranks * (5 * 64 + 2 * 8 * row_bytes);
+    double sent, received, of_ops;
+    struct rank_team team;
+    struct watch *watch = open_watch();
+    fabric_start(&fabric, 2, 2, NULL);
+    fabric_ranks_start_on(&fabric, &team, nodes, 2, "few", fabric_world_size(), few_rank, &watch);
+    await_steps(watch, 10 * fabric_world_size());
+    ask_bytes(0, &sent, &received, &of_ops);
+    ck_assert_double_ge(sent, bytes);
+    ck_assert_double_le(sent, bytes + 11 * n_ranks * 1024); /* and what the nodes agree with */
+    atomic_store(&watch->ends, 1);
+    ck_assert_uint_eq(ranks_wait(&team, 30), 0);
+    fabric_stop(&fabric);
+    munmap(watch, sizeof(*watch));
+}
+END_TEST
+
 START_TEST(what_crosses_is_counted_on_both_sides_and_both_ways)
 {
     static const unsigned nodes[] = {2, 0};
@@ -392,6 +440,7 @@ int main(void)
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, groups_with_nodes_in_common_step_at_once);
     tcase_add_test(tests, what_crosses_is_counted_on_both_sides_and_both_ways);
+    tcase_add_test(tests, static_messages_are_as_long_as_the_largest_plan_of_all_nodes);
     tcase_add_test(tests, a_killed_node_ends_the_groups_that_it_is_in_and_no_other);
     tcase_add_test(tests, four_groups_of_two_nodes_share_a_fabric_of_eight);
     tcase_add_test(tests, losing_node_0_ends_groups_that_it_is_not_in);

@@ -57,6 +57,7 @@ struct fabric_message join_of(uint32_t node, const char *name, uint32_t n_nodes,
     message.world_size = n_nodes;
     message.n_config = GROUP_N_FIELDS;
     message.config[2] = 64;
+    message.config[GROUP_FIELD_TOKENS] = 33;
     message.config[GROUP_FIELD_NODES] = n_nodes;
     message.block = block;
     message.n_addresses = 1;

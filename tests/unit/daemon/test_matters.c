@@ -78,10 +78,18 @@ START_TEST(plans_are_ready_when_all_nodes_have_offered_like_ones)
     message.number = 1;
     message.op = EPD_OP_BARRIER;
     message.hash = 5;
-    for (uint32_t node = 0; node < 3; node++)
+    for (uint32_t node = 0; node < 3; node++) {
+        message.n_tokens = node == 1 ? 33 : 7 * node;
         ck_assert_int_eq(say(node, &message), EPD_OK);
+    }
     ck_assert_uint_eq(n_told, 3);
     ck_assert_int_eq(told[0].message.error.status, EPD_OK);
+    for (size_t i = 0; i < 3; i++)
+        ck_assert_uint_eq(told[i].message.n_tokens, 33); /* the most of all */
+    message.number = 3;
+    message.n_tokens = 34; /* than the group allows */
+    ck_assert_int_eq(say(1, &message), EPD_PROTOCOL);
+    message.n_tokens = 0;
     message.number = 2;
     ck_assert_int_eq(say(0, &message), EPD_OK);
     ck_assert_int_eq(say(0, &message), EPD_PROTOCOL); /* twice */

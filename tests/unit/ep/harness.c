@@ -408,6 +408,18 @@ struct plan *draft_create(struct draft *draft, struct crew *crew, struct epd_err
     return created.plan;
 }
 
+/* What daemons agree on when a plan is made. */
+static void agree(const struct crew_plan *plan)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < plan->n_nodes; i++) {
+        const uint32_t n_tokens = plan_set_tokens(plan->sets[i]);
+        most = n_tokens > most ? n_tokens : most;
+    }
+    for (uint32_t i = 0; i < plan->n_nodes; i++)
+        plan_set_agree(plan->sets[i], most);
+}
+
 void crew_plan_create(struct crew_plan *plan, struct crew *crew, struct draft *drafts, uint32_t n)
 {
     struct epd_error error = {.status = EPD_OK};
@@ -423,6 +435,7 @@ void crew_plan_create(struct crew_plan *plan, struct crew *crew, struct draft *d
     for (uint32_t i = 0; i < plan->n_nodes; i++)
         ck_assert_msg(plan_join(plan->plans + i * n_here, n_here, &plan->sets[i], &error) == EPD_OK, "%s",
                       error.text);
+    agree(plan);
     plan->set = plan->sets[0];
 }
 

@@ -34,7 +34,8 @@ static void letter_init(struct letter *letter, uint32_t content)
     ck_assert_int_eq(problem_init(&letter->problem, &config, 4, &error), EPD_OK);
     ck_assert_int_eq(problem_span(&letter->problem, 2, 1, &error), EPD_OK);
     letter->data = calloc(1, 4096);
-    hop_frame_begin(&letter->sent, &letter->problem, content, N_TOKENS, STEP, letter->data);
+    hop_frame_begin(&letter->sent, &letter->problem, content,
+                    (struct hop_tokens){letter->problem.max_tokens, N_TOKENS}, STEP, letter->data);
     ck_assert_uint_le(letter->sent.bytes, 4096);
     if (letter->sent.experts)
         memcpy(letter->sent.experts, experts, sizeof experts);
@@ -44,7 +45,8 @@ static void letter_init(struct letter *letter, uint32_t content)
 
 static enum epd_status check(struct letter *letter, uint32_t content, uint32_t n_due, struct epd_error *error)
 {
-    return hop_frame_check(&letter->came, &letter->problem, content, n_due, STEP, THERE, letter->data,
+    return hop_frame_check(&letter->came, &letter->problem, content,
+                           (struct hop_tokens){letter->problem.max_tokens, n_due}, STEP, THERE, letter->data,
                            letter->sent.bytes, error);
 }
 

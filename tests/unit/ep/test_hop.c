@@ -160,10 +160,20 @@ static uint64_t section(uint64_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-/* As client/epd.h says, from one rank to one node. */
-static uint64_t static_bytes(const struct op_case *c, const struct hop_case *op)
+/* T of the plan that routes: of all ranks' the most. */
+static uint64_t most_tokens(const struct layer *layer)
 {
-    const uint64_t t = c->max_tokens, k = c->top_k, h = c->hidden;
+    uint64_t most = 0;
+    for (uint32_t r = 0; r < layer->op_case->world_size; r++)
+        most = layer->n_tokens[r] > most ? layer->n_tokens[r] : most;
+    return most;
+}
+
+/* As client/epd.h says, from one rank to one node. */
+static uint64_t static_bytes(const struct layer *layer, const struct hop_case *op)
+{
+    const struct op_case *c = layer->op_case;
+    const uint64_t t = most_tokens(layer), k = c->top_k, h = c->hidden;
     const uint64_t counts = section(4ull * c->n_experts) + section(4 * t * k), choices = section(4 * t * k);
     const uint64_t rows = section(t * h * dtype_bytes(c->dtype)), sums = section(4 * t * h);
     const uint64_t weights = op->roles & WEIGHTS ? choices : 0;
@@ -239,33 +249,64 @@ static void check_static_op(struct layer *layer, const struct tensors *tensors, 
         free(want[r]);
         free(got[r]);
     }
-    ck_assert_msg(sent == n / 2 * (static_bytes(layer->op_case, op) + sizeof(struct hop_verdict)),
-                  "%s: %llu bytes", op->name, (unsigned long long)sent);
+    ck_assert_msg(sent == n / 2 * (static_bytes(layer, op) + sizeof(struct hop_verdict)), "%s: %llu bytes",
+                  op->name, (unsigned long long)sent);
     ck_assert_uint_lt(exact, sent);
     crew_plan_destroy(&fixed);
     crew_plan_destroy(&eager);
 }
 
+/* Plans for fewer tokens than the group allows. */
+static void leave_few_tokens(struct layer *layer, struct tensors *tensors)
+{
+    for (uint32_t r = 0; r < layer->op_case->world_size; r++) {
+        struct layer_inputs *in = &layer->ranks[r];
+        struct tensors *t = &tensors[r];
+        struct slab *all[] = {&in->x,        &in->topk_idx, &in->topk_weights, &in->dout, &t->out,
+                              &t->d_weights, &t->dx};
+        if (layer->n_tokens[r] <= 5 + r)
+            continue;
+        layer->n_tokens[r] = 5 + r;
+        for (size_t i = 0; i < COUNT(all); i++) {
+            all[i]->bytes = all[i]->bytes / (uint64_t)all[i]->shape[0] * layer->n_tokens[r];
+            all[i]->shape[0] = layer->n_tokens[r];
+        }
+    }
+}
+
+static void check_static(const char *name, int few)
+{
+    struct harness harness;
+    struct layer layer;
+    struct tensors tensors[HARNESS_MAX_RANKS];
+    struct crew_plan dispatch;
+    harness_open(&harness, 2, 0);
+    layer_init(&layer, &harness, op_case_named(name));
+    take_tensors(&layer, tensors);
+    if (few)
+        leave_few_tokens(&layer, tensors);
+    check_static_op(&layer, tensors, &cases[0], NULL);
+    create_crossing(&layer, tensors, &cases[0], EPD_CROSSING_STATIC, NULL, &dispatch);
+    launch_expect(&dispatch, layer.n_tokens, EPD_OK);
+    for (size_t i = 1; i < COUNT(cases); i++)
+        check_static_op(&layer, tensors, &cases[i], &dispatch);
+    crew_plan_destroy(&dispatch);
+    layer_fini(&layer);
+    harness_close(&harness);
+}
+
 START_TEST(static_messages_bring_the_same_bits_in_as_many_bytes_as_the_formula_says)
 {
     static const char *const names[] = {"uniform f32", "eight ranks", "zero tokens rank"};
-    for (size_t n = 0; n < COUNT(names); n++) {
-        struct harness harness;
-        struct layer layer;
-        struct tensors tensors[HARNESS_MAX_RANKS];
-        struct crew_plan dispatch;
-        harness_open(&harness, 2, 0);
-        layer_init(&layer, &harness, op_case_named(names[n]));
-        take_tensors(&layer, tensors);
-        check_static_op(&layer, tensors, &cases[0], NULL);
-        create_crossing(&layer, tensors, &cases[0], EPD_CROSSING_STATIC, NULL, &dispatch);
-        launch_expect(&dispatch, layer.n_tokens, EPD_OK);
-        for (size_t i = 1; i < COUNT(cases); i++)
-            check_static_op(&layer, tensors, &cases[i], &dispatch);
-        crew_plan_destroy(&dispatch);
-        layer_fini(&layer);
-        harness_close(&harness);
-    }
+    for (size_t n = 0; n < COUNT(names); n++)
+        check_static(names[n], 0);
+}
+END_TEST
+
+START_TEST(static_messages_are_as_long_as_the_largest_plan_of_all_ranks)
+{
+    check_static("uniform f32", 1);
+    check_static("eight ranks", 1);
 }
 END_TEST
 
@@ -421,6 +462,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         static_messages_bring_the_same_bits_in_as_many_bytes_as_the_formula_says,
+        static_messages_are_as_long_as_the_largest_plan_of_all_ranks,
         local_ops_of_one_rank_do_not_part_the_nodes,
         a_rank_that_fails_behind_any_swap_lets_nobody_wait,
         a_rank_that_fails_behind_any_swap_of_a_layer_lets_nobody_wait,
