@@ -1,12 +1,15 @@
 #include "daemon/log.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,10 +18,28 @@
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
 static const int level_priorities[] = {3, 4, 6, 7}; /* syslog numbers */
 
+/* Of a pipe or a terminal; a file has no reader, and its place in it is shared. Not where it belongs to another user. */
+static int open_copy(int fd)
+{
+    struct stat info;
+    char path[40];
+    if (fstat(fd, &info) != 0 || !(S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode)))
+        return -1;
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    return open(path, O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+}
+
 void log_init(struct log *log, const char *who, enum log_level level, int fd)
 {
-    *log = (struct log){.level = level, .fd = fd, .who = who};
+    *log = (struct log){.level = level, .fd = fd, .who = who, .copy = open_copy(fd)};
     log->journal = getenv("JOURNAL_STREAM") != NULL;
+}
+
+void log_fini(struct log *log)
+{
+    if (log->copy >= 0)
+        (void)close(log->copy);
+    log->copy = -1;
 }
 
 static int line_start(const struct log *log, enum log_level level, char *line, size_t bytes)
@@ -57,14 +78,31 @@ const char *log_word(struct log_word *word, const char *name)
     return word->text;
 }
 
-/* Waits for no reader: a line that a full pipe or socket does not take now is forgotten like one that cannot be written. */
-static int put_line(int fd, const char *line, size_t length)
+/* To a pipe that could not be opened again. Kernels before 6.4 do not know pipes that are not to wait for once: then it is
+ * looked first, and who writes to it in between may make us wait for the reader. */
+static ssize_t write_now(int fd, const char *line, size_t length)
 {
-    ssize_t n = send(fd, line, length, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (n < 0 && errno == ENOTSOCK) {
-        struct pollfd room = {.fd = fd,
-                              .events = POLLOUT}; /* of a pipe: for PIPE_BUF bytes, more than a line */
-        n = poll(&room, 1, 0) == 1 && (room.revents & POLLOUT) ? write(fd, line, length) : -1;
+    const struct iovec part = {.iov_base = (void *)(uintptr_t)line, .iov_len = length};
+    struct stat info;
+    if (fstat(fd, &info) != 0 || !S_ISFIFO(info.st_mode))
+        return write(fd, line, length);
+    const ssize_t n = pwritev2(fd, &part, 1, -1, RWF_NOWAIT);
+    if (n >= 0 || errno != EOPNOTSUPP)
+        return n;
+    struct pollfd room = {.fd = fd, .events = POLLOUT}; /* of a pipe: for PIPE_BUF bytes, more than a line */
+    return poll(&room, 1, 0) == 1 && (room.revents & POLLOUT) ? write(fd, line, length) : -1;
+}
+
+/* Waits for no reader: a line that a full pipe or socket does not take now is forgotten like one that cannot be written. */
+static int put_line(const struct log *log, const char *line, size_t length)
+{
+    ssize_t n;
+    if (log->copy >= 0)
+        n = write(log->copy, line, length);
+    else {
+        n = send(log->fd, line, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0 && errno == ENOTSOCK)
+            n = write_now(log->fd, line, length);
     }
     return n == (ssize_t)length;
 }
@@ -83,7 +121,7 @@ static void write_line(struct log *log, enum log_level level, uint32_t n_left_ou
         length = room - 1; /* snprintf says what it would have written */
     line_clean(line, length);
     line[length++] = '\n';
-    if (!put_line(log->fd, line, length))
+    if (!put_line(log, line, length))
         log->n_unwritten++;
 }
 

@@ -1,7 +1,8 @@
 /* Log lines to standard error: one line, lower case, `word value` pairs, id first. Under systemd
  * (JOURNAL_STREAM) a line starts with its "<n>" priority, otherwise with the time. A line that cannot be
  * written at once is counted and forgotten: a full disk, a closed stderr or a reader that does not read never stops the daemon.
- * One thread. */
+ * A pipe or a terminal, which others write to as well, is opened a second time for that: our descriptor alone must not wait,
+ * and whoever shares the first is not to notice. One thread. */
 #ifndef EPD_DAEMON_LOG_H
 #define EPD_DAEMON_LOG_H
 
@@ -31,7 +32,8 @@ struct log_limit {
 
 struct log {
     enum log_level level;
-    int fd; /* borrowed; STDERR_FILENO */
+    int fd;   /* borrowed; STDERR_FILENO */
+    int copy; /* owned: the same, never waits; -1: it cannot be had, or is not needed */
     int journal;
     const char *who; /* borrowed, static text: "supervisor" or "worker" */
     struct log_limit limits[LOG_MAX_KEYS];
@@ -45,6 +47,7 @@ struct log_word {
 const char *log_word(struct log_word *word, const char *name);
 
 void log_init(struct log *log, const char *who, enum log_level level, int fd);
+void log_fini(struct log *log);
 void log_write(struct log *log, enum log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 /* For what clients can cause: rate-limited per key, which must be static text. 1 if the line was written. */

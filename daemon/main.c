@@ -44,7 +44,9 @@ static int run_worker(const struct options *options, const struct inherited *fds
         (void)fprintf(stderr, "epd: --worker is for the supervisor's use\n");
         return SUPERVISOR_EXIT_CONFIG;
     }
-    return worker_run(&start, &log);
+    const int code = worker_run(&start, &log);
+    log_fini(&log);
+    return code;
 }
 
 static int run_supervisor(const struct options *options, const struct inherited *fds)
@@ -60,7 +62,9 @@ static int run_supervisor(const struct options *options, const struct inherited 
     }
     struct log log;
     log_init(&log, "supervisor", (enum log_level)config.log_level, STDERR_FILENO);
-    return supervisor_run(options, &config, fds, &log);
+    const int code = supervisor_run(options, &config, fds, &log);
+    log_fini(&log);
+    return code;
 }
 
 int main(int argc, char **argv)

@@ -66,6 +66,50 @@ START_TEST(log_is_limited_per_key_and_says_what_it_left_out)
 }
 END_TEST
 
+/* The pipe is shared with others, who may fill it between a look and a write: what the log writes to must not wait, and what
+ * the others write to stays as it is. */
+START_TEST(a_full_pipe_makes_no_line_wait)
+{
+    struct log log;
+    int ends[2];
+    char drain[65536];
+    ck_assert_int_eq(pipe(ends), 0);
+    log_init(&log, "test", LOG_INFO, ends[1]);
+    ck_assert_int_ge(log.copy, 0);
+    ck_assert_int_ne(fcntl(log.copy, F_GETFL) & O_NONBLOCK, 0);
+    ck_assert_int_eq(fcntl(ends[1], F_GETFL) & O_NONBLOCK, 0);
+    log_write(&log, LOG_INFO, "first");
+    memset(drain, 'x', sizeof(drain));
+    while (write(log.copy, drain, 64) > 0) /* as somebody else would */
+        continue;
+    log_write(&log, LOG_INFO, "lost");
+    ck_assert_uint_eq(log.n_unwritten, 1);
+    ck_assert_int_gt(read(ends[0], drain, sizeof(drain)), 0);
+    ck_assert_ptr_nonnull(memmem(drain, sizeof(drain), "first", 5));
+    log_write(&log, LOG_INFO, "last");
+    ck_assert_uint_eq(log.n_unwritten, 1);
+    log_fini(&log);
+
+    /* Where it belongs to another user it cannot be opened again: the write itself does not wait, or is not made. */
+    log_init(&log, "test", LOG_INFO, ends[1]);
+    close(log.copy);
+    log.copy = -1;
+    const int other = fcntl(ends[1], F_DUPFD_CLOEXEC, 0);
+    ck_assert_int_eq(fcntl(other, F_SETFL, O_NONBLOCK), 0);
+    while (write(other, drain, 64) > 0)
+        continue;
+    ck_assert_int_eq(fcntl(other, F_SETFL, 0), 0);
+    alarm(10);
+    for (int i = 0; i < 1000; i++)
+        log_write(&log, LOG_INFO, "lost too");
+    alarm(0);
+    ck_assert_uint_ge(log.n_unwritten, 990);
+    close(other);
+    close(ends[0]);
+    close(ends[1]);
+}
+END_TEST
+
 START_TEST(a_name_is_one_word_of_a_log_line_whatever_is_in_it)
 {
     struct log_word word;
@@ -304,6 +348,7 @@ END_TEST
 int main(void)
 {
     const TTest *const tests[] = {log_is_limited_per_key_and_says_what_it_left_out,
+                                  a_full_pipe_makes_no_line_wait,
                                   a_name_is_one_word_of_a_log_line_whatever_is_in_it,
                                   recorder_keeps_the_newest_steps_and_names_missing_ranks,
                                   dumps_are_never_written_over_and_the_oldest_go,
