@@ -51,16 +51,24 @@ static void mark_queue(struct step_lane *lane)
         step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
 }
 
+/* How long a lane looks for the others when it has arrived, before it gives way to other jobs: when nothing holds them up
+ * they are about to come. */
+#define LOOK_NS 100000ull
+
 /* Arrives where it has not, and looks. */
 static enum step_pace look(struct step_lane *lane, struct barrier *barrier)
 {
     struct step_walk *walk = &lane->walk;
+    uint64_t until_ns = 0;
     if (!walk->arrived) {
         mark_queue(lane);
         walk->arrived_at = barrier_arrive(barrier);
         walk->arrived = 1;
+        until_ns = clock_now_ns() + LOOK_NS;
     }
-    const enum barrier_seen seen = barrier_look(barrier, walk->arrived_at);
+    enum barrier_seen seen = barrier_look(barrier, walk->arrived_at);
+    while (seen == BARRIER_NOT_YET && clock_now_ns() < until_ns)
+        seen = barrier_look(barrier, walk->arrived_at);
     if (seen == BARRIER_NOT_YET)
         return STEP_LATER;
     walk->arrived = 0;
