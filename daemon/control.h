@@ -9,8 +9,8 @@
  * if none), supervisor_pid, sockets {rank, control}, config_file ("" if none), mps (bool), sessions, groups,
  * buffers, plans, launches_in_flight, queues {devices [n taken], per_session, per_uid (limits; 0: none)}, config [{section, key, value, default, reloadable, help}], limits_hit
  * {name: n} stats    sessions {open, opened, refused, closed {reason: n}}, requests {kind: n}, errors
- * {status: n}, ops [{op, launches, failed, tokens, rows, dropped_rows, wire_bytes (of rows that ranks of
- * this node sent to other ranks), network_bytes (what crossed to and from other nodes, both ways), copied_bytes, flops,
+ * {status: n}, ops [{op, launches, failed, tokens, rows, dropped_rows, wire_bytes (of tokens that ranks of
+ * this node sent to other ranks, once to each), network_bytes (what crossed to and from other nodes, both ways), copied_bytes, flops,
  *                  gather_ns {count, mean, p50, p99, max}, run_ns {...}, phase_ns {phase: n}}],
  *            failed_launches {status: n}, groups [{group_id, name, launches, failed, imbalance_last,
  * imbalance_mean, hottest_expert, expert_rows [E], ranks [{rank, came_last, held_up_ns}]}], limits_hit {name:
