@@ -23,25 +23,40 @@ struct cuda_flag_page {
     uint32_t n_users;
 };
 
-static enum epd_status map_page(struct cuda_flag_page *mapping, struct epd_error *error)
+static void end_page(struct backend_device *device, void *arg)
+{
+    struct cuda_flag_page *mapping = arg;
+    (void)device;
+    (void)cudaHostUnregister(mapping->page);
+    (void)munmap(mapping->page, mapping->bytes);
+    free(mapping);
+}
+
+/* Ends the mapping if it fails. */
+static enum epd_status map_page(struct backend_device *device, struct cuda_flag_page *mapping,
+                                struct epd_error *error)
 {
     void *device_page;
     /* Of a shared mapping, "move zero bytes" makes another one. */
     mapping->page = mremap((void *)(uintptr_t)mapping->session, 0, mapping->bytes, MREMAP_MAYMOVE);
-    if (mapping->page == MAP_FAILED)
-        return error_set(error, EPD_SYSTEM, "flags: mremap: %s", strerror(errno));
+    if (mapping->page == MAP_FAILED) {
+        error_set(error, EPD_SYSTEM, "flags: mremap: %s", strerror(errno));
+        goto free_mapping;
+    }
     if (cuda_runtime_check(cudaHostRegister(mapping->page, mapping->bytes, cudaHostRegisterMapped), "flags",
                            error))
         goto unmap;
-    if (cuda_runtime_check(cudaHostGetDevicePointer(&device_page, mapping->page, 0), "flags", error))
-        goto unregister;
+    if (cuda_runtime_check(cudaHostGetDevicePointer(&device_page, mapping->page, 0), "flags", error)) {
+        cuda_defer(device, 1, end_page, mapping);
+        return error->status;
+    }
     mapping->words = (CUdeviceptr)(uintptr_t)device_page;
     return EPD_OK;
 
-unregister:
-    (void)cudaHostUnregister(mapping->page);
 unmap:
     (void)munmap(mapping->page, mapping->bytes);
+free_mapping:
+    free(mapping);
     return error->status;
 }
 
@@ -67,22 +82,11 @@ enum epd_status cuda_flag_open(struct backend_device *device, struct backend_fla
         return error_set(error, EPD_NO_MEMORY, "flags: %zu bytes", sizeof *made);
     *made = (struct cuda_flag_page){
         .next = device->flag_pages, .session = start, .bytes = page_bytes, .n_users = 1};
-    if (map_page(made, error)) {
-        free(made);
+    if (map_page(device, made, error))
         return error->status;
-    }
     device->flag_pages = made;
     flag->mapping = made;
     return EPD_OK;
-}
-
-static void end_page(struct backend_device *device, void *arg)
-{
-    struct cuda_flag_page *mapping = arg;
-    (void)device;
-    (void)cudaHostUnregister(mapping->page);
-    (void)munmap(mapping->page, mapping->bytes);
-    free(mapping);
 }
 
 /* Without users it is nobody's any more: another session's page may come to lie where this one's lay. */

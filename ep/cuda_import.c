@@ -14,6 +14,7 @@ struct cuda_mapping {
     CUmemGenericAllocationHandle handle; /* VMM */
     uint32_t n_imports;
     uint32_t n_opened; /* IPC: as CUDA counts; those beyond n_imports are to be closed */
+    int counted;       /* IPC: its bytes have been told of as mapped */
     struct cuda_mapping *next;
 };
 
@@ -75,10 +76,17 @@ static enum epd_status check_gpu(const struct cuda_imports *imports, int ordinal
 
 /* ---- cudaMalloc ---- */
 
-static enum epd_status ipc_open(struct cuda_imports *imports, const struct memory_request *request,
-                                CUdeviceptr *base, size_t *size, struct epd_error *error)
+static struct cuda_mapping *find_ipc(const struct cuda_imports *imports, CUdeviceptr base)
 {
-    const struct cuda_driver *driver = imports->heap->driver;
+    for (struct cuda_mapping *mapping = imports->first; mapping; mapping = mapping->next)
+        if (mapping->kind == EPD_MEMORY_CUDA_IPC && mapping->base == base)
+            return mapping;
+    return NULL;
+}
+
+static enum epd_status ipc_open(const struct memory_request *request, CUdeviceptr *base,
+                                struct epd_error *error)
+{
     cudaIpcMemHandle_t handle;
     void *opened = NULL;
     _Static_assert(sizeof handle == EPD_IPC_HANDLE_BYTES, "an IPC handle is what the wire carries");
@@ -92,41 +100,56 @@ static enum epd_status ipc_open(struct cuda_imports *imports, const struct memor
                          cudaGetErrorString(result));
     }
     *base = (CUdeviceptr)(uintptr_t)opened;
-    if (cuda_driver_check(driver, driver->cuMemGetAddressRange(NULL, size, *base), "imported memory",
-                          error) ||
-        check_range(request, *size, error)) {
-        (void)cudaIpcCloseMemHandle(opened);
-        return error->status;
-    }
     return EPD_OK;
 }
 
-static struct cuda_mapping *find_ipc(const struct cuda_imports *imports, CUdeviceptr base)
+/* From here on the handle is open, and closed when the device is idle, whatever is found out about it. */
+static enum epd_status ipc_map(struct cuda_imports *imports, const struct memory_request *request,
+                               struct cuda_mapping **mapping, struct epd_error *error)
 {
-    for (struct cuda_mapping *mapping = imports->first; mapping; mapping = mapping->next)
-        if (mapping->kind == EPD_MEMORY_CUDA_IPC && mapping->base == base)
-            return mapping;
-    return NULL;
+    CUdeviceptr base = 0;
+    struct cuda_mapping *made = add_mapping(imports, EPD_MEMORY_CUDA_IPC, 0, 0);
+    if (!made)
+        return error_set(error, EPD_NO_MEMORY, "imported memory: %zu bytes", sizeof *made);
+    enum epd_status status = ipc_open(request, &base, error);
+    struct cuda_mapping *known = status == EPD_OK ? find_ipc(imports, base) : NULL;
+    if (status != EPD_OK || known) {
+        imports->first = made->next;
+        free(made);
+        made = known;
+    }
+    if (status != EPD_OK)
+        return status;
+    made->base = base;
+    made->n_opened++;
+    *mapping = made;
+    return EPD_OK;
+}
+
+static enum epd_status ipc_check(const struct cuda_imports *imports, const struct memory_request *request,
+                                 struct cuda_mapping *mapping, struct epd_error *error)
+{
+    const struct cuda_driver *driver = imports->heap->driver;
+    size_t size = 0;
+    if (cuda_driver_check(driver, driver->cuMemGetAddressRange(NULL, &size, mapping->base), "imported memory",
+                          error))
+        return error->status;
+    mapping->bytes = size;
+    return check_range(request, size, error);
 }
 
 static enum epd_status import_ipc(struct cuda_imports *imports, const struct memory_request *request,
                                   struct backend_import *import, struct epd_error *error)
 {
-    CUdeviceptr base = 0;
-    size_t size = 0;
-    uint64_t mapped_bytes = 0;
-    if (ipc_open(imports, request, &base, &size, error))
+    struct cuda_mapping *mapping;
+    if (ipc_map(imports, request, &mapping, error))
         return error->status;
-    struct cuda_mapping *mapping = find_ipc(imports, base);
-    if (!mapping) {
-        mapping = add_mapping(imports, EPD_MEMORY_CUDA_IPC, base, size);
-        mapped_bytes = size;
+    if (ipc_check(imports, request, mapping, error)) {
+        imports->n_to_close++;
+        return error->status;
     }
-    if (!mapping) {
-        (void)cudaIpcCloseMemHandle((void *)(uintptr_t)base);
-        return error_set(error, EPD_NO_MEMORY, "imported memory: %zu bytes", sizeof *mapping);
-    }
-    mapping->n_opened++;
+    const uint64_t mapped_bytes = mapping->counted ? 0 : mapping->bytes;
+    mapping->counted = 1;
     *import = import_at(request, mapping, mapped_bytes);
     return EPD_OK;
 }
@@ -237,7 +260,7 @@ uint64_t cuda_imports_close(struct cuda_imports *imports)
             (void)cudaIpcCloseMemHandle((void *)(uintptr_t)mapping->base);
         if (mapping->n_imports)
             continue;
-        bytes += mapping->bytes;
+        bytes += mapping->counted ? mapping->bytes : 0;
         unlink_mapping(imports, mapping);
         free(mapping);
     }

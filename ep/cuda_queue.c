@@ -91,6 +91,12 @@ static void queue_free(struct backend_queue *queue)
     free(queue);
 }
 
+static void end_queue(struct backend_device *device, void *arg)
+{
+    (void)device;
+    queue_free(arg);
+}
+
 static enum epd_status check_channels(const struct backend_device *device, uint32_t n,
                                       struct epd_error *error)
 {
@@ -137,7 +143,7 @@ enum epd_status cuda_queue_create(struct backend_device *device, struct backend_
         return error_set(error, EPD_NO_MEMORY, "queue: %zu bytes", sizeof *created);
     created->device = device;
     if (make_pinned(created, error) || make_stream(created, error)) {
-        queue_free(created);
+        cuda_defer(device, 1, end_queue, created);
         return error->status;
     }
     created->in_use = 1;
