@@ -18,13 +18,13 @@ struct cuda_mapping {
     struct cuda_mapping *next;
 };
 
-static struct cuda_mapping *add_mapping(struct cuda_imports *imports, enum epd_memory_kind kind,
-                                        CUdeviceptr base, uint64_t bytes)
+static struct cuda_mapping *add_vmm(struct cuda_imports *imports, CUdeviceptr base, uint64_t bytes)
 {
     struct cuda_mapping *mapping = calloc(1, sizeof *mapping);
     if (!mapping)
         return NULL;
-    *mapping = (struct cuda_mapping){.kind = kind, .base = base, .bytes = bytes, .next = imports->first};
+    *mapping = (struct cuda_mapping){
+        .kind = EPD_MEMORY_CUDA_VMM, .base = base, .bytes = bytes, .next = imports->first};
     imports->first = mapping;
     return mapping;
 }
@@ -103,27 +103,31 @@ static enum epd_status ipc_open(const struct memory_request *request, CUdevicept
     return EPD_OK;
 }
 
-/* From here on the handle is open, and closed when the device is idle, whatever is found out about it. */
-static enum epd_status ipc_map(struct cuda_imports *imports, const struct memory_request *request,
-                               struct cuda_mapping **mapping, struct epd_error *error)
+/* NULL and the error. From here on the handle is open, and closed when the device is idle, whatever is found out about it.
+ * The mapping's place is made before that. */
+static struct cuda_mapping *ipc_map(struct cuda_imports *imports, const struct memory_request *request,
+                                    struct epd_error *error)
 {
     CUdeviceptr base = 0;
-    struct cuda_mapping *made = add_mapping(imports, EPD_MEMORY_CUDA_IPC, 0, 0);
-    if (!made)
-        return error_set(error, EPD_NO_MEMORY, "imported memory: %zu bytes", sizeof *made);
-    enum epd_status status = ipc_open(request, &base, error);
-    struct cuda_mapping *known = status == EPD_OK ? find_ipc(imports, base) : NULL;
-    if (status != EPD_OK || known) {
-        imports->first = made->next;
-        free(made);
-        made = known;
+    struct cuda_mapping *made = calloc(1, sizeof *made), *known;
+    if (!made) {
+        error_set(error, EPD_NO_MEMORY, "imported memory: %zu bytes", sizeof *made);
+        return NULL;
     }
-    if (status != EPD_OK)
-        return status;
-    made->base = base;
-    made->n_opened++;
-    *mapping = made;
-    return EPD_OK;
+    if (ipc_open(request, &base, error)) {
+        free(made);
+        return NULL;
+    }
+    known = find_ipc(imports, base);
+    if (known) {
+        free(made);
+        known->n_opened++;
+        return known;
+    }
+    *made = (struct cuda_mapping){
+        .kind = EPD_MEMORY_CUDA_IPC, .base = base, .n_opened = 1, .next = imports->first};
+    imports->first = made;
+    return made;
 }
 
 static enum epd_status ipc_check(const struct cuda_imports *imports, const struct memory_request *request,
@@ -141,8 +145,8 @@ static enum epd_status ipc_check(const struct cuda_imports *imports, const struc
 static enum epd_status import_ipc(struct cuda_imports *imports, const struct memory_request *request,
                                   struct backend_import *import, struct epd_error *error)
 {
-    struct cuda_mapping *mapping;
-    if (ipc_map(imports, request, &mapping, error))
+    struct cuda_mapping *mapping = ipc_map(imports, request, error);
+    if (!mapping)
         return error->status;
     if (ipc_check(imports, request, mapping, error)) {
         imports->n_to_close++;
@@ -192,7 +196,7 @@ static enum epd_status import_vmm(struct cuda_imports *imports, const struct mem
                   (unsigned long long)request->offset, (unsigned long long)request->bytes);
         goto release;
     }
-    struct cuda_mapping *mapping = add_mapping(imports, EPD_MEMORY_CUDA_VMM, base, bytes);
+    struct cuda_mapping *mapping = add_vmm(imports, base, bytes);
     if (!mapping) {
         error_set(error, EPD_NO_MEMORY, "imported memory: %zu bytes", sizeof *mapping);
         goto unmap;
