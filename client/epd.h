@@ -454,8 +454,9 @@ struct epd_copy {
 };
 
 /* CUDA backend: epd_plan_check, then in the order of the stream the first n_before copies, epd_plan_launch, and the n_after copies
- * that follow them in the array. One call for a step whose tensors are not those that the plan is bound to. If it fails before
- * the launch nothing is in flight; copies may have been made. */
+ * that follow them in the array. One call for a step whose tensors are not those that the plan is bound to. The copies before the
+ * launch are in no order among themselves, nor are those after it: none may read or write what another one writes. If it fails
+ * before the launch nothing is in flight; copies may have been made. */
 EPD_API enum epd_status epd_plan_step(struct epd_plan *plan, void *stream, const struct epd_copy *copies,
                                       uint32_t n_before, uint32_t n_after);
 

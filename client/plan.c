@@ -429,10 +429,10 @@ enum epd_status epd_plan_step(struct epd_plan *plan, void *stream, const struct 
         return status;
     const struct stream_ops *ops = plan->group->ops;
     struct epd_error *error = error_begin();
-    if (ops->copy(copies, n_before, stream, error))
+    if (ops->copy(plan, copies, n_before, stream, error))
         return error->status;
     status = epd_plan_launch(plan, stream);
-    return status ? status : ops->copy(copies + n_before, n_after, stream, error);
+    return status ? status : ops->copy(plan, copies + n_before, n_after, stream, error);
 }
 
 enum epd_status epd_plan_failure(const struct epd_plan *plan, struct epd_failure *given)

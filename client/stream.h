@@ -48,9 +48,9 @@ struct stream_ops {
     uint64_t (*release)(struct epd_plan *plan);
     /* Records a launch's flag operations into the graph that the stream is capturing. */
     enum epd_status (*capture)(struct epd_plan *plan, void *stream, struct epd_error *error);
-    /* In the order of the stream. */
-    enum epd_status (*copy)(const struct epd_copy *copies, uint32_t n_copies, void *stream,
-                            struct epd_error *error);
+    /* In the order of the stream, but in none among themselves. Of a plan that is bound. */
+    enum epd_status (*copy)(const struct epd_plan *plan, const struct epd_copy *copies, uint32_t n_copies,
+                            void *stream, struct epd_error *error);
     /* Before the message that announces n_launches replays. */
     enum epd_status (*arm)(struct epd_plan *plan, uint32_t n_launches, struct epd_error *error);
 };

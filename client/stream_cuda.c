@@ -1,19 +1,17 @@
 /* CUDA backend: the flags are words of the session page, host memory that both processes register with CUDA,
  * so streams wait for them and write them while either host still can end a wait by a plain store. The order
- * of the client's work is that of its stream. The driver is opened when it is first needed: libepd links no
- * CUDA. */
-#include <cuda.h>
-#include <dlfcn.h>
+ * of the client's work is that of its stream. */
 #include <errno.h>
 #include <pthread.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "client/copy_cuda.h"
+#include "client/driver_cuda.h"
 #include "client/plan.h"
 
 /* How often a host that waits looks whether a launch has ended: first without sleeping, then in these steps.
@@ -21,94 +19,22 @@
 #define WAIT_SPINS    2000
 #define WAIT_SLEEP_NS 20000
 
-#define DRIVER_FUNCTIONS(X)                                                                                  \
-    X(cuGetErrorString, "cuGetErrorString")                                                                  \
-    X(cuCtxGetDevice, "cuCtxGetDevice")                                                                      \
-    X(cuDeviceGetUuid, "cuDeviceGetUuid_v2")                                                                 \
-    X(cuMemHostRegister, "cuMemHostRegister_v2")                                                             \
-    X(cuMemHostUnregister, "cuMemHostUnregister")                                                            \
-    X(cuMemHostGetDevicePointer, "cuMemHostGetDevicePointer_v2")                                             \
-    X(cuStreamWriteValue32, "cuStreamWriteValue32_v2")                                                       \
-    X(cuStreamBatchMemOp, "cuStreamBatchMemOp_v2")                                                           \
-    X(cuPointerGetAttribute, "cuPointerGetAttribute")                                                        \
-    X(cuMemGetAddressRange, "cuMemGetAddressRange_v2")                                                       \
-    X(cuIpcGetMemHandle, "cuIpcGetMemHandle")                                                                \
-    X(cuMemRetainAllocationHandle, "cuMemRetainAllocationHandle")                                            \
-    X(cuMemExportToShareableHandle, "cuMemExportToShareableHandle")                                          \
-    X(cuMemImportFromShareableHandle, "cuMemImportFromShareableHandle")                                      \
-    X(cuMemGetAllocationPropertiesFromHandle, "cuMemGetAllocationPropertiesFromHandle")                      \
-    X(cuMemGetAllocationGranularity, "cuMemGetAllocationGranularity")                                        \
-    X(cuMemRelease, "cuMemRelease")                                                                          \
-    X(cuMemAddressReserve, "cuMemAddressReserve")                                                            \
-    X(cuMemAddressFree, "cuMemAddressFree")                                                                  \
-    X(cuMemMap, "cuMemMap")                                                                                  \
-    X(cuMemUnmap, "cuMemUnmap")                                                                              \
-    X(cuMemSetAccess, "cuMemSetAccess")                                                                      \
-    X(cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2")                                                             \
-    X(cuMemcpyDtoD, "cuMemcpyDtoD_v2")                                                                       \
-    X(cuStreamSynchronize, "cuStreamSynchronize")                                                            \
-    X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode")
-
-#define DRIVER_POINTER(name, symbol) __typeof__(name) *name;
-struct driver {
-    DRIVER_FUNCTIONS(DRIVER_POINTER)
-};
-
-/* Written once, under driver_once; read-only afterwards: the library's only state. */
-static struct driver driver;
-static pthread_once_t driver_once = PTHREAD_ONCE_INIT;
-static char driver_missing[128] = "libcuda.so.1 was not opened";
-
-static void driver_open(void)
-{
-    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        snprintf(driver_missing, sizeof driver_missing, "no NVIDIA driver: %.100s", dlerror());
-        return;
-    }
-#define FIND(name, symbol)                                                                                   \
-    *(void **)&driver.name = dlsym(library, symbol);                                                         \
-    if (!driver.name) {                                                                                      \
-        snprintf(driver_missing, sizeof driver_missing, "the NVIDIA driver has no %s", symbol);              \
-        return;                                                                                              \
-    }
-    DRIVER_FUNCTIONS(FIND)
-#undef FIND
-    driver_missing[0] = 0;
-}
-
-static enum epd_status driver_check(struct epd_error *error)
-{
-    pthread_once(&driver_once, driver_open);
-    return driver_missing[0] ? error_set(error, EPD_UNSUPPORTED, "%s", driver_missing) : EPD_OK;
-}
-
-static enum epd_status cuda_check(CUresult result, const char *what, struct epd_error *error)
-{
-    const char *text = NULL;
-    if (result == CUDA_SUCCESS)
-        return EPD_OK;
-    (void)driver.cuGetErrorString(result, &text);
-    return error_set(error, result == CUDA_ERROR_OUT_OF_MEMORY ? EPD_NO_MEMORY : EPD_CUDA, "%s: %s (%d)",
-                     what, text ? text : "unknown error", (int)result);
-}
-
 /* Calls that have no place in a stream's order may be made while this thread captures a graph: relaxed before them, and what
  * this leaves in *mode after them. */
 static void exchange_capture_mode(CUstreamCaptureMode *mode)
 {
-    (void)driver.cuThreadExchangeStreamCaptureMode(mode);
+    (void)driver()->cuThreadExchangeStreamCaptureMode(mode);
 }
 
 /* ---- memory ---- */
 
 static enum epd_status current_device(CUdevice *device, struct epd_error *error)
 {
-    CUresult result = driver.cuCtxGetDevice(device);
+    CUresult result = driver()->cuCtxGetDevice(device);
     if (result == CUDA_ERROR_INVALID_CONTEXT || result == CUDA_ERROR_NOT_INITIALIZED)
         return error_set(error, EPD_INVALID_DEVICE,
                          "no CUDA context is current on this thread: select the group's device first");
-    return cuda_check(result, "current device", error);
+    return driver_result(result, "current device", error);
 }
 
 static enum epd_status rounded_bytes(CUdevice device, uint64_t bytes, uint64_t *rounded,
@@ -120,8 +46,9 @@ static enum epd_status rounded_bytes(CUdevice device, uint64_t bytes, uint64_t *
         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device},
     };
     size_t unit;
-    if (cuda_check(driver.cuMemGetAllocationGranularity(&unit, &prop, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
-                   "granularity of device memory", error))
+    if (driver_result(
+            driver()->cuMemGetAllocationGranularity(&unit, &prop, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+            "granularity of device memory", error))
         return error->status;
     *rounded = (bytes + unit - 1) / unit * unit;
     return EPD_OK;
@@ -133,10 +60,10 @@ static enum epd_status map_at(CUdeviceptr at, uint64_t bytes, CUmemGenericAlloca
 {
     CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device},
                               .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
-    if (cuda_check(driver.cuMemMap(at, bytes, 0, handle, 0), "buffer: mapping", error))
+    if (driver_result(driver()->cuMemMap(at, bytes, 0, handle, 0), "buffer: mapping", error))
         return error->status;
-    if (cuda_check(driver.cuMemSetAccess(at, bytes, &access, 1), "buffer: access", error)) {
-        (void)driver.cuMemUnmap(at, bytes);
+    if (driver_result(driver()->cuMemSetAccess(at, bytes, &access, 1), "buffer: access", error)) {
+        (void)driver()->cuMemUnmap(at, bytes);
         return error->status;
     }
     return EPD_OK;
@@ -146,10 +73,10 @@ static enum epd_status map_handle(CUmemGenericAllocationHandle handle, uint64_t 
                                   CUdeviceptr *data, struct epd_error *error)
 {
     CUdeviceptr at;
-    if (cuda_check(driver.cuMemAddressReserve(&at, bytes, 0, 0, 0), "buffer: address space", error))
+    if (driver_result(driver()->cuMemAddressReserve(&at, bytes, 0, 0, 0), "buffer: address space", error))
         return error->status;
     if (map_at(at, bytes, handle, device, error)) {
-        (void)driver.cuMemAddressFree(at, bytes);
+        (void)driver()->cuMemAddressFree(at, bytes);
         return error->status;
     }
     *data = at;
@@ -158,8 +85,8 @@ static enum epd_status map_handle(CUmemGenericAllocationHandle handle, uint64_t 
 
 static void unmap_rounded(CUdeviceptr at, uint64_t bytes)
 {
-    (void)driver.cuMemUnmap(at, bytes);
-    (void)driver.cuMemAddressFree(at, bytes);
+    (void)driver()->cuMemUnmap(at, bytes);
+    (void)driver()->cuMemAddressFree(at, bytes);
 }
 
 static enum epd_status import_fd(int fd, uint64_t bytes, CUdevice *device, uint64_t *rounded,
@@ -167,9 +94,9 @@ static enum epd_status import_fd(int fd, uint64_t bytes, CUdevice *device, uint6
 {
     if (driver_check(error) || current_device(device, error) || rounded_bytes(*device, bytes, rounded, error))
         return error->status;
-    return cuda_check(driver.cuMemImportFromShareableHandle(handle, (void *)(uintptr_t)fd,
-                                                            CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
-                      "buffer: import", error);
+    return driver_result(driver()->cuMemImportFromShareableHandle(handle, (void *)(uintptr_t)fd,
+                                                                  CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+                         "buffer: import", error);
 }
 
 static enum epd_status cuda_map(int fd, uint64_t bytes, void **data, struct epd_error *error)
@@ -181,7 +108,7 @@ static enum epd_status cuda_map(int fd, uint64_t bytes, void **data, struct epd_
     if (import_fd(fd, bytes, &device, &rounded, &handle, error))
         return error->status;
     enum epd_status status = map_handle(handle, rounded, device, &at, error);
-    (void)driver.cuMemRelease(handle); /* the mapping holds the memory */
+    (void)driver()->cuMemRelease(handle); /* the mapping holds the memory */
     if (status == EPD_OK)
         *data = (void *)(uintptr_t)at;
     return status;
@@ -209,15 +136,15 @@ static enum epd_status cuda_remap(int fd, uint64_t bytes, void *data, struct epd
     if (map_handle(handle, rounded, device, &fresh, error))
         goto release;
     /* A copy inside the device goes on after the call: the old memory stays until it has ended. */
-    if (cuda_check(driver.cuMemcpyDtoD(fresh, old, bytes), "buffer: copy of what it held", error) ||
-        cuda_check(driver.cuStreamSynchronize(NULL), "buffer: copy of what it held", error) ||
-        cuda_check(driver.cuMemUnmap(old, rounded), "buffer: unmapping", error))
+    if (driver_result(driver()->cuMemcpyDtoD(fresh, old, bytes), "buffer: copy of what it held", error) ||
+        driver_result(driver()->cuStreamSynchronize(NULL), "buffer: copy of what it held", error) ||
+        driver_result(driver()->cuMemUnmap(old, rounded), "buffer: unmapping", error))
         goto unmap_fresh;
     (void)!map_at(old, rounded, handle, device, error);
 unmap_fresh:
     unmap_rounded(fresh, rounded);
 release:
-    (void)driver.cuMemRelease(handle);
+    (void)driver()->cuMemRelease(handle);
     return error->status;
 }
 
@@ -228,7 +155,7 @@ static enum epd_status describe_ipc(CUdeviceptr base, struct message_buffer_regi
 {
     CUipcMemHandle handle;
     _Static_assert(sizeof handle == sizeof request->ipc_handle, "an IPC handle is what the wire carries");
-    if (cuda_check(driver.cuIpcGetMemHandle(&handle, base), "buffer: IPC handle", error))
+    if (driver_result(driver()->cuIpcGetMemHandle(&handle, base), "buffer: IPC handle", error))
         return error->status;
     memcpy(request->ipc_handle, &handle, sizeof handle);
     request->kind = EPD_MEMORY_CUDA_IPC;
@@ -239,12 +166,12 @@ static enum epd_status describe_vmm(void *data, struct message_buffer_register *
                                     struct epd_error *error)
 {
     CUmemGenericAllocationHandle handle;
-    if (cuda_check(driver.cuMemRetainAllocationHandle(&handle, data), "buffer: VMM allocation", error))
+    if (driver_result(driver()->cuMemRetainAllocationHandle(&handle, data), "buffer: VMM allocation", error))
         return error->status;
-    enum epd_status status = cuda_check(
-        driver.cuMemExportToShareableHandle(fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+    enum epd_status status = driver_result(
+        driver()->cuMemExportToShareableHandle(fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
         "buffer: export", error);
-    (void)driver.cuMemRelease(handle);
+    (void)driver()->cuMemRelease(handle);
     request->kind = EPD_MEMORY_CUDA_VMM;
     return status;
 }
@@ -259,14 +186,15 @@ static enum epd_status cuda_range(const void *data, struct epd_memory_range *ran
     CUuuid uuid;
     if (driver_check(error))
         return error->status;
-    if (driver.cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, at) != CUDA_SUCCESS ||
-        driver.cuMemGetAddressRange(&base, &bytes, at) != CUDA_SUCCESS)
+    if (driver()->cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, at) != CUDA_SUCCESS ||
+        driver()->cuMemGetAddressRange(&base, &bytes, at) != CUDA_SUCCESS)
         return error_set(error, EPD_INVALID_ARGUMENT, "buffer %p: not device memory of this process", data);
-    if (cuda_check(driver.cuDeviceGetUuid(&uuid, ordinal), "buffer: device", error) ||
-        cuda_check(driver.cuPointerGetAttribute(&legacy, CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE, at),
-                   "buffer: kind of memory", error) ||
-        cuda_check(driver.cuPointerGetAttribute(&id, CU_POINTER_ATTRIBUTE_BUFFER_ID, at),
-                   "buffer: allocation id", error))
+    if (driver_result(driver()->cuDeviceGetUuid(&uuid, ordinal), "buffer: device", error) ||
+        driver_result(
+            driver()->cuPointerGetAttribute(&legacy, CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE, at),
+            "buffer: kind of memory", error) ||
+        driver_result(driver()->cuPointerGetAttribute(&id, CU_POINTER_ATTRIBUTE_BUFFER_ID, at),
+                      "buffer: allocation id", error))
         return error->status;
     range->base = (void *)(uintptr_t)base;
     range->bytes = bytes;
@@ -306,6 +234,7 @@ struct cuda_words {
     size_t bytes;
     CUdeviceptr words;
     uint64_t completed_before; /* as the page counted when the plan was bound */
+    CUfunction copy;           /* of copy_cuda.h, in the context that the plan was bound in */
 };
 
 static CUdeviceptr word_of(const struct epd_plan *plan, size_t offset)
@@ -334,12 +263,16 @@ static enum epd_status cuda_bind(struct epd_plan *plan, struct epd_error *error)
         goto free_words;
     }
     exchange_capture_mode(&mode);
-    CUresult registered = driver.cuMemHostRegister(
+    CUresult registered = driver()->cuMemHostRegister(
         words->page, page_bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
+    enum epd_status copies = registered == CUDA_SUCCESS ? copy_load(&words->copy, error) : EPD_OK;
     exchange_capture_mode(&mode);
-    if (cuda_check(registered, "plan: flags", error))
+    if (driver_result(registered, "plan: flags", error))
         goto unmap;
-    if (cuda_check(driver.cuMemHostGetDevicePointer(&device_page, words->page, 0), "plan: flags", error))
+    if (copies)
+        goto unregister;
+    if (driver_result(driver()->cuMemHostGetDevicePointer(&device_page, words->page, 0), "plan: flags",
+                      error))
         goto unregister;
     words->words = device_page + (line - start);
     plan->stream_words = words;
@@ -348,7 +281,7 @@ static enum epd_status cuda_bind(struct epd_plan *plan, struct epd_error *error)
     return EPD_OK;
 
 unregister:
-    (void)driver.cuMemHostUnregister(words->page);
+    (void)driver()->cuMemHostUnregister(words->page);
 unmap:
     (void)munmap(words->page, page_bytes);
 free_words:
@@ -361,7 +294,7 @@ static void cuda_unbind(struct epd_plan *plan)
     struct cuda_words *words = plan->stream_words;
     if (!words)
         return;
-    (void)driver.cuMemHostUnregister(words->page);
+    (void)driver()->cuMemHostUnregister(words->page);
     (void)munmap(words->page, words->bytes);
     free(words);
     plan->stream_words = NULL;
@@ -380,9 +313,10 @@ static uint64_t cuda_outstanding(struct epd_plan *plan)
 static enum epd_status write_ready(struct epd_plan *plan, void *stream, uint32_t value,
                                    struct epd_error *error)
 {
-    return cuda_check(driver.cuStreamWriteValue32(stream, word_of(plan, offsetof(struct page_plan, ready)),
-                                                  value, CU_STREAM_WRITE_VALUE_DEFAULT),
-                      "stream: ready flag", error);
+    return driver_result(driver()->cuStreamWriteValue32(stream,
+                                                        word_of(plan, offsetof(struct page_plan, ready)),
+                                                        value, CU_STREAM_WRITE_VALUE_DEFAULT),
+                         "stream: ready flag", error);
 }
 
 /* Behind the wait both words are cleared, in one write, for each operation of a stream takes a microsecond. ready too: a
@@ -397,7 +331,7 @@ static enum epd_status wait_done(struct epd_plan *plan, void *stream, struct epd
     ops[0].waitValue.flags = CU_STREAM_WAIT_VALUE_EQ;
     ops[1].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
     ops[1].writeValue.address = word_of(plan, offsetof(struct page_plan, ready));
-    return cuda_check(driver.cuStreamBatchMemOp(stream, 2, ops, 0), "stream: wait for done", error);
+    return driver_result(driver()->cuStreamBatchMemOp(stream, 2, ops, 0), "stream: wait for done", error);
 }
 
 /* From idle, what the page counts now is what came before. */
@@ -469,17 +403,11 @@ static enum epd_status cuda_capture(struct epd_plan *plan, void *stream, struct 
     return write_ready(plan, stream, 1, error) ? error->status : wait_done(plan, stream, error);
 }
 
-static enum epd_status cuda_copy(const struct epd_copy *copies, uint32_t n_copies, void *stream,
-                                 struct epd_error *error)
+static enum epd_status cuda_copy(const struct epd_plan *plan, const struct epd_copy *copies,
+                                 uint32_t n_copies, void *stream, struct epd_error *error)
 {
-    for (uint32_t i = 0; i < n_copies; i++)
-        if (copies[i].bytes > 0 && copies[i].to != copies[i].from &&
-            cuda_check(driver.cuMemcpyDtoDAsync((CUdeviceptr)(uintptr_t)copies[i].to,
-                                                (CUdeviceptr)(uintptr_t)copies[i].from, copies[i].bytes,
-                                                stream),
-                       "stream: copy", error))
-            return error->status;
-    return EPD_OK;
+    const struct cuda_words *words = plan->stream_words;
+    return copy_enqueue(words->copy, copies, n_copies, stream, error);
 }
 
 static enum epd_status cuda_arm(struct epd_plan *plan, uint32_t n_launches, struct epd_error *error)

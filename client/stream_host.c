@@ -153,10 +153,10 @@ static enum epd_status host_capture(struct epd_plan *plan, void *stream, struct 
     return host_unsupported("epd_plan_capture", error);
 }
 
-static enum epd_status host_copy(const struct epd_copy *copies, uint32_t n_copies, void *stream,
-                                 struct epd_error *error)
+static enum epd_status host_copy(const struct epd_plan *plan, const struct epd_copy *copies,
+                                 uint32_t n_copies, void *stream, struct epd_error *error)
 {
-    (void)copies, (void)n_copies, (void)stream;
+    (void)plan, (void)copies, (void)n_copies, (void)stream;
     return host_unsupported("epd_plan_step", error);
 }
 

@@ -4,7 +4,9 @@
 
 One JSON line per case and implementation: milliseconds of the slowest rank (median and p99 of the iterations, CUDA events) of
 forward without grad and of forward + backward, microseconds of the client's host for a forward (one after the other, and the
-first of them alone) and for a forward + backward, and the GPU memory that the case took, all processes of the GPU together.
+first of them alone) and for a forward + backward, with the shares of letting the last gradients go, of forward and of backward
+in it and what PyTorch's autograd takes for a function that only allocates the same results, and the GPU memory that the case
+took, all processes of the GPU together.
 All have the same weights and inputs: "difference" is that of the output and of the gradient of x to epd's, relative to its rms,
 and more than MAX_DIFFERENCE fails the run. DeepEP is left out, with a word, where it cannot be imported.
 """
@@ -39,6 +41,19 @@ MIB = 1 << 20
 MAX_DIFFERENCE = 0.05
 
 
+class Allocates(torch.autograd.Function):
+    """A layer that only makes its results: what is left is PyTorch's own."""
+
+    @staticmethod
+    def forward(ctx, *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.tensors = tensors
+        return torch.empty_like(tensors[0])
+
+    @staticmethod
+    def backward(ctx, dout: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.tensors)
+
+
 class Case:
     """Inputs and timing of one case."""
 
@@ -69,6 +84,24 @@ class Case:
         out = module(self.x, self.idx, self.weights)
         out.backward(self.dout)
         return out
+
+    def nothing(self, module: torch.nn.Module) -> None:
+        """As :meth:`both`, by a layer that computes nothing."""
+        self.x.grad = self.weights.grad = None
+        module.zero_grad(set_to_none=True)
+        Allocates.apply(self.x, self.weights, *module.parameters()).backward(self.dout)
+
+    def shares(self, module: torch.nn.Module) -> tuple[float, float, float]:
+        """As :meth:`both`: the host's microseconds of letting the last gradients go, of forward and of backward."""
+        begin = time.perf_counter()
+        self.x.grad = self.weights.grad = None
+        module.zero_grad(set_to_none=True)
+        let_go = time.perf_counter()
+        out = module(self.x, self.idx, self.weights)
+        forward = time.perf_counter()
+        out.backward(self.dout)
+        backward = time.perf_counter()
+        return (let_go - begin) * 1e6, (forward - let_go) * 1e6, (backward - forward) * 1e6
 
     def difference(self, module: torch.nn.Module) -> float:
         """Of one step to that of the first implementation asked for, the largest of the ranks."""
@@ -117,6 +150,18 @@ def host_us(run: Callable[[], object], n: int, burst: int) -> float:
     return max(slowest([statistics.median(times)]))
 
 
+def host_shares(case: Case, module: torch.nn.Module, n: int) -> list[float]:
+    """Of :meth:`Case.shares` in bursts of four, the medians of the slowest rank."""
+    found = []
+    for _ in range(n):
+        torch.cuda.synchronize()
+        dist.barrier()
+        torch.cuda.synchronize()
+        found += [case.shares(module) for _ in range(4)]
+    torch.cuda.synchronize()
+    return slowest([statistics.median(share) for share in zip(*found, strict=True)])
+
+
 def used_bytes() -> int:
     free, total = torch.cuda.mem_get_info()
     return total - free
@@ -143,6 +188,8 @@ def measure(case: Case, label: str, make: Callable[[], torch.nn.Module], n: int,
     host_first, host = (host_us(lambda: case.forward(module), n_host, burst) for burst in (1, 16))
     both, both_p99 = timed(lambda: case.both(module), 5, n)
     host_both = host_us(lambda: case.both(module), n_host, 4)
+    host_nothing = host_us(lambda: case.nothing(module), n_host, 4)
+    shares = host_shares(case, module, n_host)
     line = {
         "bench": "torch_layer",
         "case": case.name,
@@ -155,6 +202,8 @@ def measure(case: Case, label: str, make: Callable[[], torch.nn.Module], n: int,
         "host_forward_us": round(host, 1),
         "host_forward_first_us": round(host_first, 1),
         "host_forward_backward_us": round(host_both, 1),
+        "host_shares_us": [round(share, 1) for share in shares],
+        "host_autograd_us": round(host_nothing, 1),
         "gpu_memory_mib": round(max(slowest([float(used_bytes() - before)])) / MIB),
         "client_peak_mib": round(torch.cuda.max_memory_allocated() / MIB),
         "difference": round(difference, 4),

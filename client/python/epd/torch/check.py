@@ -40,11 +40,11 @@ def routing(topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, n_tokens:
     for name, tensor in (("topk_idx", topk_idx), ("topk_weights", topk_weights)):
         if tensor is not None and tensor.device != device:
             raise ValueError(f"{name}: device {tensor.device}, want {device}")
-    if tuple(topk_idx.shape) != (n_tokens, top_k):
+    if topk_idx.shape != (n_tokens, top_k):
         raise ValueError(f"topk_idx: shape {tuple(topk_idx.shape)}, want ({n_tokens}, {top_k})")
     if topk_idx.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"topk_idx: dtype {topk_idx.dtype}, want torch.int32 or torch.int64")
-    if topk_weights is not None and tuple(topk_weights.shape) != (n_tokens, top_k):
+    if topk_weights is not None and topk_weights.shape != (n_tokens, top_k):
         raise ValueError(f"topk_weights: shape {tuple(topk_weights.shape)}, want ({n_tokens}, {top_k})")
     if topk_weights is not None and not topk_weights.dtype.is_floating_point:
         raise ValueError(f"topk_weights: dtype {topk_weights.dtype}, want a floating-point one")

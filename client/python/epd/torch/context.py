@@ -44,7 +44,7 @@ class Weights:
         return tuple([tensor.data_ptr() for tensor in self.all])
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)  # not frozen: one is made in each backward
 class Gradients:
     """Where weight gradients go: like :class:`Weights`, empty or None what is not wanted."""
 

@@ -45,7 +45,9 @@ class Group:
         self._barrier: Plan | None = None
         self._thread = threading.local()
         self._local: LocalPlans | None = None
-        self._last_streams: dict[Group, torch.cuda.Stream] = {}
+        self._device_index = device.index
+        self._last_streams: dict[Group, torch.cuda.Stream] = {}  # this group's alone, as a graph has those of several
+        self._last_raw: int | None = None  # the same as a number
 
     @property
     def info(self) -> GroupInfo:
@@ -85,22 +87,29 @@ class Group:
         """One step of a plan, in the order of the current stream. Raises how an earlier step of it has failed."""
         self._launcher(plan)
 
-    def follow(self) -> int | None:
+    def follow(self) -> tuple[int | None, CUDAGraph | None]:
         """Lets the current stream wait for the group's last stream, where that is another one: staging is shared.
 
         While a graph is captured the order of its own streams counts, and its replays come here. Returns the stream as a
-        number, None while a graph is captured and on the host backend.
+        number, None while a graph is captured and on the host backend, and that graph.
         """
         if not self._is_cuda:
-            return None
-        graph, raw = capturing_graph(), raw_stream(self.device.index)
-        streams = self._last_streams if graph is None else graph.last_streams
+            return None, None
+        graph, raw = capturing_graph(), raw_stream(self._device_index)
+        if graph is not None:
+            self._follow(graph.last_streams, raw)
+            return None, graph
+        if raw != self._last_raw:
+            self._follow(self._last_streams, raw)
+            self._last_raw = raw
+        return raw, None
+
+    def _follow(self, streams: dict[Group, torch.cuda.Stream], raw: int) -> None:
         last = streams.get(self)
         if last is None or last.cuda_stream != raw:
             streams[self] = torch.cuda.current_stream(self.device)
             if last is not None:
                 streams[self].wait_stream(last)
-        return raw if graph is None else None
 
     def activate(self) -> None:
         """Makes the GPU's context current on this thread, which may be one of autograd's: addresses are looked up in it."""

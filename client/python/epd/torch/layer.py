@@ -71,7 +71,7 @@ class Layer:
         then the buffer itself. Raises ValueError where they, or the inputs, are not what is wanted, and the subclasses of
         :class:`epd.Error`; those of a step that failed are raised by a later call, as the stream is not waited for.
         """
-        tokens = x.reshape(-1, x.shape[-1])
+        tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])  # a view would be a node of autograd's
         self._check(tokens, topk_idx, topk_weights, out, grad_input)
         self.bind(weights)
         parameters = weights.all
@@ -100,8 +100,9 @@ class Layer:
         self, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, out: torch.Tensor | None
     ) -> torch.Tensor:
         """Forward that saves nothing."""
-        plan = self._inference.plan(x.shape[0], self.group.capturing())
-        return self._step_forward(plan, self.group.staging, x, topk_idx, topk_weights, out)
+        stream, graph = self.group.follow()
+        plan = self._inference.plan(x.shape[0], graph)
+        return self._step_forward(plan, stream, self.group.staging, x, topk_idx, topk_weights, out)
 
     def forward(
         self, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor | None, out: torch.Tensor | None
@@ -109,13 +110,20 @@ class Layer:
         """Forward that keeps what its backward needs, and the lease of that."""
         lease = self._pool.lease()
         context = lease.context()
-        context.reserved |= self.group.capturing() is not None
+        stream, graph = self.group.follow()
+        context.reserved |= graph is not None
         context.set_tokens(x.shape[0])
-        return self._step_forward(context.forward, context.inputs, x, topk_idx, topk_weights, out), lease
+        return self._step_forward(context.forward, stream, context.inputs, x, topk_idx, topk_weights, out), lease
 
     def backward(
-        self, lease: Lease, dout: torch.Tensor, weights: Weights, wants_dx: bool, grad_input: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor, Gradients | None]:
+        self,
+        lease: Lease,
+        dout: torch.Tensor,
+        weights: Weights,
+        wants_dx: bool,
+        grad_input: torch.Tensor | None,
+        wants_d_weights: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, Gradients | None]:
         """dx, d_weights [T, K] f32 and fresh weight gradients, where these are not added to main_grad or delayed."""
         context = lease.context()
         wanted = wanted_gradients(weights)
@@ -123,7 +131,7 @@ class Layer:
         if not any(wanted):
             into = Gradients()
         plan = context.backward(into, wants_dx)
-        dx, d_weights = self._step_backward(plan, dout, wants_dx, grad_input)
+        dx, d_weights = self._step_backward(plan, dout, wants_dx, grad_input, wants_d_weights)
         if into is not None:
             lease.end()
             return dx, d_weights, None
@@ -171,16 +179,17 @@ class Layer:
     def _step_forward(
         self,
         plan: Plan,
+        stream: int | None,
         staging: Any,
         x: torch.Tensor,
         topk_idx: torch.Tensor,
         topk_weights: torch.Tensor | None,
         out: torch.Tensor | None,
     ) -> torch.Tensor:
+        """One step on the stream, which follows the group's last; None: copied by PyTorch."""
         n_tokens = x.shape[0]
-        stream = self.group.follow()
         # An alias, for autograd makes its result a part of the graph, and the caller's buffer must not become one.
-        result = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out.detach()
+        result = _empty_like(x) if out is None else out.detach()
         if stream is None or topk_weights is None:
             return self._copy_and_launch(plan, staging.views(n_tokens), x, topk_idx, topk_weights, result)
         tokens, idx, probs = _plain(x, x.dtype), _plain(topk_idx, torch.int64), _plain(topk_weights, torch.float32)
@@ -206,32 +215,43 @@ class Layer:
         return result.copy_(tokens_out)
 
     def _step_backward(
-        self, plan: Plan, dout: torch.Tensor, wants_dx: bool, grad_input: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        self,
+        plan: Plan,
+        dout: torch.Tensor,
+        wants_dx: bool,
+        grad_input: torch.Tensor | None,
+        wants_d_weights: bool,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """dx and d_weights of one step."""
         staging, n_tokens = self.group.staging, dout.shape[0]
-        stream = self.group.follow()
-        d_weights = torch.empty((n_tokens, self.group.sizes.top_k), dtype=torch.float32, device=dout.device)
-        dx = None
+        stream, _ = self.group.follow()
+        d_weights = dx = None
+        if wants_d_weights:
+            d_weights = torch.empty((n_tokens, self.group.sizes.top_k), dtype=torch.float32, device=dout.device)
         if wants_dx:
-            dx = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device) if grad_input is None else grad_input.detach()
+            dx = _empty_like(dout) if grad_input is None else grad_input.detach()
         if stream is None:
             tokens_in, tokens_out, _, _, staged_weights = staging.views(n_tokens)
             tokens_in.copy_(dout)
             self.group.launch(plan)
-            return None if dx is None else dx.copy_(tokens_out), d_weights.copy_(staged_weights)
+            return (
+                None if dx is None else dx.copy_(tokens_out),
+                None if d_weights is None else d_weights.copy_(staged_weights),
+            )
         given = _plain(dout, self.group.sizes.dtype)
-        places = [given.data_ptr(), d_weights.data_ptr()] + ([] if dx is None else [dx.data_ptr()])
-        plan.step(stream, staging.backward_copies.array(n_tokens, *places), 1, len(places) - 1)
+        copies = staging.backward_copies.array(
+            n_tokens,
+            given.data_ptr(),
+            0 if d_weights is None else d_weights.data_ptr(),
+            0 if dx is None else dx.data_ptr(),
+        )
+        plan.step(stream, copies, 1, 2)
         return dx if dx is None or grad_input is None else _written(dx), d_weights
 
     def _fresh_gradients(self, lease: Lease, plan: Plan, weights: Weights, wanted: tuple[bool, ...]) -> Gradients:
         """The weight gradients of a backward, on a stream that follows the group's last."""
 
-        def like(tensor: torch.Tensor) -> torch.Tensor:
-            return self.group.memory.empty(tuple(tensor.shape), tensor.dtype)
-
-        w1, w2, b1, b2 = wanted
+        like, (w1, w2, b1, b2) = self.group.memory.empty_like, wanted
         into = Gradients(
             dw1=tuple(like(t) for t in weights.w1) if w1 else (),
             dw2=tuple(like(t) for t in weights.w2) if w2 else (),
@@ -258,6 +278,13 @@ class Layer:
             check.buffer(out, "out", shape, sizes.dtype, device)
         if grad_input is not None:
             check.buffer(grad_input, "grad_input", shape, sizes.dtype, device)
+
+
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Uninitialised, contiguous, of the shape, dtype and device of another."""
+    if tensor.is_contiguous():
+        return torch.empty_like(tensor)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -289,9 +316,9 @@ def main_gradients(weights: Weights, wanted: tuple[bool, ...]) -> Gradients | No
     def of(tensor: torch.Tensor | None, wanted_here: bool) -> torch.Tensor | None:
         return getattr(tensor, "main_grad", None) if wanted_here else None
 
-    trained = [t for t, on in zip((weights.w1[0], weights.w2[0], weights.b1, weights.b2), wanted, strict=True) if on]
-    have = [hasattr(tensor, "main_grad") for tensor in trained]
-    if not any(have):
+    firsts = weights.w1[0], weights.w2[0], weights.b1, weights.b2
+    have = [hasattr(tensor, "main_grad") for tensor, on in zip(firsts, wanted, strict=True) if on]
+    if True not in have:
         return None
     if not all(have):
         raise ValueError("main_grad: some of the layer's trained weights have it and some have not, want all or none")
@@ -344,6 +371,9 @@ class _Moe(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         request, needs = ctx.request, ctx.needs_input_grad
-        dx, d_weights, grads = request.layer.backward(ctx.lease, dout, request.weights, needs[1], request.grad_input)
-        weights_grad = d_weights.to(ctx.weights_dtype) if needs[3] else None
-        return (None, dx, None, weights_grad, *spread(grads, request.weights))
+        dx, d_weights, grads = request.layer.backward(
+            ctx.lease, dout, request.weights, needs[1], request.grad_input, needs[3]
+        )
+        if d_weights is not None and d_weights.dtype is not ctx.weights_dtype:
+            d_weights = d_weights.to(ctx.weights_dtype)
+        return (None, dx, None, d_weights, *spread(grads, request.weights))

@@ -49,6 +49,10 @@ class Memory:
         """An uninitialised tensor that plans can be bound to."""
         raise NotImplementedError
 
+    def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As :meth:`empty`, of the shape and dtype of another one."""
+        return self.empty(tuple(tensor.shape), tensor.dtype)
+
     def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
         """The buffer that the tensor lies in, and the offset of its first byte."""
         raise NotImplementedError
@@ -110,6 +114,11 @@ class CudaMemory(Memory):
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device == self.device and tensor.is_contiguous():
+            return torch.empty_like(tensor)
+        return self.empty(tuple(tensor.shape), tensor.dtype)
 
     def mark(self, tensor: torch.Tensor) -> object:
         address = tensor.data_ptr()

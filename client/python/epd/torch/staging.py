@@ -33,7 +33,7 @@ class Copies:
 
     def __init__(self, into: tuple[torch.Tensor, ...], out_of: tuple[torch.Tensor, ...]) -> None:
         self._staged = into + out_of
-        self._n_tokens = -1
+        self._n_tokens, self._has_gaps = -1, False
         self._words = (c.c_uint64 * (3 * len(self._staged)))()  # of each: to, from, bytes
         self._array = c.cast(self._words, c.POINTER(structs.epd_copy))
         for i, tensor in enumerate(self._staged):
@@ -41,13 +41,13 @@ class Copies:
         self._open = tuple(3 * i + (i < len(into)) for i in range(len(self._staged)))
 
     def array(self, n_tokens: int, *others: int) -> Any:
-        """The copies of n_tokens rows from and to the other addresses; valid until the next call."""
-        words = self._words
-        if n_tokens != self._n_tokens:
+        """The copies of n_tokens rows from and to the other addresses, none where that is 0; valid until the next call."""
+        words, has_gaps = self._words, 0 in others
+        if n_tokens != self._n_tokens or has_gaps or self._has_gaps:
             for i, tensor in enumerate(self._staged):
-                words[3 * i + 2] = n_tokens * tensor.stride(0) * tensor.element_size()
-            self._n_tokens = n_tokens
-        for place, address in zip(self._open, others):  # noqa: B905  the last ones may be left out
+                words[3 * i + 2] = n_tokens * tensor.stride(0) * tensor.element_size() if others[i] else 0
+            self._n_tokens, self._has_gaps = n_tokens, has_gaps
+        for place, address in zip(self._open, others, strict=True):
             words[place] = address
         return self._array
 

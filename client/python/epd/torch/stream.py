@@ -22,6 +22,7 @@ def raw_stream(device_index: int) -> int:
 
 # Without making a Stream object, which the step path needs only when the stream has changed.
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+_is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
 
 
 class Launcher:
@@ -60,7 +61,7 @@ def end_capture(graph: CUDAGraph) -> None:
 
 def capturing_graph() -> CUDAGraph | None:
     """The graph that the current CUDA stream is capturing. Raises RuntimeError if that is none of epd's."""
-    if not torch.cuda.is_current_stream_capturing():
+    if not _is_capturing():
         return None
     if not _capturing:
         raise RuntimeError(
