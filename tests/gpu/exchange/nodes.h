@@ -14,7 +14,7 @@
 enum rail_mode { RAIL_TRUE, RAIL_VOID, RAIL_LIES };
 
 /* Parts of a swap. */
-#define NODES_MAX_PARTS 3
+#define NODES_MAX_PARTS 4
 
 struct nodes;
 

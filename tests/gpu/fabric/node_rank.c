@@ -313,11 +313,11 @@ static double section(double bytes)
     return ceil(bytes / 256) * 256;
 }
 
-/* Of a static plan, both ways, of one rank in one launch: frames as kernels/cuda/hop.h lays them out, whole with the routing,
- * their rows alone where it is known, rows and scalars back; and what the rank has come to. */
+/* Of a static plan, both ways, of one rank in one launch: heads and counts as kernels/cuda/hop.h lays them out, experts, weights
+ * and rows with the routing, rows alone where it is known, rows and scalars back; and what the rank has come to. */
 static double static_bytes(const struct layer *layer, int backward)
 {
-    const double choices = section(4.0 * NODE_T * NODE_K), rows = section(2.0 * NODE_T * NODE_H);
+    const double choices = 4.0 * NODE_T * NODE_K, rows = 2.0 * NODE_T * NODE_H;
     const double routed = 256 + section(4.0 * NODE_E) + 2 * choices + rows;
     const double there = backward ? rows : routed, back = backward ? choices + rows : rows;
     return 2 * (layer->options->n_nodes - 1.0) * (there + back + (double)sizeof(struct hop_report));
