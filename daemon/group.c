@@ -28,8 +28,11 @@ void group_hold(struct group *group)
     group->n_refs++;
 }
 
-static void give_queues(struct group *group)
+static void give_back(struct group *group)
 {
+    if (group->left_bytes) /* with queues, so the account is there */
+        quota_give_left(group->account, QUOTA_HEAP_BYTES, group->left_bytes);
+    group->left_bytes = 0;
     for (uint32_t i = 0; i < EPD_MAX_DEVICES; i++) {
         const uint32_t n = group->queues[i];
         group->queues[i] = 0;
@@ -45,7 +48,7 @@ static void on_timer_closed(uv_handle_t *handle)
     if (group->team)
         team_destroy(group->team);
     group_span_destroy(group);
-    give_queues(group);
+    give_back(group);
     list_remove(&group->in_worker);
     registry_remove(&group->worker->registry, REGISTRY_GROUP, group->id);
     load_fini(&group->load);

@@ -41,6 +41,18 @@ static enum epd_status take_quotas(struct member *member, struct epd_error *erro
     return EPD_OK;
 }
 
+void member_count_heap(struct member *member)
+{
+    struct quota *quota = &member->session->quota;
+    const struct team *team = member->group->team;
+    const uint64_t now = team ? team_heap_bytes(team, member->rank) : 0;
+    if (now >= member->heap_bytes)
+        quota_count(quota, QUOTA_HEAP_BYTES, now - member->heap_bytes);
+    else
+        quota_give(quota, QUOTA_HEAP_BYTES, member->heap_bytes - now);
+    member->heap_bytes = now;
+}
+
 static int shares_device(const struct member *member)
 {
     const struct group *group = member->group;
@@ -58,6 +70,9 @@ static void give_quotas(struct member *member)
     const uint32_t n_shared = rail_queues(group) + (shares_device(member) ? 0 : 1);
     quota_give(&member->session->quota, QUOTA_GROUPS, 1);
     quota_give_queues(&member->session->quota, member->device_idx, member->n_queues);
+    member_count_heap(member);
+    quota_leave(&member->session->quota, QUOTA_HEAP_BYTES, member->heap_bytes);
+    group->left_bytes += member->heap_bytes;
     if (group->team || (group->span && group->span->rails))
         return;
     group->queues[member->device_idx] -= n_shared;
@@ -175,8 +190,8 @@ void member_leave(struct member *member, const struct epd_error *why, int on_pur
 {
     struct group *group = member->group;
     struct epd_error lost;
-    const int orderly = on_purpose && !group_asked(group);
     const int32_t blamed = name_loss(member, why, &lost) ? (int32_t)member->rank : -1;
+    const int orderly = on_purpose && blamed >= 0 && !group_asked(group);
     group_hold(group);
     fail_queued(member, why,
                 blamed); /* before the group tells everybody that this rank is gone: it is not, to itself */

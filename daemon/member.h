@@ -13,6 +13,7 @@ struct member {
     struct list plans; /* struct rank_plan */
     uint32_t rank, device_idx;
     uint32_t n_queues;        /* of the device, counted against the session */
+    uint64_t heap_bytes;      /* that its plans hold on the device (scratch, routing, contexts), as counted */
     uint64_t join_request_id; /* of the join that is not answered yet */
 
     struct launch_queue queue;
@@ -36,6 +37,8 @@ EPD_MUST_CHECK enum epd_status member_create(struct group *group, struct session
  * daemon that ends (EPD_DRAINING, EPD_RESTARTED): then no rank is to blame; or, where another node is lost, of that.
  * on_purpose: it has asked for it. */
 void member_leave(struct member *member, const struct epd_error *why, int on_purpose);
+/* Counts anew what its plans hold: some is made with the first plan that needs it, and stays until the group is gone. */
+void member_count_heap(struct member *member);
 /* Frees a member that never became part of an open group. */
 void member_destroy(struct member *member);
 

@@ -131,10 +131,12 @@ void quota_close(struct accounts *accounts, struct quota *quota)
     quota->account = NULL;
 }
 
-enum epd_status quota_take(struct accounts *accounts, const struct config *config, struct quota *quota,
-                           enum quota_kind kind, uint64_t amount, struct epd_error *error)
+/* Whether so much more would do. */
+static enum epd_status check_room(struct accounts *accounts, const struct config *config,
+                                  const struct quota *quota, enum quota_kind kind, uint64_t amount,
+                                  struct epd_error *error)
 {
-    struct account *account = quota->account;
+    const struct account *account = quota->account;
     assert(kind < QUOTA_KIND_COUNT);
     const uint64_t own = session_limit(config, kind), shared = uid_limit(config, kind);
     if (!fits(quota->used[kind], amount, own)) {
@@ -149,9 +151,40 @@ enum epd_status quota_take(struct accounts *accounts, const struct config *confi
                          "%s of uid %u: %" PRIu64 " held, %" PRIu64 " more wanted, at most %" PRIu64,
                          names[kind], account->uid, account->used[kind], amount, bound(shared));
     }
-    quota->used[kind] += amount;
-    account->used[kind] += amount;
     return EPD_OK;
+}
+
+enum epd_status quota_take(struct accounts *accounts, const struct config *config, struct quota *quota,
+                           enum quota_kind kind, uint64_t amount, struct epd_error *error)
+{
+    if (check_room(accounts, config, quota, kind, amount, error) != EPD_OK)
+        return error->status;
+    quota_count(quota, kind, amount);
+    return EPD_OK;
+}
+
+enum epd_status quota_check(struct accounts *accounts, const struct config *config, const struct quota *quota,
+                            enum quota_kind kind, struct epd_error *error)
+{
+    return check_room(accounts, config, quota, kind, 0, error);
+}
+
+void quota_count(struct quota *quota, enum quota_kind kind, uint64_t amount)
+{
+    quota->used[kind] += amount;
+    quota->account->used[kind] += amount;
+}
+
+void quota_leave(struct quota *quota, enum quota_kind kind, uint64_t amount)
+{
+    assert(quota->used[kind] >= amount);
+    quota->used[kind] -= amount;
+}
+
+void quota_give_left(struct account *account, enum quota_kind kind, uint64_t amount)
+{
+    assert(account->used[kind] >= amount);
+    account->used[kind] -= amount;
 }
 
 void quota_give(struct quota *quota, enum quota_kind kind, uint64_t amount)

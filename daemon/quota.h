@@ -62,6 +62,15 @@ EPD_MUST_CHECK enum epd_status quota_take(struct accounts *accounts, const struc
                                           struct quota *quota, enum quota_kind kind, uint64_t amount,
                                           struct epd_error *error);
 void quota_give(struct quota *quota, enum quota_kind kind, uint64_t amount);
+/* What is there already, and is counted whether or not a limit allows it. */
+void quota_count(struct quota *quota, enum quota_kind kind, uint64_t amount);
+/* EPD_QUOTA names the limit that what is held exceeds. */
+EPD_MUST_CHECK enum epd_status quota_check(struct accounts *accounts, const struct config *config,
+                                           const struct quota *quota, enum quota_kind kind,
+                                           struct epd_error *error);
+/* The session gives it up, the uid holds it still; and then the uid. */
+void quota_leave(struct quota *quota, enum quota_kind kind, uint64_t amount);
+void quota_give_left(struct account *account, enum quota_kind kind, uint64_t amount);
 /* Queues of a device (ep/node.h), of which a GPU has few; limited device by device. A session takes n_own for its rank of a
  * group; n_shared of them are new to the uid: what ranks of one group share counts once there, and until the group is gone.
  * The error names the device, who holds how many, and the key of the limit. */

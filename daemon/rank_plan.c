@@ -38,12 +38,21 @@ static void release_memory(struct rank_plan *plan)
     plan->saved_bytes = 0;
 }
 
+/* Of the rank that the plan is, or was, of; if it has not left. */
+static void count_heap(const struct rank_plan *plan)
+{
+    struct member *member = plan->group->members[plan->rank];
+    if (member && member->session == plan->session)
+        member_count_heap(member);
+}
+
 /* ep has nothing of this plan any more. */
 static void free_plan(struct rank_plan *plan)
 {
     struct session *session = plan->session;
     struct group *group = plan->group;
     release_memory(plan);
+    count_heap(plan);
     session_flag_release(session, plan->flag_idx);
     free(plan);
     group_release(group);
@@ -141,7 +150,11 @@ static enum epd_status accept_made(struct rank_plan *plan, const struct epd_erro
     *error = *result;
     if (error->status != EPD_OK)
         return error->status;
-    enum epd_status status = failpoint_hit(&plan->session->worker->failpoints, "plan_ready", error);
+    struct worker *worker = plan->session->worker;
+    enum epd_status status = failpoint_hit(&worker->failpoints, "plan_ready", error);
+    if (status == EPD_OK)
+        status =
+            quota_check(&worker->accounts, &worker->config, &plan->session->quota, QUOTA_HEAP_BYTES, error);
     if (status == EPD_OK)
         status = take_saved(plan, error);
     if (status == EPD_OK && !plan->joint)
@@ -154,6 +167,7 @@ static void on_plan(void *arg, struct plan *made, const struct epd_error *result
     struct rank_plan *plan = arg;
     plan->plan = made;
     plan->job = 0;
+    count_heap(plan); /* also where it was not made: what it shares with others may have been */
     if (plan->state == RANK_PLAN_ENDING) { /* its session or group ended meanwhile */
         if (made)
             plan_destroy(made, on_gone, plan);
@@ -306,8 +320,12 @@ static enum epd_status create_entry(struct member *member, uint64_t request_id,
                                .op = request->op,
                                .rank = member->rank,
                                .max_tokens = tokens_of(request)};
+    /* What it takes is known when it is made: who holds more than he may gets no more. */
+    member_count_heap(member);
     enum epd_status status =
-        quota_take(&worker->accounts, &worker->config, &session->quota, QUOTA_PLANS, 1, error);
+        quota_check(&worker->accounts, &worker->config, &session->quota, QUOTA_HEAP_BYTES, error);
+    if (status == EPD_OK)
+        status = quota_take(&worker->accounts, &worker->config, &session->quota, QUOTA_PLANS, 1, error);
     if (status != EPD_OK)
         goto free_plan;
     status = session_flag_acquire(session, &plan->flag_idx, error);

@@ -19,6 +19,7 @@
 #define N_HELD       600
 #define SPARE_FDS    12
 #define N_GREEDY     40
+#define HEAP_LIMIT   (1024 * 1024) /* of a session: start() */
 
 static struct daemon_process epd_daemon;
 static struct bystander bystander;
@@ -281,6 +282,64 @@ START_TEST(memory_that_a_destroyed_plan_keeps_counts_until_it_is_gone)
 }
 END_TEST
 
+static long long heap_of_all(void)
+{
+    json_t *clients = control_ask(epd_daemon.control_path, CONTROL_CLIENTS, NULL);
+    const long long bytes = control_sum(clients, "sessions", "heap_bytes");
+    json_decref(clients);
+    return bytes;
+}
+
+/* What plans hold on a device counts for who made them, as buffers do; and who holds more than it may gets no more of either,
+ * until it gives something back. */
+START_TEST(what_plans_hold_counts_for_who_made_them)
+{
+    struct message_reply_plan plans[2];
+    wire_open(&wire, epd_daemon.socket_path);
+    const long long before_all = heap_of_all();
+    const uint64_t group = wire_join_alone(&wire, "plans");
+    const uint64_t buffers[] = {alloc_buffer(group, 70 * 1024), alloc_buffer(group, 16384)};
+    const long long before_plans = heap_of_all();
+    make_plans(group, buffers, plans);
+    const long long held = heap_of_all() - before_plans;
+    ck_assert_int_gt(held, 0);
+    const long long left = HEAP_LIMIT - (heap_of_all() - before_all);
+    (void)alloc_buffer(group, (uint64_t)left / 4096 * 4096); /* fills it up */
+    struct message alloc = wire_alloc_message(group, 4096);
+    ck_assert_int_eq(wire_call(&wire, &alloc, -1), EPD_QUOTA);
+    ck_assert_msg(strstr(wire.why, "heap_bytes of this session") != NULL, "%s", wire.why);
+    wire_close(&wire);
+    for (int waited = 0; heap_of_all() != before_all; waited++, sleep_ms(1))
+        ck_assert_int_lt(waited, WIRE_DEADLINE_MS);
+}
+END_TEST
+
+/* There is room for less than the plan takes: it is refused when that is known, and works once there is room. */
+START_TEST(a_plan_that_takes_more_than_its_session_may_is_refused)
+{
+    struct message_binding dispatch[] = {
+        {.role = EPD_ROLE_X, .offset = 65536, .dtype = EPD_F32, .n_dims = 2, .shape = {8, 32}},
+        {.role = EPD_ROLE_TOPK_IDX, .dtype = EPD_I64, .n_dims = 2, .shape = {8, 2}},
+        {.role = EPD_ROLE_RECV_X, .offset = 4096, .dtype = EPD_F32, .n_dims = 2, .shape = {64, 32}},
+        {.role = EPD_ROLE_M_SPLITS, .offset = 2048, .dtype = EPD_I64, .n_dims = 1, .shape = {4}}};
+    wire_open(&wire, epd_daemon.socket_path);
+    const uint64_t group = wire_join_alone(&wire, "full");
+    const uint64_t buffer = alloc_buffer(group, 70 * 1024);
+    const uint64_t filler = alloc_buffer(group, HEAP_LIMIT - 72 * 1024);
+    for (int i = 0; i < 4; i++)
+        dispatch[i].buffer_id = buffer;
+    struct message plan = {
+        .kind = MESSAGE_PLAN_CREATE,
+        .plan_create = {.group_id = group, .op = EPD_OP_DISPATCH, .n_bindings = 4, .bindings = dispatch}};
+    struct message same = plan;
+    ck_assert_int_eq(wire_call(&wire, &plan, -1), EPD_QUOTA);
+    ck_assert_msg(strstr(wire.why, "heap_bytes of this session") != NULL, "%s", wire.why);
+    end_it(MESSAGE_BUFFER_RELEASE, filler);
+    ck_assert_msg(wire_call(&wire, &same, -1) == EPD_OK, "%s", wire.why);
+    wire_close(&wire);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -291,6 +350,8 @@ int main(void)
         every_quota_of_a_session_is_kept_named_and_counted,
         a_small_buffer_counts_as_what_it_takes,
         memory_that_a_destroyed_plan_keeps_counts_until_it_is_gone,
+        what_plans_hold_counts_for_who_made_them,
+        a_plan_that_takes_more_than_its_session_may_is_refused,
     };
     return suite_run("limits", tests, SUITE_COUNT(tests), start, stop);
 }
