@@ -92,31 +92,40 @@ static void put(void *to, const void *from, size_t bytes)
              cudaStreamSynchronize(cudaStreamLegacy) == cudaSuccess);
 }
 
-static void check_rows(const unsigned short *rows, const unsigned short *x)
+/* Says where the first difference is, how many there are, and how the rows were counted. */
+static void check_rows(const char *where, const unsigned short *rows, const unsigned short *x,
+                       const long long *splits)
 {
-    for (int row = 0; row < RAW_ROWS; row++)
-        for (int i = 0; i < RAW_H; i++) {
-            const unsigned short got = rows[row * RAW_H + i], want = x[token_of_row(row) * RAW_H + i];
-            if (got == want)
-                continue;
-            fprintf(stderr, "tokens on GPU 1, dispatched on GPU 0: row %d element %d is %04x, want %04x\n",
-                    row, i, got, want);
-            exit(1);
-        }
+    int first = -1, n_wrong = 0;
+    for (int i = 0; i < RAW_ROWS * RAW_H; i++) {
+        if (rows[i] == x[token_of_row(i / RAW_H) * RAW_H + i % RAW_H])
+            continue;
+        first = first < 0 ? i : first;
+        n_wrong++;
+    }
+    if (!n_wrong)
+        return;
+    fprintf(stderr,
+            "tokens %s, dispatched on GPU 0: %d of %d elements are wrong; row %d element %d is %04x, want "
+            "%04x; splits %lld %lld %lld %lld\n",
+            where, n_wrong, RAW_ROWS * RAW_H, first / RAW_H, first % RAW_H, rows[first],
+            x[token_of_row(first / RAW_H) * RAW_H + first % RAW_H], splits[0], splits[1], splits[2],
+            splits[3]);
+    exit(1);
 }
 
-/* A dispatch whose tokens lie on the other GPU (the buffer registered last): what arrives is right, and nobody is harmed. */
-static void step_on_foreign(struct wire *wire, uint64_t group_id, void *tokens)
+/* A dispatch on GPU 0 of tokens that lie on the current GPU, in the buffer x_id: what arrives is right. */
+static void step_on(struct wire *wire, uint64_t group_id, uint64_t x_id, void *tokens, const char *where)
 {
     unsigned short x[RAW_T * RAW_H], rows[RAW_ROWS * RAW_H];
     int idx[RAW_T * RAW_K];
+    long long splits_host[RAW_E];
     void *idx_data, *recv, *splits;
-    const uint64_t x_id = wire->reply.reply_buffer.buffer_id;
     for (int i = 0; i < RAW_T * RAW_H; i++)
-        x[i] = gpu_bf16(i % 199);
+        x[i] = gpu_bf16(1 + i % 199);
     for (int i = 0; i < RAW_T * RAW_K; i++)
         idx[i] = (i / RAW_K + i % RAW_K) % RAW_E;
-    put(tokens, x, sizeof x); /* GPU 1 is the current one */
+    put(tokens, x, sizeof x);
     const uint64_t idx_id = own_raw(wire, group_id, sizeof idx, &idx_data),
                    recv_id = own_raw(wire, group_id, 64 * RAW_H * 2, &recv),
                    splits_id = own_raw(wire, group_id, RAW_E * 8, &splits);
@@ -137,7 +146,8 @@ static void step_on_foreign(struct wire *wire, uint64_t group_id, void *tokens)
     const struct message_reply_plan reply = wire->reply.reply_plan;
     run_raw(wire, &reply);
     GPU_MUST(cudaMemcpy(rows, recv, sizeof rows, cudaMemcpyDeviceToHost) == cudaSuccess);
-    check_rows(rows, x);
+    GPU_MUST(cudaMemcpy(splits_host, splits, sizeof splits_host, cudaMemcpyDeviceToHost) == cudaSuccess);
+    check_rows(where, rows, x, splits_host);
 }
 
 static void *driver_function(const char *name)
@@ -202,6 +212,8 @@ static void run_handles(struct gpu_rank *rank)
     }
     GPU_MUST(cudaFree(block) == cudaSuccess);
     GPU_MUST(register_raw(&wire, group_id, 0, &handle, 0, 4096) == EPD_INVALID_ARGUMENT); /* stale */
+    const uint64_t own_id = own_raw(&wire, group_id, BLOCK_BYTES, &block);
+    step_on(&wire, group_id, own_id, block, "on GPU 0");
     if (n_gpus > 1) {
         GPU_MUST(cudaSetDevice(1) == cudaSuccess && cudaMalloc(&other, BLOCK_BYTES) == cudaSuccess);
         GPU_MUST(cudaIpcGetMemHandle(&foreign, other) == cudaSuccess);
@@ -209,7 +221,7 @@ static void run_handles(struct gpu_rank *rank)
         /* A lie. CUDA opens it, maps it for the group's GPU, and says nothing of the mapping that tells it from the GPU's own:
          * it must do no harm. */
         GPU_MUST(register_raw(&wire, group_id, 0, &foreign, 0, 4096) == EPD_OK);
-        step_on_foreign(&wire, group_id, other);
+        step_on(&wire, group_id, wire.reply.reply_buffer.buffer_id, other, "on GPU 1");
         GPU_MUST(register_vmm_of(&wire, group_id, 1) == EPD_INVALID_DEVICE); /* this one says where it lies */
         GPU_MUST(names_gpu(wire.reply.reply_error.text, 0) && names_gpu(wire.reply.reply_error.text, 1));
     }
