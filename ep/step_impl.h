@@ -58,6 +58,7 @@ struct step_walk {
     int arrived;          /* in the barrier before it */
     uint32_t arrived_at;  /* of barrier_arrive */
     uint64_t told_ticket; /* of what tells the host what crosses; 0: not asked for yet */
+    int looked;           /* a lane has looked for them as long as it may */
     int learnt;           /* it knows */
 };
 

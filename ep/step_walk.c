@@ -51,8 +51,8 @@ static void mark_queue(struct step_lane *lane)
         step_fail_rank(lane, lane->ranks[0], &error, EPD_PHASE_NONE);
 }
 
-/* How long a lane looks for the others when it has arrived, before it gives way to other jobs: when nothing holds them up
- * they are about to come. */
+/* How long a lane looks for what is about to come if nothing holds it up, before it gives way to other jobs: the other lanes,
+ * when it has arrived in a barrier. */
 #define LOOK_NS 100000ull
 
 /* Arrives where it has not, and looks. */
@@ -119,6 +119,22 @@ static enum step_pace learn(struct step_lane *lane)
     return STEP_DONE;
 }
 
+/* When its clients have come, what they told is about to come too: once, a lane looks for it without a pause. */
+static int is_told(struct step_lane *lane, struct epd_error *error)
+{
+    struct step_walk *walk = &lane->walk;
+    const struct backend *backend = backend_of(lane);
+    struct backend_queue *queue = lane->team_lane->queue;
+    struct epd_error ignored = {.status = EPD_OK};
+    int told = backend->queue_reached(queue, walk->told_ticket, error);
+    if (told || walk->looked || !backend->queue_reached(queue, lane->ready_ticket, &ignored))
+        return told;
+    walk->looked = 1;
+    for (const uint64_t until_ns = clock_now_ns() + LOOK_NS; !told && clock_now_ns() < until_ns;)
+        told = backend->queue_reached(queue, walk->told_ticket, error);
+    return told;
+}
+
 /* Behind the stage that tells them, on all ranks of the lane. */
 static enum step_pace await_counts(struct step_lane *lane)
 {
@@ -133,7 +149,7 @@ static enum step_pace await_counts(struct step_lane *lane)
         step_lose_device(lane, lane->ranks[0], &error);
         return STEP_FAILED;
     }
-    if (!backend_of(lane)->queue_reached(queue, walk->told_ticket, &error))
+    if (!is_told(lane, &error))
         return STEP_LATER;
     if (!error.status)
         return learn(lane);

@@ -136,6 +136,37 @@ START_TEST(a_rail_that_connects_swaps_and_closes_leaves_nothing)
 }
 END_TEST
 
+START_TEST(a_swap_takes_its_parts_at_once_and_may_have_none)
+{
+    struct seat seat;
+    struct epd_error error = {.status = EPD_OK};
+    fake_nccl_reset();
+    for (uint32_t node = 0; node < N_NODES; node++) {
+        struct transport_move parts[3 * N_NODES] = {{0}};
+        const uint32_t there = 1 - node;
+        seat_connect(&seat, node);
+        parts[there] = (struct transport_move){.send = seat.out, .send_bytes = 16};
+        parts[N_NODES + there] = (struct transport_move){.receive = seat.in, .receive_bytes = 24};
+        parts[2 * N_NODES + there] = (struct transport_move){
+            .send = seat.out + 16, .send_bytes = 8, .receive = seat.in + 24, .receive_bytes = 4};
+        /* Its own place is not looked at. */
+        parts[node] = parts[N_NODES + node] = (struct transport_move){.send_bytes = 99, .receive_bytes = 99};
+        const uint64_t sent = fake_nccl.sent_bytes, received = fake_nccl.received_bytes;
+        const int n_swaps = fake_nccl.n_swaps;
+        ck_assert_int_eq(nccl->rail_swap_on(seat.rail, parts, 3, seat.stream, &error), EPD_OK);
+        ck_assert_uint_eq(fake_nccl.sent_bytes - sent, 24);
+        ck_assert_uint_eq(fake_nccl.received_bytes - received, 28);
+        ck_assert_int_eq(fake_nccl.n_swaps - n_swaps, 1);
+        ck_assert_int_eq(nccl->rail_swap_on(seat.rail, parts, 0, seat.stream, &error), EPD_OK);
+        memset(parts, 0, sizeof parts);
+        ck_assert_int_eq(nccl->rail_swap_on(seat.rail, parts, 3, seat.stream, &error), EPD_OK);
+        ck_assert_int_eq(fake_nccl.n_swaps - n_swaps, 1);
+        seat_close(&seat);
+        fake_nccl_expect_clean(0);
+    }
+}
+END_TEST
+
 START_TEST(a_rail_that_was_never_connected_leaves_nothing)
 {
     struct seat seat;
@@ -436,6 +467,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         a_rail_that_connects_swaps_and_closes_leaves_nothing,
+        a_swap_takes_its_parts_at_once_and_may_have_none,
         a_rail_that_was_never_connected_leaves_nothing,
         a_node_that_does_not_come_costs_the_limit_and_no_more,
         a_device_has_no_quiet_while_a_first_swap_is_in_its_stream,
