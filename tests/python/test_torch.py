@@ -24,3 +24,26 @@ def test_torch(socket, case, world):
             case(Rank(client, index, world, prefix))
 
     on_threads(world, body)
+
+
+def test_copies_around_a_step_are_those_that_are_asked_for():
+    import torch
+    from epd.torch.staging import Copies
+
+    staged = [torch.empty(10, 4), torch.empty(10, 2, dtype=torch.int64), torch.empty(10, 3)]
+    rows = [tensor.stride(0) * tensor.element_size() for tensor in staged]
+    copies = Copies((staged[0],), (staged[1], staged[2]))
+
+    def expect(n_tokens: int, *others: int) -> None:
+        found = copies.array(n_tokens, *others)
+        for i, (tensor, row, other) in enumerate(zip(staged, rows, others, strict=True)):
+            to, source = (tensor.data_ptr(), other) if i == 0 else (other, tensor.data_ptr())
+            assert (found[i].to or 0, getattr(found[i], "from") or 0) == (to, source)
+            assert found[i].bytes == (n_tokens * row if other else 0)
+
+    expect(10, 4096, 8192, 12288)
+    expect(7, 4096, 8192, 12288)
+    expect(7, 4096, 0, 12288)  # the second is not wanted this time
+    expect(7, 4096, 8192, 0)
+    expect(7, 4096, 8192, 12288)
+    expect(0, 4096, 8192, 12288)

@@ -341,6 +341,37 @@ def files_and_mappings_are_flat_over_many_steps(rank: Rank) -> None:
         assert after[0] <= before[0] + 4 and after[1] <= before[1] + 40, (before, after)
 
 
+def memory_that_is_gone_is_used_again(rank: Rank) -> None:
+    """The gradients of a loop come to lie where the last ones lay, unless something still refers to these."""
+    inputs = sized(71, rank, [40] * rank.world)
+    with rank.group(**SIZES) as group:
+        module, make, made = epd.torch.MoE(group), group.plain.plan, []
+        group.plain.plan = lambda op, **rest: made.append(op) or make(op, **rest)
+        load(module, inputs, rank)
+        for _ in range(3):
+            step(module, inputs, rank)
+        n, place = len(made), module.w1.grad.data_ptr()
+        step(module, inputs, rank)
+        assert len(made) == n and module.w1.grad.data_ptr() == place
+        for kept in (module.w1.grad, torch.from_numpy(module.w1.grad.numpy())):
+            before = kept.clone()
+            inputs.dout[rank.rank].mul_(2)
+            step(module, inputs, rank)
+            assert module.w1.grad.data_ptr() != kept.data_ptr()
+            assert torch.equal(kept, before) and not torch.equal(kept, module.w1.grad)
+        place = group.empty((1000,), torch.float32).data_ptr()
+        assert group.empty((1000,), torch.float32).data_ptr() == place
+        again = group.empty((1000,), torch.float32)
+        group.memory.abandon()
+        del again
+        assert group.empty((1000,), torch.float32).data_ptr() != place
+        several = [group.empty((500 + i,), torch.float32) for i in range(100)]
+        del several
+        group.empty((8,), torch.float32)
+        assert len(group.memory._kept) <= group.memory.KEPT_BUFFERS
+        module.check()
+
+
 def nodes_reach_the_daemon(rank: Rank) -> None:
     """One node can be said; two are refused by a daemon that is in no fabric."""
     with rank.group(**SIZES, n_nodes=1) as group:
@@ -365,4 +396,4 @@ CASES = [
     parts_and_frozen_weights_are_taken,
     a_bad_routing_is_told_and_the_group_goes_on,
 ]
-HOST_CASES = [files_and_mappings_are_flat_over_many_steps, nodes_reach_the_daemon]
+HOST_CASES = [files_and_mappings_are_flat_over_many_steps, memory_that_is_gone_is_used_again, nodes_reach_the_daemon]

@@ -40,7 +40,7 @@ class Group:
         self._is_cuda = device.type == "cuda"
         self.memory = memory_of(plain, device)
         self._owned = owned
-        self._launcher = Launcher(device)
+        self._launcher = Launcher(device, self.memory.abandon)
         self._staging: Staging | None = None
         self._barrier: Plan | None = None
         self._thread = threading.local()

@@ -371,9 +371,7 @@ class _Moe(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         request, needs = ctx.request, ctx.needs_input_grad
-        dx, d_weights, grads = request.layer.backward(
-            ctx.lease, dout, request.weights, needs[1], request.grad_input, needs[3]
-        )
+        dx, d_weights, grads = request.layer.backward(ctx.lease, dout, request.weights, needs[1], request.grad_input, needs[3])
         if d_weights is not None and d_weights.dtype is not ctx.weights_dtype:
             d_weights = d_weights.to(ctx.weights_dtype)
         return (None, dx, None, d_weights, *spread(grads, request.weights))

@@ -8,7 +8,9 @@ used again. A registration ends with the last plan that is bound to it.
 
 from __future__ import annotations
 
+import collections
 import math
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -20,7 +22,7 @@ import torch
 from .. import group as epd_group
 from ..buffer import Buffer, Location
 from ..device import DeviceBuffer, MemoryRange
-from ..errors import InvalidArgument, InvalidDtype, OutOfRange, Unsupported
+from ..errors import InvalidArgument, InvalidDtype, NoMemory, OutOfRange, Quota, Unsupported
 from ..words import Backend, DType
 
 DTYPES: dict[torch.dtype, DType] = {
@@ -53,6 +55,9 @@ class Memory:
         """As :meth:`empty`, of the shape and dtype of another one."""
         return self.empty(tuple(tensor.shape), tensor.dtype)
 
+    def abandon(self) -> None:
+        """A step may have been left in flight. Nothing to do where memory is not given out again."""
+
     def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
         """The buffer that the tensor lies in, and the offset of its first byte."""
         raise NotImplementedError
@@ -75,19 +80,68 @@ class Memory:
 
 
 class HostMemory(Memory):
-    """Host backend: tensors over memory of the daemon, made by ``empty`` alone."""
+    """Host backend: tensors over memory of the daemon, made by ``empty`` alone.
+
+    A buffer whose tensors are all gone is kept for the next tensor of its size: a training loop asks for the same ones in every
+    step, and the plans that are bound to them are found again. A step of the host backend has ended when its call returns, so
+    nothing is written there any more; where one was left in flight, :meth:`abandon` is called.
+    """
+
+    KEPT_BUFFERS, KEPT_BYTES = 64, 256 << 20  # of tensors that are gone, at most; those that went first go
 
     def __init__(self, group: epd_group.Group) -> None:
         self.device = torch.device("cpu")
         self._group = group
         self._buffers: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+        self._kept: list[tuple[int, Buffer]] = []  # with the size asked for
+        self._gone: collections.deque[tuple[int, Buffer]] = collections.deque()  # appended to wherever a tensor is collected
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         n_bytes = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
-        buffer = self._group.alloc_buffer(max(n_bytes, 16))
+        buffer = self._take(n_bytes)
+        array = np.asarray(buffer)[:n_bytes]  # which PyTorch holds as long as anything refers to the memory
+        weakref.finalize(array, self._gone.append, (n_bytes, buffer)).atexit = False
+        return torch.from_numpy(array).view(dtype).reshape(shape)
+
+    def abandon(self) -> None:
+        """Lets go of what is kept, and of what tensors have now once they are gone: a step may be writing there."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+            self._gone = collections.deque()
+        del kept  # without the lock: buffers are given back
+
+    def _take(self, n_bytes: int) -> Buffer:
+        """A buffer that is kept, or a new one."""
+        with self._lock:
+            while self._gone:
+                self._kept.append(self._gone.popleft())
+            found = next((i for i, (size, _) in enumerate(self._kept) if size == n_bytes), None)
+            buffer = None if found is None else self._kept.pop(found)[1]
+            too_many = self._shrink()
+        del too_many
+        return self._alloc(n_bytes) if buffer is None else buffer
+
+    def _shrink(self) -> list[tuple[int, Buffer]]:
+        """Takes out what is kept beyond the limits. With the lock."""
+        first, n_bytes = len(self._kept), 0
+        while first > 0 and len(self._kept) - first < self.KEPT_BUFFERS:
+            n_bytes += self._kept[first - 1][0]
+            if n_bytes > self.KEPT_BYTES:
+                break
+            first -= 1
+        too_many, self._kept = self._kept[:first], self._kept[first:]
+        return too_many
+
+    def _alloc(self, n_bytes: int) -> Buffer:
+        try:
+            buffer = self._group.alloc_buffer(max(n_bytes, 16))
+        except (NoMemory, Quota):
+            self.abandon()
+            buffer = self._group.alloc_buffer(max(n_bytes, 16))
         assert isinstance(buffer, Buffer)
         self._buffers[buffer.address] = buffer
-        return torch.from_numpy(np.asarray(buffer)[:n_bytes]).view(dtype).reshape(shape)
+        return buffer
 
     def mark(self, tensor: torch.Tensor) -> object:
         # While its buffer is kept, nothing else comes to lie there.

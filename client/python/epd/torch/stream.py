@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,15 +29,21 @@ _is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.i
 class Launcher:
     """Launches the plans of one group. Failures of steps are raised by a later call: streams are never waited for here."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, abandon: Callable[[], None]) -> None:
+        """abandon: called when a step of the host backend may have been left in flight."""
         self._device = device
+        self._abandon = abandon
         self._is_cuda = device.type == "cuda"
 
     def __call__(self, plan: Plan) -> None:
         """One step, in the order of the current stream; on the host backend it has ended when this returns."""
         if not self._is_cuda:
             plan.launch()
-            plan.wait()
+            try:
+                plan.wait()
+            except BaseException:  # an interrupt too
+                self._abandon()
+                raise
             return
         graph, stream = capturing_graph(), raw_stream(self._device.index)
         if graph is None:
