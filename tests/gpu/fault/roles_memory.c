@@ -67,7 +67,14 @@ static uint64_t own_raw(struct wire *wire, uint64_t group_id, size_t bytes, void
 static void run_raw(struct wire *wire, const struct message_reply_plan *plan)
 {
     struct page_plan *words = &wire->page->plans[plan->flag_idx];
-    GPU_MUST(wire_launch(wire, plan, 1) == 0);
+    struct message launch = {.kind = MESSAGE_LAUNCH,
+                             .launch = {.plan_id = plan->plan_id,
+                                        .seq = ++wire->last_seq,
+                                        .shape_hash = plan->shape_hash,
+                                        .n_tokens = RAW_T,
+                                        .n_repeats = 1}};
+    flag_set(&words->ready);
+    GPU_MUST(wire_send(wire, &launch, -1) == 0);
     for (int waited = 0; !atomic_load(&words->completed); waited++) {
         GPU_MUST(waited < 10000);
         usleep(1000);
