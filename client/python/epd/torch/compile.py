@@ -82,7 +82,7 @@ def _backward(
         *(None if bias is None else bias.detach().requires_grad_() for bias in (weights.b1, weights.b2)),
     )
     dx, d_weights, grads = found.backward(_leases[int(token)], dout, trained, True, None)
-    assert dx is not None
+    assert dx is not None and d_weights is not None
     return [dx, d_weights, *[gradient for gradient in spread(grads, trained) if gradient is not None]]
 
 
