@@ -220,7 +220,7 @@ static void barrier_rank(const struct rank *rank)
     layer_open(&layer, rank, &tiny);
     RANK_CHECK(epd_plan_create(layer.group, &options, &plan) == EPD_OK);
     RANK_CHECK(layer_step(plan) == EPD_OK);
-    epd_close(layer.client);
+    layer_close(&layer);
 }
 
 static void leaving_rank(const struct rank *rank)
@@ -234,12 +234,12 @@ static void leaving_rank(const struct rank *rank)
     if (rank->rank == 1 && *(const int *)rank->arg)
         epd_group_leave(layer.group);
     if (rank->rank == 1) {
-        epd_close(layer.client);
+        layer_close(&layer);
         return;
     }
     RANK_CHECK(layer_step(plan) == EPD_PEER_LOST); /* it has to wait for rank 1: it is told why it cannot */
     RANK_CHECK(strstr(epd_error_text(), "rank 1") != NULL && strstr(epd_error_text(), "it has left") != NULL);
-    epd_close(layer.client);
+    layer_close(&layer);
 }
 
 START_TEST(a_group_that_a_rank_leaves_is_closed_and_one_whose_rank_dies_is_broken)
