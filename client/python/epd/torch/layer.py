@@ -131,14 +131,15 @@ class Layer:
         if not any(wanted):
             into = Gradients()
         plan = context.backward(into, wants_dx)
-        dx, d_weights = self._step_backward(plan, dout, wants_dx, grad_input, wants_d_weights)
+        stream, _ = self.group.follow()
+        dx, d_weights = self._step_backward(plan, stream, dout, wants_dx, grad_input, wants_d_weights)
         if into is not None:
             lease.end()
             return dx, d_weights, None
         if self.delay_wgrad:
             self._delayed.append((lease, plan, weights))
             return dx, d_weights, None
-        return dx, d_weights, self._fresh_gradients(lease, plan, weights, wanted)
+        return dx, d_weights, self._fresh_gradients(lease, plan, stream, weights, wanted)
 
     def backward_dw(self) -> None:
         """The weight gradients of the oldest backward that has left them: into main_grad where weights have it, else grad."""
@@ -147,12 +148,12 @@ class Layer:
         lease, plan, weights = self._delayed.popleft()
         wanted = wanted_gradients(weights)
         into = main_gradients(weights, wanted)
-        self.group.follow()
+        stream, _ = self.group.follow()
         if into is not None:
             self.group.launch(lease.context().wgrad(plan, into))
             lease.end()
             return
-        grads = self._fresh_gradients(lease, plan, weights, wanted)
+        grads = self._fresh_gradients(lease, plan, stream, weights, wanted)
         for parameter, gradient in zip(weights.all, spread(grads, weights), strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -186,7 +187,7 @@ class Layer:
         topk_weights: torch.Tensor | None,
         out: torch.Tensor | None,
     ) -> torch.Tensor:
-        """One step on the stream, which follows the group's last; None: copied by PyTorch."""
+        """One step on the stream, which follows the group's last. None: on the current one, maybe captured; PyTorch copies."""
         n_tokens = x.shape[0]
         # An alias, for autograd makes its result a part of the graph, and the caller's buffer must not become one.
         result = _empty_like(x) if out is None else out.detach()
@@ -217,14 +218,14 @@ class Layer:
     def _step_backward(
         self,
         plan: Plan,
+        stream: int | None,
         dout: torch.Tensor,
         wants_dx: bool,
         grad_input: torch.Tensor | None,
         wants_d_weights: bool,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """dx and d_weights of one step."""
+        """dx and d_weights of one step; stream as in _step_forward."""
         staging, n_tokens = self.group.staging, dout.shape[0]
-        stream, _ = self.group.follow()
         d_weights = dx = None
         if wants_d_weights:
             d_weights = torch.empty((n_tokens, self.group.sizes.top_k), dtype=torch.float32, device=dout.device)
@@ -248,9 +249,10 @@ class Layer:
         plan.step(stream, copies, 1, 2)
         return dx if dx is None or grad_input is None else _written(dx), d_weights
 
-    def _fresh_gradients(self, lease: Lease, plan: Plan, weights: Weights, wanted: tuple[bool, ...]) -> Gradients:
-        """The weight gradients of a backward, on a stream that follows the group's last."""
-
+    def _fresh_gradients(
+        self, lease: Lease, plan: Plan, stream: int | None, weights: Weights, wanted: tuple[bool, ...]
+    ) -> Gradients:
+        """The weight gradients of a backward; stream as in _step_forward."""
         like, (w1, w2, b1, b2) = self.group.memory.empty_like, wanted
         into = Gradients(
             dw1=tuple(like(t) for t in weights.w1) if w1 else (),
@@ -258,7 +260,11 @@ class Layer:
             db1=like(weights.b1) if b1 and weights.b1 is not None else None,
             db2=like(weights.b2) if b2 and weights.b2 is not None else None,
         )
-        self.group.launch(lease.context().wgrad(plan, into))
+        wgrad = lease.context().wgrad(plan, into)
+        if stream is None:
+            self.group.launch(wgrad)
+        else:
+            wgrad.step(stream, None, 0, 0)
         lease.end()
         return into
 
