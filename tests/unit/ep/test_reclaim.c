@@ -11,7 +11,7 @@
 
 #include "ep/clock.h"
 #include "ep/device_watch.h"
-#include "ep/node_impl.h"
+#include "ep/quiet.h"
 #include "tests/unit/ep/harness.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -283,6 +283,78 @@ START_TEST(what_waits_for_a_client_keeps_them_mapped_and_other_work_goes_on)
 }
 END_TEST
 
+/* ---- quiet moments, of all devices ---- */
+
+struct moment {
+    _Atomic uint32_t n_ran, n_missed;
+    int done;
+};
+
+static void run_moment(void *arg, struct lane *lane)
+{
+    struct moment *moment = arg;
+    for (size_t i = 0; i < N_DEVICES; i++)
+        if (!device_idle(atomic_load(&kept[i].device)))
+            atomic_fetch_add(&moment->n_missed, 1);
+    atomic_fetch_add(&moment->n_ran, 1);
+    (void)lane;
+}
+
+static void on_moment(void *arg)
+{
+    ((struct moment *)arg)->done = 1;
+}
+
+static void post_moment(struct harness *harness, struct moment *moment)
+{
+    struct epd_error error = {.status = EPD_OK};
+    struct quiet *quiet;
+    ck_assert_int_eq(quiet_create(harness->node, run_moment, on_moment, moment, &quiet, &error), EPD_OK);
+    quiet_post(quiet);
+}
+
+START_TEST(a_quiet_moment_comes_under_constant_load_too)
+{
+    struct harness harness;
+    struct load loads[4];
+    struct moment moment = {0};
+    open_harness(&harness, WHEN_DRAINED);
+    atomic_store(&idle[0], WHEN_DRAINED);
+    for (uint32_t i = 0; i < COUNT(loads); i++)
+        start_load(&harness, &loads[i], i % N_DEVICES);
+    post_moment(&harness, &moment);
+    const uint64_t begin_ns = clock_now_ns();
+    while (!moment.done) {
+        ck_assert_uint_lt((clock_now_ns() - begin_ns) / 1000000, LIMIT_MS);
+        poll_for(&harness, 1);
+    }
+    ck_assert_uint_eq(atomic_load(&moment.n_ran), N_DEVICES);
+    ck_assert_uint_eq(atomic_load(&moment.n_missed), 0);
+    for (uint32_t i = 0; i < COUNT(loads); i++)
+        stop_load(&harness, &loads[i]);
+    close_harness(&harness);
+}
+END_TEST
+
+START_TEST(a_quiet_moment_waits_for_what_waits_for_a_client_and_other_work_goes_on)
+{
+    struct harness harness;
+    struct load load;
+    struct moment moment = {0};
+    open_harness(&harness, NEVER);
+    start_load(&harness, &load, 0);
+    post_moment(&harness, &moment);
+    poll_for(&harness, 1000);
+    ck_assert_int_eq(moment.done, 0);
+    ck_assert_uint_ge(load.n_done, 100);
+    atomic_store(&idle[1], ALWAYS);
+    harness_wait(&harness, &moment.done);
+    ck_assert_uint_eq(atomic_load(&moment.n_missed), 0);
+    stop_load(&harness, &load);
+    close_harness(&harness);
+}
+END_TEST
+
 /* ---- lanes that stand still ---- */
 
 struct standing {
@@ -368,6 +440,8 @@ int main(void)
         they_are_unmapped_under_constant_load_too,
         what_waits_for_a_client_on_one_device_keeps_nothing_mapped_on_another,
         what_waits_for_a_client_keeps_them_mapped_and_other_work_goes_on,
+        a_quiet_moment_comes_under_constant_load_too,
+        a_quiet_moment_waits_for_what_waits_for_a_client_and_other_work_goes_on,
         a_lane_that_stands_still_is_told_of_and_then_its_device_is_lost,
     };
     return suite_run("ep reclaim", tests, COUNT(tests));
