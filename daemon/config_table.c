@@ -88,7 +88,8 @@ static const struct config_key keys[] = {
     {"worker", "start_deadline", CONFIG_DURATION, AT(start_deadline_ms), "120s", 1, DAY_MS, NULL, 1,
      "a worker that does not serve this long after its start is killed and started again"},
     {"worker", "loop_deadline", CONFIG_DURATION, AT(loop_deadline_ms), "30s", 0, DAY_MS, NULL, 1,
-     "a worker whose event loop does not come round for this long is killed and started again (0s: never)"},
+     "a worker whose event loop, or thread of a GPU, does not come round for this long is ended and started "
+     "again (0s: never)"},
     {"worker", "restart_first", CONFIG_DURATION, AT(restart_first_ms), "100ms", 1, DAY_MS, NULL, 0,
      "wait before the first restart; doubles with each failure"},
     {"worker", "restart_max", CONFIG_DURATION, AT(restart_max_ms), "10s", 1, DAY_MS, NULL, 0, "longest wait"},
