@@ -13,7 +13,6 @@
     X(cuMemHostRegister, "cuMemHostRegister_v2")                                                             \
     X(cuMemHostUnregister, "cuMemHostUnregister")                                                            \
     X(cuMemHostGetDevicePointer, "cuMemHostGetDevicePointer_v2")                                             \
-    X(cuStreamWriteValue32, "cuStreamWriteValue32_v2")                                                       \
     X(cuStreamBatchMemOp, "cuStreamBatchMemOp_v2")                                                           \
     X(cuPointerGetAttribute, "cuPointerGetAttribute")                                                        \
     X(cuMemGetAddressRange, "cuMemGetAddressRange_v2")                                                       \

@@ -87,10 +87,12 @@ enum epd_status epd_group_join(struct epd_client *client, const struct epd_group
     group->connection = client_connection(client);
     TAILQ_INIT(&group->buffers);
     TAILQ_INIT(&group->plans);
+    pthread_mutex_init(&group->launch_lock, NULL);
     if (join_of_options(&known, &group->join, error) ||
         stream_ops_for(connection_hello(group->connection)->backend, &group->ops, error) ||
         group_request(group, error)) {
         connection_release(group->connection);
+        pthread_mutex_destroy(&group->launch_lock);
         free(group);
         return error->status;
     }
@@ -119,6 +121,7 @@ void group_free(struct epd_group *group)
         buffer_free(buffer);
     }
     connection_release(group->connection);
+    pthread_mutex_destroy(&group->launch_lock);
     free(group);
 }
 

@@ -14,6 +14,9 @@ struct epd_group {
     struct message_group_join join; /* as it was asked for */
     struct message_reply_group reply;
     uint64_t last_seq; /* of launches; guarded by the connection */
+    /* Held while a launch is sent and put into its stream: streams have the launches in the order of the messages. One that
+     * waited in front of an earlier one would wait for ever. */
+    pthread_mutex_t launch_lock;
     TAILQ_HEAD(, epd_buffer) buffers;
     TAILQ_HEAD(, epd_plan) plans;
     TAILQ_ENTRY(epd_group) link;

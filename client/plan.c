@@ -272,12 +272,9 @@ static enum epd_status plan_send(struct epd_plan *plan, uint32_t n_repeats, stru
     return EPD_OK;
 }
 
-enum epd_status epd_plan_launch(struct epd_plan *plan, void *stream)
+/* With the group's launch_lock. */
+static enum epd_status plan_launch(struct epd_plan *plan, void *stream, struct epd_error *error)
 {
-    struct epd_error *error;
-
-    if (group_enter(plan ? plan->group : NULL, "plan", &error))
-        return error->status;
     const struct stream_ops *ops = plan->group->ops;
     if (ops->begin(plan, stream, error))
         return error->status;
@@ -286,6 +283,18 @@ enum epd_status epd_plan_launch(struct epd_plan *plan, void *stream)
         return error->status;
     }
     return ops->commit(plan, stream, error);
+}
+
+enum epd_status epd_plan_launch(struct epd_plan *plan, void *stream)
+{
+    struct epd_error *error;
+
+    if (group_enter(plan ? plan->group : NULL, "plan", &error))
+        return error->status;
+    pthread_mutex_lock(&plan->group->launch_lock);
+    enum epd_status status = plan_launch(plan, stream, error);
+    pthread_mutex_unlock(&plan->group->launch_lock);
+    return status;
 }
 
 enum epd_status epd_plan_capture(struct epd_plan *plan, void *stream)

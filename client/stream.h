@@ -33,12 +33,11 @@ struct stream_ops {
     uint64_t (*outstanding)(struct epd_plan *plan);
     int launches_overlap; /* a plan may be launched again before its last launch was waited for */
 
-    /* Before the launch message: marks the plan in flight and sets its ready flag, in stream order. EPD_BUSY
-     * if the plan can take no further launch. */
+    /* Before the launch message: marks the plan in flight. EPD_BUSY if the plan can take no further launch. */
     enum epd_status (*begin)(struct epd_plan *plan, void *stream, struct epd_error *error);
     /* The message could not be sent: takes begin back. */
     void (*cancel)(struct epd_plan *plan, void *stream);
-    /* After the message: makes the stream wait for done. */
+    /* After the message: sets ready in the order of the stream, where that is not done yet, and makes it wait for done. */
     enum epd_status (*commit)(struct epd_plan *plan, void *stream, struct epd_error *error);
     /* Waits on the host until the plan's launches have ended or were released. */
     enum epd_status (*wait)(struct epd_plan *plan, uint64_t deadline_ns, struct epd_error *error);
