@@ -298,7 +298,10 @@ static enum epd_status exchange_abort(struct backend_queue *queue, void *const *
 static enum epd_status exchange_reset(struct backend_queue *queue, const struct exchange_shape *shape,
                                       uint64_t row_bytes, void *workspace, struct epd_error *error)
 {
-    return cuda_exchange_reset(shape, row_bytes, workspace, cuda_queue_stream(queue), error);
+    uint64_t ticket; /* of no step: cuda_defer looks for it */
+    if (cuda_exchange_reset(shape, row_bytes, workspace, cuda_queue_stream(queue), error))
+        return error->status;
+    return cuda_queue_ticket(queue, &ticket, error);
 }
 
 static enum epd_status activation(struct backend_queue *queue, const struct activation_args *args,

@@ -59,7 +59,8 @@ int cuda_queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_
 EPD_MUST_CHECK enum epd_status cuda_queue_copy_out(struct backend_queue *queue, void *dst, void *src,
                                                    uint64_t bytes, int clear, struct epd_error *error);
 
-/* Runs end(device, arg) once everything that is in the device's queues now has been done; at once if it is.
+/* Runs end(device, arg) once nothing that is in the device's queues now can use it any more; at once if so. A queue that
+ * waits for a client is no hindrance. Work outside of steps has a ticket behind it.
  *
  * when_idle: not before a moment in which every queue is empty (reclaim.h). For what makes CUDA wait for the whole device,
  * and so for clients: cudaFree, cudaFreeHost, cudaHostUnregister and cudaIpcCloseMemHandle, of the last opening or not.

@@ -24,6 +24,8 @@
 /* What steps in flight report: at dsv3's sizes 4.2 KiB each. */
 #define STAGING_BYTES (8u << 20)
 #define STAGING_SLOTS 4096u
+/* Of the last tickets it is known which stand behind a wait for a client. */
+#define AWAIT_BITS 8192u
 
 /* One copy to host memory, on its way through pinned memory. */
 struct copy_out {
@@ -39,12 +41,13 @@ struct backend_queue {
     int in_use;
     cudaStream_t stream;
     cudaEvent_t marks[BACKEND_MARKS];
-    char *pinned;                   /* the ticket's word, then the staging ring; owned */
-    _Atomic uint64_t *reached;      /* in pinned */
-    CUdeviceptr pinned_device;      /* the same as the device sees it */
-    uint64_t n_tickets;             /* ever given */
-    uint64_t queried_ns;            /* when CUDA was last asked about the stream */
-    struct cuda_report_args report; /* what the next ticket takes along */
+    char *pinned;                     /* the ticket's word, then the staging ring; owned */
+    _Atomic uint64_t *reached;        /* in pinned */
+    CUdeviceptr pinned_device;        /* the same as the device sees it */
+    uint64_t n_tickets;               /* ever given */
+    uint64_t queried_ns;              /* when CUDA was last asked about the stream */
+    uint64_t awaits[AWAIT_BITS / 64]; /* a bit of each ticket, by its number: cuda_queue_await gave it */
+    struct cuda_report_args report;   /* what the next ticket takes along */
     struct copy_out copies[STAGING_SLOTS];
     uint64_t n_put, n_taken;     /* copies, ever */
     uint64_t put_end, taken_end; /* their bytes, ever */
@@ -191,6 +194,14 @@ enum epd_status cuda_queue_join(struct backend_queue *queue, struct backend_queu
                               error);
 }
 
+static uint64_t next_ticket(struct backend_queue *queue, int awaits)
+{
+    const uint64_t ticket = ++queue->n_tickets, bit = (uint64_t)1 << ticket % 64;
+    uint64_t *word = &queue->awaits[ticket % AWAIT_BITS / 64];
+    *word = awaits ? *word | bit : *word & ~bit;
+    return ticket;
+}
+
 /* One call: the wait and the ticket. */
 enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word, uint64_t *ticket,
                                  struct epd_error *error)
@@ -209,7 +220,7 @@ enum epd_status cuda_queue_await(struct backend_queue *queue, CUdeviceptr word, 
     if (cuda_driver_check(driver, driver->cuStreamBatchMemOp(queue->stream, 2, ops, 0),
                           "wait for a ready flag", error))
         return error->status;
-    *ticket = ++queue->n_tickets;
+    *ticket = next_ticket(queue, 1);
     return EPD_OK;
 }
 
@@ -242,7 +253,7 @@ enum epd_status cuda_queue_ticket(struct backend_queue *queue, uint64_t *ticket,
         forget_copies(queue, queue->n_tickets + 1);
         return status;
     }
-    *ticket = ++queue->n_tickets;
+    *ticket = next_ticket(queue, 0);
     return EPD_OK;
 }
 
@@ -350,6 +361,14 @@ static int queue_passed(const struct backend_queue *queue, uint64_t ticket)
     return atomic_load_explicit(queue->reached, memory_order_acquire) >= ticket;
 }
 
+/* All that it was given before a wait for a client is done, and what is behind the wait has not begun. */
+static int queue_awaits_client(const struct backend_queue *queue)
+{
+    const uint64_t reached = atomic_load_explicit(queue->reached, memory_order_acquire), next = reached + 1;
+    return reached < queue->n_tickets && queue->n_tickets - reached <= AWAIT_BITS &&
+           queue->awaits[next % AWAIT_BITS / 64] >> next % 64 & 1;
+}
+
 int cuda_queues_idle(struct backend_device *device)
 {
     if (atomic_load(&device->n_connecting))
@@ -367,14 +386,16 @@ void cuda_queues_wait(struct backend_device *device)
         (void)nanosleep(&nap, NULL);
 }
 
-/* A queue that is gone has been passed. */
+/* A queue that is gone has been passed. One that waits for a client uses nothing that has been given back: what is behind the
+ * wait are steps that have not ended, and they hold what they use. */
 static int deferred_due(struct backend_device *device, const struct cuda_deferred *deferred)
 {
     if (deferred->when_idle)
         return 0;
     for (const struct backend_queue *queue = device->first_queue; queue; queue = queue->next)
         for (uint32_t i = 0; i < deferred->n_queues; i++)
-            if (deferred->passes[i].queue == queue && !queue_passed(queue, deferred->passes[i].ticket))
+            if (deferred->passes[i].queue == queue && !queue_passed(queue, deferred->passes[i].ticket) &&
+                !queue_awaits_client(queue))
                 return 0;
     return 1;
 }
