@@ -156,6 +156,32 @@ START_TEST(out_of_fds_the_daemon_hangs_up_on_newcomers_and_goes_on_when_there_ar
 }
 END_TEST
 
+/* People use up what is kept for them: whoever comes then is told, and does not wait for fds that nobody gives back. */
+START_TEST(without_any_fd_left_who_comes_is_told_at_once)
+{
+    static struct wire *people[N_GREEDY];
+    struct rlimit old, few;
+    int n = 0, n_told = 0;
+    ck_assert_int_eq(prlimit(before.worker, RLIMIT_NOFILE, NULL, &old), 0);
+    few = old;
+    few.rlim_cur = (rlim_t)before.fds + SPARE_FDS;
+    ck_assert_int_eq(prlimit(before.worker, RLIMIT_NOFILE, &few, NULL), 0);
+    for (; n < N_GREEDY && !n_told; n++) {
+        people[n] = malloc(sizeof *people[n]);
+        ck_assert_int_eq(wire_connect(people[n], epd_daemon.control_path), 0);
+        (void)wire_receive(people[n], 300); /* an idle one hears nothing */
+        n_told += people[n]->closed == EPD_QUOTA;
+    }
+    ck_assert_int_eq(n_told, 1);
+    ck_assert_msg(strstr(people[n - 1]->why, "no fds left") != NULL, "%s", people[n - 1]->why);
+    ck_assert_int_eq(prlimit(before.worker, RLIMIT_NOFILE, &old, NULL), 0);
+    while (n--) {
+        wire_close(people[n]);
+        free(people[n]);
+    }
+}
+END_TEST
+
 /* Repeats a request until it is refused; returns after how many. */
 static int repeat(struct message message, int fd, enum epd_status want)
 {
@@ -347,6 +373,7 @@ int main(void)
         ten_thousand_connects_pass_by,
         connections_over_the_limit_are_told_so_and_all_are_taken_again_afterwards,
         out_of_fds_the_daemon_hangs_up_on_newcomers_and_goes_on_when_there_are_fds,
+        without_any_fd_left_who_comes_is_told_at_once,
         every_quota_of_a_session_is_kept_named_and_counted,
         a_small_buffer_counts_as_what_it_takes,
         memory_that_a_destroyed_plan_keeps_counts_until_it_is_gone,
