@@ -14,6 +14,7 @@
     X(cuMemHostUnregister, "cuMemHostUnregister")                                                            \
     X(cuMemHostGetDevicePointer, "cuMemHostGetDevicePointer_v2")                                             \
     X(cuStreamBatchMemOp, "cuStreamBatchMemOp_v2")                                                           \
+    X(cuStreamIsCapturing, "cuStreamIsCapturing")                                                            \
     X(cuPointerGetAttribute, "cuPointerGetAttribute")                                                        \
     X(cuMemGetAddressRange, "cuMemGetAddressRange_v2")                                                       \
     X(cuIpcGetMemHandle, "cuIpcGetMemHandle")                                                                \

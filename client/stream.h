@@ -33,7 +33,8 @@ struct stream_ops {
     uint64_t (*outstanding)(struct epd_plan *plan);
     int launches_overlap; /* a plan may be launched again before its last launch was waited for */
 
-    /* Before the launch message: marks the plan in flight. EPD_BUSY if the plan can take no further launch. */
+    /* Before the launch message: marks the plan in flight. EPD_BUSY if the plan can take no further launch, EPD_CUDA or
+     * EPD_INVALID_ARGUMENT if the stream can take none. */
     enum epd_status (*begin)(struct epd_plan *plan, void *stream, struct epd_error *error);
     /* The message could not be sent: takes begin back. */
     void (*cancel)(struct epd_plan *plan, void *stream);

@@ -337,10 +337,15 @@ static void count_launches(struct epd_plan *plan, uint32_t n)
 }
 
 /* The stream is told behind the message: the daemon has its part to put into streams of its own meanwhile, and a message that
- * cannot be sent leaves nothing in this one. */
+ * cannot be sent leaves nothing in this one. So what can be wrong with the stream is found here, before there is a message. */
 static enum epd_status cuda_begin(struct epd_plan *plan, void *stream, struct epd_error *error)
 {
-    (void)stream, (void)error;
+    CUstreamCaptureStatus capture;
+    if (driver_result(driver()->cuStreamIsCapturing(stream, &capture), "stream: launch", error))
+        return error->status;
+    if (capture != CU_STREAM_CAPTURE_STATUS_NONE)
+        return error_set(error, EPD_INVALID_ARGUMENT,
+                         "the stream is capturing a graph: epd_plan_capture puts a launch into it");
     count_launches(plan, 1);
     return EPD_OK;
 }

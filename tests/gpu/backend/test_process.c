@@ -140,6 +140,7 @@ static void run_graph(const struct tensors *t, struct epd_plan *plans[2], cudaSt
     MUST(cudaMemcpy(t->x, x, sizeof x, cudaMemcpyHostToDevice) == cudaSuccess);
     MUST(cudaMemset(t->out, 0xff, sizeof out) == cudaSuccess);
     MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    MUST(epd_plan_launch(plans[0], stream) == EPD_INVALID_ARGUMENT); /* and nobody hears of it */
     MUST(epd_plan_capture(plans[0], stream) == EPD_OK && epd_plan_capture(plans[1], stream) == EPD_OK);
     MUST(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
     MUST(cudaGraphInstantiate(&replay, graph, 0) == cudaSuccess);
