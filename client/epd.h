@@ -234,8 +234,8 @@ struct epd_open_options {
  * Errors: EPD_DISCONNECTED (no daemon within the timeout; the text has the path), EPD_VERSION_MISMATCH, EPD_QUOTA,
  * EPD_PERMISSION, EPD_DRAINING. */
 EPD_API enum epd_status epd_open(const struct epd_open_options *options, struct epd_client **client);
-/* Ends the session and everything made from it. Launches in flight end with an error on the other ranks. NULL is legal. In a
- * forked child it does nothing: the session is the parent's. */
+/* Leaves all groups and ends the session and everything made from it. Launches in flight end with an error on the other ranks.
+ * NULL is legal. In a forked child it does nothing: the session is the parent's. */
 EPD_API_VOID void epd_close(struct epd_client *client);
 
 /* Connects again after the connection was lost, waiting for the daemon as epd_open does (timeout_ms 0: 10000); EPD_OK at once
