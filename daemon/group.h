@@ -97,7 +97,8 @@ EPD_MUST_CHECK enum epd_status group_join(struct session *session, uint64_t requ
                                           const struct message_group_join *join, struct epd_error *error);
 /* The join was refused (error) before it came to group_join, by a limit of this rank's own: nobody comes in its place before
  * the join timer, so the others learn of it now, where the group is being joined, the place is free and the configuration is
- * the same; on other nodes too. Groups of other uids are other groups. group_join does this itself. */
+ * the same; on other nodes too. Groups of other uids are other groups. A join that asks for what no group can be is no
+ * news to anybody. group_join does this itself. */
 void group_refuse_rank(struct session *session, const struct message_group_join *join,
                        const struct epd_error *error);
 /* For group_join.c: a group without members, and what to do when all ranks of this node are there. */

@@ -139,8 +139,11 @@ void group_refuse_rank(struct session *session, const struct message_group_join 
                        const struct epd_error *error)
 {
     struct worker *worker = session->worker;
-    struct group *group = find_by_name(worker, session->peer.uid, join->name);
     struct epd_error why;
+    /* No group has such a rank, and what nodes do not read from each other ends their connection. */
+    if (check_request(join, &why) != EPD_OK)
+        return;
+    struct group *group = find_by_name(worker, session->peer.uid, join->name);
     (void)error_set(&why, error->status, "group %s: rank %u was refused: %s", join->name, join->rank,
                     error->text);
     if (group && is_awaited(group, session, join))

@@ -361,6 +361,7 @@ START_TEST(joins_that_cannot_be_are_told_why)
                                 same = {2, 2, 1, EPD_GROUP_MISMATCH, {"node 1 says 1", "node 2 says 1"}},
                                 lonely = {4, 2, 2, EPD_TIMEOUT, {"of ranks 0 1", "joined by node 2"}},
                                 two_blocks = {4, 2, 1, EPD_GROUP_MISMATCH, {"rank", "node 2 has rank"}},
+                                foreign = {2, 2, 0, EPD_INVALID_ARGUMENT, {"name: byte 0xc3"}},
                                 taken = {2, 2, 0, EPD_IN_USE, {"open on nodes 0 2", "names of their own"}};
     struct rank_team first, second;
     struct watch *watch = open_watch();
@@ -379,6 +380,10 @@ START_TEST(joins_that_cannot_be_are_told_why)
     fabric_ranks_start_on(&fabric, &first, pair, 2, "moe", fabric_world_size(), steady_rank, &watch);
     await_steps(watch, 10);
     fabric_ranks_start_on(&fabric, &second, one, 1, "moe", 1, refused_rank, &taken);
+    ck_assert_uint_eq(ranks_wait(&second, 10), 0);
+    fabric_ranks_start_on(&fabric, &second, zero, 1, "m\303\266e", 1, refused_rank, &foreign);
+    ck_assert_uint_eq(ranks_wait(&second, 10), 0);
+    fabric_ranks_start_on(&fabric, &second, two, 1, "m\303\266e", 1, refused_rank, &foreign);
     ck_assert_uint_eq(ranks_wait(&second, 10), 0);
     await_steps(watch, 10);
     atomic_store(&watch->ends, 1);
