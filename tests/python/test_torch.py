@@ -47,3 +47,19 @@ def test_copies_around_a_step_are_those_that_are_asked_for():
     expect(7, 4096, 8192, 0)
     expect(7, 4096, 8192, 12288)
     expect(0, 4096, 8192, 12288)
+
+
+def test_a_tensor_that_is_no_memory_of_the_gpu_is_located_to_be_told_by_its_name():
+    import torch
+    from epd.torch.memory import CudaMemory
+
+    class Plain:
+        """A group with a GPU, as far as addresses go."""
+
+        def allocation_id(self, address: int) -> int:
+            raise epd.InvalidArgument(f"buffer {address:#x}: not device memory of this process")
+
+    memory, tensor = CudaMemory(Plain(), torch.device("cuda:0")), torch.empty(4)
+    assert memory.mark(tensor) != memory.mark(tensor)  # no plan is found by it
+    with pytest.raises(epd.InvalidArgument, match="dw1: on cpu, want cuda:0"):
+        memory.locate(tensor, "dw1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 
 import epd
 import epd.torch
@@ -361,10 +362,14 @@ def memory_that_is_gone_is_used_again(rank: Rank) -> None:
             assert torch.equal(kept, before) and not torch.equal(kept, module.w1.grad)
         place = group.empty((1000,), torch.float32).data_ptr()
         assert group.empty((1000,), torch.float32).data_ptr() == place
-        again = group.empty((1000,), torch.float32)
+        again, before, longer = (group.empty((1000 + i,), torch.float32) for i in range(3))
+        buffers = [weakref.ref(group.memory._buffers[tensor.data_ptr()]) for tensor in (again, before, longer)]
+        del before
         group.memory.abandon()
+        assert buffers[1]() is None and buffers[0]() is not None
         del again
-        assert group.empty((1000,), torch.float32).data_ptr() != place
+        assert buffers[0]() is None  # at once, though another tensor of that time lives
+        longer.zero_()
         several = [group.empty((500 + i,), torch.float32) for i in range(100)]
         del several
         group.empty((8,), torch.float32)

@@ -79,6 +79,27 @@ class Memory:
         return Location(buffer, offset, dtype, tuple(tensor.shape))
 
 
+class _Gone:
+    """Buffers whose tensors are gone, with the sizes asked for. A tensor may be collected at any point of any thread: no locks."""
+
+    def __init__(self) -> None:
+        self._buffers: collections.deque[tuple[int, Buffer]] = collections.deque()
+        self._is_closed = False
+
+    def put(self, n_bytes: int, buffer: Buffer) -> None:
+        self._buffers.append((n_bytes, buffer))
+        if self._is_closed:
+            self._buffers.clear()
+
+    def take(self) -> list[tuple[int, Buffer]]:
+        return [self._buffers.popleft() for _ in range(len(self._buffers))]
+
+    def close(self) -> None:
+        """Lets go of what there is, and at once of what is put there later: tensors that live longer refer to this."""
+        self._is_closed = True
+        self._buffers.clear()
+
+
 class HostMemory(Memory):
     """Host backend: tensors over memory of the daemon, made by ``empty`` alone.
 
@@ -95,27 +116,27 @@ class HostMemory(Memory):
         self._buffers: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
         self._kept: list[tuple[int, Buffer]] = []  # with the size asked for
-        self._gone: collections.deque[tuple[int, Buffer]] = collections.deque()  # appended to wherever a tensor is collected
+        self._gone = _Gone()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         n_bytes = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
         buffer = self._take(n_bytes)
         array = np.asarray(buffer)[:n_bytes]  # which PyTorch holds as long as anything refers to the memory
-        weakref.finalize(array, self._gone.append, (n_bytes, buffer)).atexit = False
+        weakref.finalize(array, self._gone.put, n_bytes, buffer).atexit = False
         return torch.from_numpy(array).view(dtype).reshape(shape)
 
     def abandon(self) -> None:
         """Lets go of what is kept, and of what tensors have now once they are gone: a step may be writing there."""
         with self._lock:
             kept, self._kept = self._kept, []
-            self._gone = collections.deque()
+            gone, self._gone = self._gone, _Gone()
         del kept  # without the lock: buffers are given back
+        gone.close()
 
     def _take(self, n_bytes: int) -> Buffer:
         """A buffer that is kept, or a new one."""
         with self._lock:
-            while self._gone:
-                self._kept.append(self._gone.popleft())
+            self._kept += self._gone.take()
             found = next((i for i, (size, _) in enumerate(self._kept) if size == n_bytes), None)
             buffer = None if found is None else self._kept.pop(found)[1]
             too_many = self._shrink()
@@ -176,7 +197,10 @@ class CudaMemory(Memory):
 
     def mark(self, tensor: torch.Tensor) -> object:
         address = tensor.data_ptr()
-        number = self._group.allocation_id(address)
+        try:
+            number = self._group.allocation_id(address)
+        except InvalidArgument:
+            number = None  # what is wrong with the tensor is said where it is located, with its name
         if number is None:
             return object()
         return address, number, tensor.shape, tensor.dtype, tensor.is_contiguous()

@@ -38,8 +38,8 @@ class Launcher:
     def __call__(self, plan: Plan) -> None:
         """One step, in the order of the current stream; on the host backend it has ended when this returns."""
         if not self._is_cuda:
-            plan.launch()
             try:
+                plan.launch()
                 plan.wait()
             except BaseException:  # an interrupt too
                 self._abandon()
