@@ -17,6 +17,7 @@
 #include "tests/fault/wire.h"
 
 #define STRANGER_UID 65534
+#define OTHER_UID    65533
 #define N_KNOCKS     50
 #define SKIPPED      77
 #define MAX_LINES    (LOG_BURST + 1)
@@ -24,16 +25,21 @@
 static struct daemon_process epd_daemon;
 
 /* Runs a function as another user; its exit code. */
-static int as_stranger(void (*function)(void))
+static int as_user(uid_t uid, void (*function)(void))
 {
     pid_t pid = fork();
     if (pid == 0) {
-        if (setgid(STRANGER_UID) != 0 || setuid(STRANGER_UID) != 0)
+        if (setgid(uid) != 0 || setuid(uid) != 0)
             _exit(1);
         function();
         _exit(0);
     }
     return spawn_wait(pid, 30000);
+}
+
+static int as_stranger(void (*function)(void))
+{
+    return as_user(STRANGER_UID, function);
 }
 
 static void knock(void)
@@ -253,6 +259,7 @@ START_TEST(who_holds_all_places_of_the_control_socket_keeps_nobody_out)
     snprintf(busy, sizeof busy, "%s/busy", epd_daemon.directory);
     for (int waited = 0; access(busy, F_OK) != 0; waited++, sleep_ms(1))
         ck_assert_int_lt(waited, 30000);
+    ck_assert_int_eq(as_user(OTHER_UID, ask_once), 0); /* also one that is nobody special */
     for (int n = 0; n < 3; n++)
         ask_once();
     static struct wire place; /* and none is free */
