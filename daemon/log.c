@@ -78,17 +78,17 @@ const char *log_word(struct log_word *word, const char *name)
     return word->text;
 }
 
-/* To a pipe that could not be opened again. Kernels before 6.4 do not know pipes that are not to wait for once: then it is
- * looked first, and who writes to it in between may make us wait for the reader. */
+/* To what could not be opened again. Kernels before 6.4 do not know pipes that are not to wait for once, none knows such
+ * terminals: then it is looked first, and who writes to it in between may make us wait for the reader. */
 static ssize_t write_now(int fd, const char *line, size_t length)
 {
     const struct iovec part = {.iov_base = (void *)(uintptr_t)line, .iov_len = length};
     struct stat info;
-    if (fstat(fd, &info) != 0 || !S_ISFIFO(info.st_mode))
-        return write(fd, line, length);
-    const ssize_t n = pwritev2(fd, &part, 1, -1, RWF_NOWAIT);
-    if (n >= 0 || errno != EOPNOTSUPP)
-        return n;
+    if (fstat(fd, &info) == 0 && S_ISFIFO(info.st_mode)) {
+        const ssize_t n = pwritev2(fd, &part, 1, -1, RWF_NOWAIT);
+        if (n >= 0 || errno != EOPNOTSUPP)
+            return n;
+    }
     struct pollfd room = {.fd = fd, .events = POLLOUT}; /* of a pipe: for PIPE_BUF bytes, more than a line */
     return poll(&room, 1, 0) == 1 && (room.revents & POLLOUT) ? write(fd, line, length) : -1;
 }

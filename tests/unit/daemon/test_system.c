@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "daemon/dump_file.h"
@@ -107,6 +108,30 @@ START_TEST(a_full_pipe_makes_no_line_wait)
     close(other);
     close(ends[0]);
     close(ends[1]);
+}
+END_TEST
+
+/* A terminal of another user cannot be opened again either; whoever has stopped its output is not waited for. */
+START_TEST(a_terminal_that_takes_nothing_makes_no_line_wait)
+{
+    struct log log;
+    const int screen = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    ck_assert_int_ge(screen, 0);
+    ck_assert_int_eq(grantpt(screen) | unlockpt(screen), 0);
+    const int terminal = open(ptsname(screen), O_RDWR | O_NOCTTY | O_CLOEXEC);
+    ck_assert_int_ge(terminal, 0);
+    log_init(&log, "test", LOG_INFO, terminal);
+    ck_assert_int_ge(log.copy, 0);
+    ck_assert_int_eq(tcflow(terminal, TCOOFF), 0);
+    alarm(10);
+    log_write(&log, LOG_INFO, "lost");
+    ck_assert_uint_eq(log.n_unwritten, 1);
+    log_fini(&log);
+    log_write(&log, LOG_INFO, "lost too");
+    alarm(0);
+    ck_assert_uint_eq(log.n_unwritten, 2);
+    close(terminal);
+    close(screen);
 }
 END_TEST
 
@@ -349,6 +374,7 @@ int main(void)
 {
     const TTest *const tests[] = {log_is_limited_per_key_and_says_what_it_left_out,
                                   a_full_pipe_makes_no_line_wait,
+                                  a_terminal_that_takes_nothing_makes_no_line_wait,
                                   a_name_is_one_word_of_a_log_line_whatever_is_in_it,
                                   recorder_keeps_the_newest_steps_and_names_missing_ranks,
                                   dumps_are_never_written_over_and_the_oldest_go,
