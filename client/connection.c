@@ -215,8 +215,8 @@ enum epd_status connection_call(struct connection *connection, struct message *r
                      message_kind_name(request->kind), timeout_ms);
 }
 
-/* Whether it leaves matters little: the daemon frees everything of a session that it loses. */
-void connection_tell(struct connection *connection, struct message *request)
+/* With send_lock. Whether it leaves matters little: the daemon frees everything of a session that it loses. */
+static void tell(struct connection *connection, struct message *request)
 {
     enum packet_result result;
     struct epd_error ignored;
@@ -224,9 +224,25 @@ void connection_tell(struct connection *connection, struct message *request)
     pthread_mutex_lock(&connection->lock);
     request->request_id = connection->next_request_id++;
     pthread_mutex_unlock(&connection->lock);
-    pthread_mutex_lock(&connection->send_lock);
     if (encode_and_send(connection, request, -1, &result, &ignored))
         result = PACKET_ERROR;
+}
+
+static void connection_tell(struct connection *connection, struct message *request)
+{
+    pthread_mutex_lock(&connection->send_lock);
+    tell(connection, request);
+    pthread_mutex_unlock(&connection->send_lock);
+}
+
+void connection_tell_last(struct connection *connection, struct message *request)
+{
+    const struct timeval at_once = {.tv_usec = 1}; /* 0 would be for ever */
+
+    if (pthread_mutex_trylock(&connection->send_lock))
+        return; /* the watcher waits there for room */
+    if (setsockopt(connection->socket, SOL_SOCKET, SO_SNDTIMEO, &at_once, sizeof at_once) == 0)
+        tell(connection, request);
     pthread_mutex_unlock(&connection->send_lock);
 }
 

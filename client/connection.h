@@ -54,8 +54,9 @@ EPD_MUST_CHECK enum epd_status connection_call(struct connection *connection, st
                                                enum message_kind want, uint32_t timeout_ms,
                                                struct inbox_item *reply, struct epd_error *error);
 
-/* Sends a request whose answer nobody waits for, if the daemon reads. */
-void connection_tell(struct connection *connection, struct message *request);
+/* Sends a request whose answer nobody waits for, if there is room for it now. Sends of others no longer wait for room either: the
+ * connection ends next. */
+void connection_tell_last(struct connection *connection, struct message *request);
 
 /* Sends one launch. Its seq is *last_seq + 1; *last_seq is advanced by n_repeats if it was sent, and is
  * guarded by the connection: sequence numbers leave in their order. No allocation, one system call. */

@@ -142,7 +142,7 @@ void group_say_goodbye(struct epd_group *group)
     struct epd_error ignored;
 
     if (connection_check(group->connection, &ignored) == EPD_OK)
-        connection_tell(group->connection, &request);
+        connection_tell_last(group->connection, &request);
 }
 
 void epd_group_leave(struct epd_group *group)

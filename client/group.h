@@ -34,7 +34,7 @@ struct connection *group_connection(const struct epd_group *group);
 EPD_MUST_CHECK enum epd_status group_request(struct epd_group *group, struct epd_error *error);
 /* Gives the rank up; what the daemon says does not matter. */
 void group_abandon(struct epd_group *group);
-/* The same, if the connection is there, without waiting for an answer: the connection ends next. */
+/* The same, if the connection is there, waiting neither for an answer nor for room: the connection ends next. */
 void group_say_goodbye(struct epd_group *group);
 /* Frees the group and what is left in it without telling the daemon: after the connection was stopped or the
  * group left. */

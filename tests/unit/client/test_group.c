@@ -4,8 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include "client/deadline.h"
 #include "tests/unit/client/group_fixture.h"
 
 /* ---- groups ---- */
@@ -57,6 +60,49 @@ START_TEST(join_refuses_what_the_wire_would_refuse_before_it_asks)
     ck_assert_str_eq(epd_error_text(), "epd_group_options name: NULL");
     options.size = 0;
     ck_assert_int_eq(epd_group_join(client, &options, &other), EPD_INVALID_ARGUMENT);
+}
+END_TEST
+
+static int may_end[2];
+
+static void script_reads_no_more(struct fake *daemon)
+{
+    char any;
+
+    fake_session(daemon);
+    script_must(read(may_end[0], &any, 1) == 1);
+}
+
+/* The client's socket: the daemon's own is bound to the path, not connected to it. */
+static int socket_to(const char *path)
+{
+    for (int fd = 3; fd < 256; fd++) {
+        struct sockaddr_un peer = {0};
+        socklen_t bytes = sizeof peer;
+        if (getpeername(fd, (struct sockaddr *)&peer, &bytes) == 0 && peer.sun_family == AF_UNIX &&
+            bytes > sizeof peer.sun_family && strcmp(peer.sun_path, path) == 0)
+            return fd;
+    }
+    return -1;
+}
+
+START_TEST(close_does_not_wait_for_a_daemon_that_reads_nothing)
+{
+    ck_assert_int_eq(pipe2(may_end, O_CLOEXEC), 0);
+    start(script_reads_no_more);
+    const int socket = socket_to(fake.path);
+    ck_assert_int_ge(socket, 0);
+    while (send(socket, "full", 4, MSG_DONTWAIT | MSG_NOSIGNAL) == 4)
+        continue;
+    const uint64_t deadline_ns = deadline_after_ms(5000);
+    epd_close(client);
+    ck_assert_uint_lt(deadline_after_ms(1), deadline_ns);
+    client = NULL;
+    ck_assert_int_eq(write(may_end[1], "", 1), 1);
+    pthread_join(fake.thread, NULL);
+    fake.script = NULL;
+    close(may_end[0]);
+    close(may_end[1]);
 }
 END_TEST
 
@@ -138,6 +184,7 @@ int main(void)
     tcase_set_timeout(cases, 30);
     tcase_add_test(cases, join_fills_in_the_defaults_and_leave_tells_the_daemon);
     tcase_add_test(cases, join_refuses_what_the_wire_would_refuse_before_it_asks);
+    tcase_add_test(cases, close_does_not_wait_for_a_daemon_that_reads_nothing);
     tcase_add_test(cases, buffers_are_the_daemons_or_the_clients_memory);
     tcase_add_test(cases, memfds_that_could_lose_pages_or_are_too_short_are_refused);
     suite_add_tcase(suite, cases);
