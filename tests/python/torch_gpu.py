@@ -3,8 +3,8 @@
     EPD_BINARY=... EPD_LIBRARY=... PYTHONPATH=client/python python3 tests/python/torch_gpu.py [--ranks N] [--out DIR] [CASE...]
 
 A rank is started as torchrun starts it (RANK, LOCAL_RANK, WORLD_SIZE); torchrun itself may start them too: then the daemon's
-socket is taken from EPD_SOCKET. Without --ranks there are four, or two where there are fewer GPUs. Exit code 77, with the reason,
-where there are not enough GPUs or no PyTorch.
+socket is taken from EPD_SOCKET. Without --ranks there are four, or two where there are fewer GPUs. Exit code 77, with the
+reason, where there are not enough GPUs or no PyTorch.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Memory:
 
 
 class _Gone:
-    """Buffers whose tensors are gone, with the sizes asked for. A tensor may be collected at any point of any thread: no locks."""
+    """Buffers whose tensors are gone, with the sizes asked for. No locks: tensors are collected at any point of any thread."""
 
     def __init__(self) -> None:
         self._buffers: collections.deque[tuple[int, Buffer]] = collections.deque()
