@@ -55,12 +55,26 @@ static void mark_queue(struct step_lane *lane)
  * when it has arrived in a barrier. */
 #define LOOK_NS 100000ull
 
+/* The lane goes on with other jobs, and its tickets say whether the device is idle: one is put behind what the step has put
+ * there. Before the first meeting that is nothing but waits, each with its own. */
+static int give_way(struct step_lane *lane)
+{
+    struct epd_error error = {.status = EPD_OK};
+    uint64_t ticket;
+    if (lane->n_barriers == 0 || lane->lost ||
+        !backend_of(lane)->queue_ticket(lane->team_lane->queue, &ticket, &error))
+        return 1;
+    step_lose_device(lane, lane->ranks[0], &error);
+    return 0;
+}
+
 /* Arrives where it has not, and looks. */
 static enum step_pace look(struct step_lane *lane, struct barrier *barrier)
 {
     struct step_walk *walk = &lane->walk;
+    const int arrives = !walk->arrived;
     uint64_t until_ns = 0;
-    if (!walk->arrived) {
+    if (arrives) {
         mark_queue(lane);
         walk->arrived_at = barrier_arrive(barrier);
         walk->arrived = 1;
@@ -69,7 +83,7 @@ static enum step_pace look(struct step_lane *lane, struct barrier *barrier)
     enum barrier_seen seen = barrier_look(barrier, walk->arrived_at);
     while (seen == BARRIER_NOT_YET && clock_now_ns() < until_ns)
         seen = barrier_look(barrier, walk->arrived_at);
-    if (seen == BARRIER_NOT_YET)
+    if (seen == BARRIER_NOT_YET && (!arrives || give_way(lane)))
         return STEP_LATER;
     walk->arrived = 0;
     return seen == BARRIER_PASSED ? STEP_DONE : STEP_FAILED;

@@ -38,8 +38,10 @@ static _Atomic uint32_t comes[N_RANKS];     /* and from there */
 static _Atomic uint32_t took[N_RANKS];      /* tokens of the other node's set, as kernels were told */
 static _Atomic int choose_fails, set_fails; /* on rank 1, once */
 static _Atomic int no_head, other_overflows;
-static _Thread_local uint32_t at_rank; /* of the latest choice */
-static _Thread_local uint64_t at_step; /* of the latest report */
+static _Thread_local uint32_t at_rank;               /* of the latest choice */
+static _Thread_local uint64_t at_step;               /* of the latest report */
+static _Thread_local int unmarked;                   /* something is in the queue, and no ticket behind it */
+static _Atomic uint32_t n_to_give_back, n_disturbed; /* of rank 0's device */
 
 /* ---- kernels ---- */
 
@@ -55,6 +57,7 @@ enum epd_status cuda_hop_choose_launch(const struct cuda_hop_choose_args *args, 
                                        struct epd_error *error)
 {
     (void)stream;
+    unmarked = 1;
     at_rank = args->hop.shape.rank;
     if (at_rank == 1 && atomic_exchange(&choose_fails, 0))
         return error_set(error, EPD_INTERNAL, "injected");
@@ -102,6 +105,7 @@ enum epd_status cuda_exchange_launch(enum exchange_op op, uint32_t stage, const 
 {
     const uint32_t rank = args->set.first_rank + args->shape.rank;
     (void)op, (void)stage, (void)stream;
+    unmarked = 1;
     if (args->set.idx == 1)
         atomic_store(&took[rank], args->shape.n_tokens);
     if (rank == 1 && atomic_exchange(&set_fails, 0))
@@ -149,6 +153,7 @@ static int queue_reached(struct backend_queue *queue, uint64_t ticket, struct ep
 static enum epd_status queue_ticket(struct backend_queue *queue, uint64_t *ticket, struct epd_error *error)
 {
     (void)queue, (void)error;
+    unmarked = 0;
     *ticket = LATER_TICKET;
     return EPD_OK;
 }
@@ -166,6 +171,22 @@ static int device_idle(struct backend_device *device)
 {
     (void)device;
     return fake_nccl.n_connecting == 0 && fake_stream_passed(fake_nccl.queue_stream);
+}
+
+static uint32_t device_n_waiting(struct backend_device *device)
+{
+    (void)device;
+    return at_rank == 0 ? atomic_load(&n_to_give_back) : 0;
+}
+
+/* CUDA waits here for all that is in its streams, whatever was said of tickets. */
+static uint64_t device_give_back(struct backend_device *device)
+{
+    (void)device;
+    if (unmarked)
+        atomic_fetch_add(&n_disturbed, 1);
+    atomic_store(&n_to_give_back, 0);
+    return 0;
 }
 
 const struct transport *__wrap_transport_find(enum epd_backend_kind backend, struct epd_error *reason);
@@ -197,6 +218,8 @@ static void make_later(void)
     later.queue_ticket = queue_ticket;
     later.flag_ready = flag_ready;
     later.device_idle = device_idle;
+    later.device_n_waiting = device_n_waiting;
+    later.device_give_back = device_give_back;
     later.exchange_sizes = cuda_exchange_sizes;
     memcpy(later.n_stages, n_stages, sizeof n_stages);
     fake_nccl_reset();
@@ -209,6 +232,8 @@ static void make_later(void)
     atomic_store(&set_fails, 0);
     atomic_store(&no_head, 0);
     atomic_store(&other_overflows, 0);
+    atomic_store(&n_to_give_back, 0);
+    atomic_store(&n_disturbed, 0);
 }
 
 /* ---- a group ---- */
@@ -480,6 +505,31 @@ START_TEST(a_step_that_waits_holds_up_its_own_group_alone)
 }
 END_TEST
 
+START_TEST(a_lane_that_waits_for_another_gives_nothing_back_that_waits_for_its_own_work)
+{
+    struct pair pair;
+    struct outcome outcome;
+    pair_init(&pair);
+    launch_expect(&pair.dispatch, all_tokens, EPD_OK);
+    const uint64_t begun = fake_nccl.n_swaps;
+    atomic_store(&held, pair.crew.team->lanes[1].queue);
+    launch_start(&pair.dispatch, all_tokens, 0, &outcome);
+    /* Heads on both lanes, and what rank 0's have told. */
+    while (fake_nccl.n_swaps - begun < 3)
+        poll_for(&pair.harness, 1);
+    poll_for(&pair.harness, 5);
+    atomic_store(&n_to_give_back, 1);
+    while (atomic_load(&n_to_give_back))
+        poll_for(&pair.harness, 1);
+    ck_assert(!outcome.ended);
+    ck_assert_uint_eq(atomic_load(&n_disturbed), 0);
+    atomic_store(&held, NULL);
+    harness_wait(&pair.harness, &outcome.ended);
+    expect(&outcome, EPD_OK);
+    pair_fini(&pair);
+}
+END_TEST
+
 START_TEST(an_abort_ends_the_waiting_on_all_lanes)
 {
     struct pair pair;
@@ -645,6 +695,7 @@ int main(void)
         messages_are_as_long_as_what_crosses_there_and_back,
         what_crosses_of_a_static_routing_cannot_cross_eagerly,
         a_step_that_waits_holds_up_its_own_group_alone,
+        a_lane_that_waits_for_another_gives_nothing_back_that_waits_for_its_own_work,
         an_abort_ends_the_waiting_on_all_lanes,
         a_client_that_is_evicted_before_its_launch_ends_the_waiting,
         a_head_that_is_none_breaks_the_rails,
