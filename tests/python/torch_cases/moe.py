@@ -375,6 +375,8 @@ def memory_that_is_gone_is_used_again(rank: Rank) -> None:
         group.empty((8,), torch.float32)
         assert len(group.memory._kept) <= group.memory.KEPT_BUFFERS
         module.check()
+        kept = [weakref.ref(buffer) for _, buffer in group.memory._kept]
+    assert kept and all(buffer() is None for buffer in kept)  # plans of a group that was left are no reason to stay mapped
 
 
 def nodes_reach_the_daemon(rank: Rank) -> None:

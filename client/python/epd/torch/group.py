@@ -127,6 +127,7 @@ class Group:
     def leave(self) -> None:
         """Leaves; ends the client too if :func:`join` made it. Harmless the second time."""
         self.plain.leave()
+        self.memory.abandon()
         if self._owned is not None:
             self._owned.close()
 

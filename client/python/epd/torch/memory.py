@@ -56,7 +56,7 @@ class Memory:
         return self.empty(tuple(tensor.shape), tensor.dtype)
 
     def abandon(self) -> None:
-        """A step may have been left in flight. Nothing to do where memory is not given out again."""
+        """A step may have been left in flight, or the group was left. Nothing to do where memory is not given out again."""
 
     def place(self, tensor: torch.Tensor, what: str) -> tuple[Buffer | DeviceBuffer, int]:
         """The buffer that the tensor lies in, and the offset of its first byte."""
