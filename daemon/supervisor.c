@@ -181,6 +181,8 @@ static void stop_worker(struct supervisor *supervisor)
     supervisor->worker.kill_at_ns = clock_ns() + clock_ms_to_ns(patience_ms);
     supervisor->worker.killed_why[0] = 0;
     (void)notify_send("STOPPING=1");
+    if (supervisor->worker.ends)
+        return;
     log_write(supervisor->log, LOG_INFO, "worker pid %d told to %s", (int)supervisor->worker.pid,
               again ? "stop" : "drain");
     (void)kill(supervisor->worker.pid, SIGTERM);
@@ -218,10 +220,11 @@ static void on_signal(struct supervisor *supervisor)
         stop_worker(supervisor);
 }
 
-/* Ended by nobody's signal, but by whoever drained it: it has nobody to serve any more. */
+/* By a signal, or because somebody has drained it: it has nobody to serve any more. */
 static void on_ending(struct supervisor *supervisor)
 {
     struct worker_process *worker = &supervisor->worker;
+    worker->ends = 1;
     if (supervisor->state == SUPERVISOR_STOPPING)
         return;
     supervisor->state = SUPERVISOR_STOPPING;

@@ -66,6 +66,7 @@ enum epd_status worker_process_start(struct worker_process *process, const struc
     process->started_ns = clock_ns();
     process->listens_ns = 0;
     process->kill_at_ns = process->started_ns + clock_ms_to_ns(config->start_deadline_ms);
+    process->ends = 0;
     process->killed_why[0] = 0;
     loop_watch_start(&process->watch, 0, process->started_ns);
     return EPD_OK;

@@ -19,6 +19,7 @@ struct worker_process {
     uint64_t started_ns;
     uint64_t listens_ns; /* since when it serves: callers are its own; 0: not yet */
     uint64_t kill_at_ns; /* CLOCK_NEVER: it may live */
+    int ends; /* it has said that its loop is over: it hears no signal any more, but would die of one */
     char killed_why[64]; /* "" while it was not killed by us */
     char last_exit[64];  /* how the newest that has ended did */
     struct loop_watch watch;
