@@ -100,14 +100,14 @@ static void complete_job(struct lane_job *job)
 }
 
 static void post_all(struct rails *rails, void (*run)(struct lane_job *job, struct lane *lane),
-                     int (*poll)(struct lane_job *job, struct lane *lane))
+                     int (*poll)(struct lane_job *job, struct lane *lane), const char *what)
 {
     rails->n_jobs_left = rails->n_ranks;
     rails->first = (struct epd_error){.status = EPD_OK};
     for (uint32_t i = 0; i < rails->n_ranks; i++) {
         struct rail *rail = &rails->ranks[i];
         rail->error = (struct epd_error){.status = EPD_OK};
-        rail->job = (struct lane_job){.run = run, .poll = poll, .complete = complete_job};
+        rail->job = (struct lane_job){.run = run, .poll = poll, .complete = complete_job, .what = what};
         lane_post(rail->lane, &rail->job);
     }
 }
@@ -226,7 +226,8 @@ enum epd_status rails_begin(struct node *node, rails_callback callback, void *ar
     all->n_left = node->n_devices;
     for (uint32_t i = 0; i < node->n_devices; i++) {
         all->devices[i].all = all;
-        all->devices[i].job = (struct lane_job){.run = run_begin, .complete = complete_begin};
+        all->devices[i].job = (struct lane_job){
+            .run = run_begin, .complete = complete_begin, .what = "the first work of the rails"};
         lane_post(node->lanes[i], &all->devices[i].job);
     }
     return EPD_OK;
@@ -259,7 +260,7 @@ enum epd_status rails_open(struct node *node, uint32_t node_idx, uint32_t n_rank
         rails->ranks[i].lane = node->lanes[device_idx[i]];
     }
     *result = rails;
-    post_all(rails, run_open, NULL);
+    post_all(rails, run_open, NULL, "a rail that is opened");
     return EPD_OK;
 }
 
@@ -282,7 +283,7 @@ enum epd_status rails_connect(struct rails *rails, uint32_t n_nodes,
     rails->limit_ns = limit_ns;
     rails->callback = callback;
     rails->callback_arg = arg;
-    post_all(rails, run_connect, poll_connect);
+    post_all(rails, run_connect, poll_connect, "a rail that is connected");
     return EPD_OK;
 }
 
@@ -319,7 +320,8 @@ void rails_close(struct rails *rails)
     rails->callback = ignore;
     if (rails->n_jobs_left == 0) {
         rails->closed = 1;
-        post_all(rails, run_close, rails->transport->rail_closed ? poll_close : NULL);
+        post_all(rails, run_close, rails->transport->rail_closed ? poll_close : NULL,
+                 "a rail that is closed");
         return;
     }
     assert(!"rails that are being opened or connected are closed by their callback");

@@ -189,7 +189,8 @@ void team_destroy(struct team *team)
     team->n_lanes_left = team->n_lanes;
     for (uint32_t i = 0; i < team->n_lanes; i++) {
         struct team_lane *lane = &team->lanes[i];
-        lane->end_job = (struct lane_job){.run = team_run_end, .complete = team_complete_end};
+        lane->end_job = (struct lane_job){
+            .run = team_run_end, .complete = team_complete_end, .what = "a group that goes"};
         lane_post(lane->lane, &lane->end_job);
     }
 }

@@ -324,6 +324,20 @@ START_TEST(a_swap_that_never_leaves_its_stream_costs_its_device)
 }
 END_TEST
 
+START_TEST(a_lane_says_what_its_rails_are_at)
+{
+    struct harness harness;
+    struct bundle bundle;
+    open_all(&harness);
+    bundle_open(&bundle, &harness);
+    ck_assert_str_eq(lane_doing(harness.node->lanes[0]), "a rail that is opened");
+    bundle_connect(&bundle, &harness);
+    ck_assert_str_eq(lane_doing(harness.node->lanes[0]), "a rail that is connected");
+    rails_close(bundle.rails);
+    close_all(&harness);
+}
+END_TEST
+
 START_TEST(rails_of_which_one_could_not_be_opened_close)
 {
     struct harness harness;
@@ -378,6 +392,7 @@ int main(void)
         what_closes_does_not_end_before_a_failed_first_swap_has_left_its_stream,
         lanes_work_on_while_closed_rails_wait_for_their_streams,
         a_swap_that_never_leaves_its_stream_costs_its_device,
+        a_lane_says_what_its_rails_are_at,
         rails_of_which_one_could_not_be_opened_close,
         without_memory_rails_do_not_open_and_open_ones_end,
     };
