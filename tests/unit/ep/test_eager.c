@@ -1,240 +1,21 @@
 /* The course of eager steps where work goes on later: what is told, what crosses then and later, who waits for whom, and
- * what becomes of a step that fails before or behind it. Without CUDA and NCCL: the backend is the host's, said to work
- * later, the rails are those over the fake of NCCL, kernels leave what the test says, and the other node is made up. What
- * the bytes are is for tests/gpu. */
+ * what becomes of a step that fails before or behind it. What the bytes are is for tests/gpu. */
 #include <string.h>
 #include <time.h>
 
 #include "ep/clock.h"
-#include "ep/cuda_exchange.h"
 #include "ep/node_impl.h"
 #include "ep/plan_impl.h"
 #include "ep/rails.h"
 #include "ep/step_impl.h"
-#include "kernels/cuda/hop.h"
 #include "tests/unit/ep/fake_nccl.h"
 #include "tests/unit/ep/harness.h"
+#include "tests/unit/ep/later.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 #define MS           1000000ull
-#define N_RANKS      2 /* of this node, which is node 0 of 2; each has a lane */
-#define MAX_TOKENS   16
-#define HIDDEN       12
-#define N_EXPERTS    8
-#define TOP_K        2
-#define ROW_BYTES    (4 * HIDDEN)
-#define CHOICE_BYTES (4 * TOP_K)
-#define TOLD_BYTES   512 /* heads and counts */
-#define REPORT_BYTES sizeof(struct hop_report)
 
 extern const struct hop_form hop_form_cuda;
-extern const struct transport transport_nccl;
-
-static struct backend later;                /* made before any lane runs */
-static struct backend_queue *_Atomic held;  /* a queue in which nothing ends */
-static struct page_plan *_Atomic absent;    /* of a client that has not come: all queues wait for its flag */
-static _Atomic uint32_t sends[N_RANKS];     /* tokens that cross to the other node */
-static _Atomic uint32_t comes[N_RANKS];     /* and from there */
-static _Atomic uint32_t took[N_RANKS];      /* tokens of the other node's set, as kernels were told */
-static _Atomic int choose_fails, set_fails; /* on rank 1, once */
-static _Atomic int no_head, other_overflows;
-static _Thread_local uint32_t at_rank;               /* of the latest choice */
-static _Thread_local uint64_t at_step;               /* of the latest report */
-static _Thread_local int unmarked;                   /* something is in the queue, and no ticket behind it */
-static _Atomic uint32_t n_to_give_back, n_disturbed; /* of rank 0's device */
-
-/* ---- kernels ---- */
-
-void cuda_hop_frame_layout(const struct exchange_shape *shape, size_t row_bytes, struct cuda_hop_frame *frame)
-{
-    ck_assert_uint_eq(row_bytes, ROW_BYTES);
-    ck_assert_uint_eq(shape->max_tokens, MAX_TOKENS);
-    *frame = (struct cuda_hop_frame){.head = 0, .counts = 256, .experts = 512, .weights = 768, .rows = 1024};
-    frame->bytes = frame->rows + 768;
-}
-
-enum epd_status cuda_hop_choose_launch(const struct cuda_hop_choose_args *args, struct CUstream_st *stream,
-                                       struct epd_error *error)
-{
-    (void)stream;
-    unmarked = 1;
-    at_rank = args->hop.shape.rank;
-    if (at_rank == 1 && atomic_exchange(&choose_fails, 0))
-        return error_set(error, EPD_INTERNAL, "injected");
-    *(struct cuda_hop_head *)(void *)args->hop.out =
-        (struct cuda_hop_head){CUDA_HOP_MAGIC, args->hop.shape.n_tokens ? atomic_load(&sends[at_rank]) : 0};
-    return EPD_OK;
-}
-
-enum epd_status cuda_hop_pack_launch(const struct cuda_hop_pack_args *args, struct CUstream_st *stream,
-                                     struct epd_error *error)
-{
-    (void)args, (void)stream, (void)error;
-    return EPD_OK;
-}
-
-enum epd_status cuda_hop_take_launch(const struct cuda_hop_take_args *args, struct CUstream_st *stream,
-                                     struct epd_error *error)
-{
-    (void)args, (void)stream, (void)error;
-    return EPD_OK;
-}
-
-enum epd_status cuda_hop_finish_launch(const struct cuda_hop_finish_args *args, struct CUstream_st *stream,
-                                       struct epd_error *error)
-{
-    (void)args, (void)stream, (void)error;
-    return EPD_OK;
-}
-
-enum epd_status cuda_hop_collect_launch(const struct cuda_hop_collect_args *args, struct CUstream_st *stream,
-                                        struct epd_error *error)
-{
-    (void)args, (void)stream, (void)error;
-    return EPD_OK;
-}
-
-void cuda_exchange_sizes(const struct exchange_shape *shape, uint64_t row_bytes, struct exchange_sizes *sizes)
-{
-    (void)shape, (void)row_bytes;
-    *sizes = (struct exchange_sizes){.workspace_bytes = 256, .dot_bytes = 256, .keeps_slots = 1};
-}
-
-enum epd_status cuda_exchange_launch(enum exchange_op op, uint32_t stage, const struct exchange_args *args,
-                                     struct CUstream_st *stream, struct epd_error *error)
-{
-    const uint32_t rank = args->set.first_rank + args->shape.rank;
-    (void)op, (void)stage, (void)stream;
-    unmarked = 1;
-    if (args->set.idx == 1)
-        atomic_store(&took[rank], args->shape.n_tokens);
-    if (rank == 1 && atomic_exchange(&set_fails, 0))
-        return error_set(error, EPD_INTERNAL, "injected");
-    return EPD_OK;
-}
-
-/* ---- the other node ---- */
-
-static void on_send(const void *data, uint64_t bytes)
-{
-    if (bytes == REPORT_BYTES)
-        at_step = ((const struct hop_report *)data)->step;
-}
-
-static void on_receive(void *data, uint64_t bytes)
-{
-    if (bytes == TOLD_BYTES)
-        *(struct cuda_hop_head *)data =
-            (struct cuda_hop_head){atomic_load(&no_head) ? 0 : CUDA_HOP_MAGIC, atomic_load(&comes[at_rank])};
-    if (bytes != REPORT_BYTES)
-        return;
-    struct hop_report report = {.step = at_step, .rank = -1, .step_again = at_step};
-    if (atomic_load(&other_overflows))
-        report.records[PLAN_RECORD_LAYOUT] =
-            (struct kernel_error){.status = EPD_CAPACITY_OVERFLOW, .got = 99, .allowed = 40};
-    memcpy(data, &report, sizeof report);
-}
-
-/* ---- the device ---- */
-
-/* Of the wait for a ready flag, and of all that lies behind one. */
-enum { READY_TICKET = 1, LATER_TICKET };
-
-static int queue_reached(struct backend_queue *queue, uint64_t ticket, struct epd_error *error)
-{
-    const struct page_plan *client = atomic_load(&absent);
-    (void)error;
-    if (ticket < READY_TICKET)
-        return 1;
-    return atomic_load(&held) != queue && (!client || atomic_load(&client->ready)) &&
-           fake_stream_passed(fake_nccl.queue_stream);
-}
-
-static enum epd_status queue_ticket(struct backend_queue *queue, uint64_t *ticket, struct epd_error *error)
-{
-    (void)queue, (void)error;
-    unmarked = 0;
-    *ticket = LATER_TICKET;
-    return EPD_OK;
-}
-
-static enum epd_status flag_ready(struct backend_queue *queue, const struct backend_flag *flag,
-                                  uint64_t *ticket, struct epd_error *error)
-{
-    (void)queue, (void)error;
-    atomic_store(&flag->page->plans[flag->idx].ready, 0);
-    *ticket = READY_TICKET;
-    return EPD_OK;
-}
-
-static int device_idle(struct backend_device *device)
-{
-    (void)device;
-    return fake_nccl.n_connecting == 0 && fake_stream_passed(fake_nccl.queue_stream);
-}
-
-static uint32_t device_n_waiting(struct backend_device *device)
-{
-    (void)device;
-    return at_rank == 0 ? atomic_load(&n_to_give_back) : 0;
-}
-
-/* CUDA waits here for all that is in its streams, whatever was said of tickets. */
-static uint64_t device_give_back(struct backend_device *device)
-{
-    (void)device;
-    if (unmarked)
-        atomic_fetch_add(&n_disturbed, 1);
-    atomic_store(&n_to_give_back, 0);
-    return 0;
-}
-
-const struct transport *__wrap_transport_find(enum epd_backend_kind backend, struct epd_error *reason);
-const struct transport *__wrap_transport_find(enum epd_backend_kind backend, struct epd_error *reason)
-{
-    (void)backend, (void)reason;
-    return &transport_nccl;
-}
-
-enum epd_status __real_lane_start(const struct backend *backend, const struct node_config *config,
-                                  uint32_t device_idx, struct lane **lane, struct epd_error *error);
-enum epd_status __wrap_lane_start(const struct backend *backend, const struct node_config *config,
-                                  uint32_t device_idx, struct lane **lane, struct epd_error *error);
-enum epd_status __wrap_lane_start(const struct backend *backend, const struct node_config *config,
-                                  uint32_t device_idx, struct lane **lane, struct epd_error *error)
-{
-    (void)backend;
-    return __real_lane_start(&later, config, device_idx, lane, error);
-}
-
-static void make_later(void)
-{
-    static const uint32_t n_stages[EXCHANGE_OP_COUNT] = {CUDA_ROUTE_DISPATCH_STAGES, CUDA_DISPATCH_STAGES,
-                                                         CUDA_COMBINE_STAGES, CUDA_GATHER_STAGES,
-                                                         CUDA_WEIGHT_GRAD_STAGES};
-    later = backend_host;
-    later.works_later = 1;
-    later.queue_reached = queue_reached;
-    later.queue_ticket = queue_ticket;
-    later.flag_ready = flag_ready;
-    later.device_idle = device_idle;
-    later.device_n_waiting = device_n_waiting;
-    later.device_give_back = device_give_back;
-    later.exchange_sizes = cuda_exchange_sizes;
-    memcpy(later.n_stages, n_stages, sizeof n_stages);
-    fake_nccl_reset();
-    fake_nccl.on_send = on_send;
-    fake_nccl.on_receive = on_receive;
-    fake_nccl.queue_stream = fake_stream_create();
-    atomic_store(&held, NULL);
-    atomic_store(&absent, NULL);
-    atomic_store(&choose_fails, 0);
-    atomic_store(&set_fails, 0);
-    atomic_store(&no_head, 0);
-    atomic_store(&other_overflows, 0);
-    atomic_store(&n_to_give_back, 0);
-    atomic_store(&n_disturbed, 0);
-}
 
 /* ---- a group ---- */
 
@@ -329,16 +110,16 @@ static void make_plan(struct crew *crew, enum epd_op op, enum epd_crossing cross
 
 static void pair_init(struct pair *pair)
 {
-    make_later();
+    later_reset();
     harness_open(&pair->harness, N_RANKS, 0);
-    pair->harness.node->backend = &later;
+    pair->harness.node->backend = &later_backend;
     crew_init(&pair->crew, &pair->harness, &config, N_RANKS, 1 << 16);
     span_two_nodes(pair);
     make_plan(&pair->crew, EPD_OP_DISPATCH, EPD_CROSSING_EAGER, NULL, &pair->dispatch);
     make_plan(&pair->crew, EPD_OP_COMBINE, EPD_CROSSING_UNSPECIFIED, &pair->dispatch, &pair->combine);
     for (uint32_t rank = 0; rank < N_RANKS; rank++) {
-        atomic_store(&sends[rank], 3 + rank);
-        atomic_store(&comes[rank], 7 + rank);
+        atomic_store(&later.sends[rank], 3 + rank);
+        atomic_store(&later.comes[rank], 7 + rank);
     }
 }
 
@@ -402,15 +183,15 @@ START_TEST(messages_are_as_long_as_what_crosses_there_and_back)
     pair_init(&pair);
     for (uint32_t n = 0; n < 4; n++) {
         for (uint32_t rank = 0; rank < N_RANKS; rank++) {
-            atomic_store(&sends[rank], n == 1 ? 0 : 2 * n + rank);
-            atomic_store(&comes[rank], n == 2 ? 0 : 3 * n + rank);
+            atomic_store(&later.sends[rank], n == 1 ? 0 : 2 * n + rank);
+            atomic_store(&later.comes[rank], n == 2 ? 0 : 3 * n + rank);
         }
-        const uint64_t n_tokens[N_RANKS] = {sends[0] + comes[0], sends[1] + comes[1]};
+        const uint64_t n_tokens[N_RANKS] = {later.sends[0] + later.comes[0], later.sends[1] + later.comes[1]};
         launch(&pair.dispatch, all_tokens, &outcome);
         expect(&outcome, EPD_OK);
         for (uint32_t rank = 0; rank < N_RANKS; rank++) {
             expect_dispatched(&outcome, rank, n_tokens[rank]);
-            ck_assert_uint_eq(atomic_load(&took[rank]), comes[rank]);
+            ck_assert_uint_eq(atomic_load(&later.took[rank]), later.comes[rank]);
         }
         for (int again = 0; again < 2; again++) {
             launch(&pair.combine, all_tokens, &outcome);
@@ -446,7 +227,7 @@ START_TEST(what_crosses_of_a_static_routing_cannot_cross_eagerly)
     expect(&outcome, EPD_OK);
     expect_bytes(&outcome, 0, 0, 2 * MAX_TOKENS, ROW_BYTES);
     launch_expect(&fixed, all_tokens, EPD_OK);
-    ck_assert_uint_eq(atomic_load(&took[0]), MAX_TOKENS);
+    ck_assert_uint_eq(atomic_load(&later.took[0]), MAX_TOKENS);
     crew_plan_destroy(&back);
     crew_plan_destroy(&fixed);
     pair_fini(&pair);
@@ -473,7 +254,7 @@ START_TEST(a_step_that_waits_holds_up_its_own_group_alone)
     launch_expect(&pair.dispatch, all_tokens, EPD_OK);
     for (uint32_t i = 0; i < N_RANKS; i++) {
         const uint64_t begun = fake_nccl.n_swaps;
-        atomic_store(&held, pair.crew.team->lanes[i].queue);
+        atomic_store(&later.held, pair.crew.team->lanes[i].queue);
         launch_start(&pair.dispatch, all_tokens, 0, &first);
         launch_start(&pair.combine, all_tokens, 0, &second);
         plan_fail(refused.plans[i], 1, &(struct epd_error){EPD_TIMEOUT, "too late"}, EPD_PHASE_GATHER, -1);
@@ -486,7 +267,7 @@ START_TEST(a_step_that_waits_holds_up_its_own_group_alone)
         ck_assert_uint_eq(atomic_load(&words_of(&refused, i)->completed), 0);
         /* Heads on both lanes, and on the one that knows what it needs the parts behind them. */
         ck_assert_uint_le(fake_nccl.n_swaps - begun, 3);
-        atomic_store(&held, NULL);
+        atomic_store(&later.held, NULL);
         harness_wait(&pair.harness, &first.ended);
         harness_wait(&pair.harness, &second.ended);
         harness_wait(&pair.harness, &third.ended);
@@ -512,18 +293,18 @@ START_TEST(a_lane_that_waits_for_another_gives_nothing_back_that_waits_for_its_o
     pair_init(&pair);
     launch_expect(&pair.dispatch, all_tokens, EPD_OK);
     const uint64_t begun = fake_nccl.n_swaps;
-    atomic_store(&held, pair.crew.team->lanes[1].queue);
+    atomic_store(&later.held, pair.crew.team->lanes[1].queue);
     launch_start(&pair.dispatch, all_tokens, 0, &outcome);
     /* Heads on both lanes, and what rank 0's have told. */
     while (fake_nccl.n_swaps - begun < 3)
         poll_for(&pair.harness, 1);
     poll_for(&pair.harness, 5);
-    atomic_store(&n_to_give_back, 1);
-    while (atomic_load(&n_to_give_back))
+    atomic_store(&later.n_to_give_back, 1);
+    while (atomic_load(&later.n_to_give_back))
         poll_for(&pair.harness, 1);
     ck_assert(!outcome.ended);
-    ck_assert_uint_eq(atomic_load(&n_disturbed), 0);
-    atomic_store(&held, NULL);
+    ck_assert_uint_eq(atomic_load(&later.n_disturbed), 0);
+    atomic_store(&later.held, NULL);
     harness_wait(&pair.harness, &outcome.ended);
     expect(&outcome, EPD_OK);
     pair_fini(&pair);
@@ -566,7 +347,7 @@ START_TEST(a_client_that_is_evicted_before_its_launch_ends_the_waiting)
     int gone = 0;
     pair_init(&pair);
     launch_expect(&pair.dispatch, all_tokens, EPD_OK);
-    atomic_store(&absent, words_of(&pair.dispatch, 1));
+    atomic_store(&later.absent, words_of(&pair.dispatch, 1));
     launch_start(&pair.dispatch, all_tokens, 0, &first);
     poll_for(&pair.harness, 20);
     ck_assert(!first.ended);
@@ -578,7 +359,7 @@ START_TEST(a_client_that_is_evicted_before_its_launch_ends_the_waiting)
     struct epd_error why = {.status = EPD_OK};
     ck_assert(rails_broken(pair.crew.rails[0], &why));
     ck_assert_msg(strstr(why.text, "rank 1 ended before it reached the launch") != NULL, "%s", why.text);
-    atomic_store(&absent, NULL);
+    atomic_store(&later.absent, NULL);
     crew_plan_destroy(&pair.combine);
     harness_destroy_plan(&pair.harness, pair.dispatch.plans[0]);
     harness_wait(&pair.harness, &gone);
@@ -593,8 +374,8 @@ START_TEST(a_head_that_is_none_breaks_the_rails)
     struct epd_error why = {.status = EPD_OK};
     for (int too_many = 0; too_many < 2; too_many++) {
         pair_init(&pair);
-        atomic_store(&no_head, !too_many);
-        atomic_store(&comes[0], too_many ? MAX_TOKENS + 1 : 1);
+        atomic_store(&later.no_head, !too_many);
+        atomic_store(&later.comes[0], too_many ? MAX_TOKENS + 1 : 1);
         launch(&pair.dispatch, all_tokens, &outcome);
         expect(&outcome, EPD_PROTOCOL);
         ck_assert_msg(strstr(outcome.entries[0].text, "node 1: its frame is none") != NULL, "%s",
@@ -613,7 +394,7 @@ static uint64_t tokens_told(const struct outcome *outcome, uint32_t rank)
     const uint64_t bytes = outcome->ranks[rank].network_bytes - 2 * (TOLD_BYTES + REPORT_BYTES);
     const uint64_t n = bytes / (CHOICE_BYTES + ROW_BYTES);
     ck_assert_uint_eq(bytes % (CHOICE_BYTES + ROW_BYTES), 0);
-    ck_assert(n == comes[rank] || n == comes[rank] + sends[rank]);
+    ck_assert(n == later.comes[rank] || n == later.comes[rank] + later.sends[rank]);
     return n;
 }
 
@@ -622,20 +403,20 @@ START_TEST(a_rank_that_fails_before_it_tells_says_that_nothing_comes)
     struct pair pair;
     struct outcome outcome;
     pair_init(&pair);
-    atomic_store(&choose_fails, 1);
+    atomic_store(&later.choose_fails, 1);
     launch(&pair.dispatch, all_tokens, &outcome);
     expect(&outcome, EPD_INTERNAL);
     ck_assert_int_eq(outcome.entries[0].rank, 1);
     const uint64_t told = tokens_told(&outcome, 0);
-    expect_dispatched(&outcome, 1, comes[1]);
+    expect_dispatched(&outcome, 1, later.comes[1]);
     /* What was to come back of it comes back: the other node sends, and takes, as much. */
     launch(&pair.combine, all_tokens, &outcome);
     expect(&outcome, EPD_INVALID_ARGUMENT);
     expect_bytes(&outcome, 0, 0, told, ROW_BYTES);
-    expect_bytes(&outcome, 1, 0, comes[1], ROW_BYTES);
+    expect_bytes(&outcome, 1, 0, later.comes[1], ROW_BYTES);
     launch(&pair.dispatch, all_tokens, &outcome);
     expect(&outcome, EPD_OK);
-    expect_dispatched(&outcome, 1, sends[1] + comes[1]);
+    expect_dispatched(&outcome, 1, later.sends[1] + later.comes[1]);
     pair_fini(&pair);
 }
 END_TEST
@@ -645,11 +426,11 @@ START_TEST(a_rank_that_fails_behind_its_heads_swaps_what_they_have_told)
     struct pair pair;
     struct outcome outcome;
     pair_init(&pair);
-    atomic_store(&set_fails, 1);
+    atomic_store(&later.set_fails, 1);
     launch(&pair.dispatch, all_tokens, &outcome);
     expect(&outcome, EPD_INTERNAL);
     (void)tokens_told(&outcome, 0);
-    expect_dispatched(&outcome, 1, sends[1] + comes[1]);
+    expect_dispatched(&outcome, 1, later.sends[1] + later.comes[1]);
     launch_expect(&pair.dispatch, all_tokens, EPD_OK);
     launch_expect(&pair.combine, all_tokens, EPD_OK);
     pair_fini(&pair);
@@ -675,14 +456,14 @@ START_TEST(an_overflow_on_the_other_node_ends_the_step_and_no_rail)
     struct pair pair;
     struct outcome outcome;
     pair_init(&pair);
-    atomic_store(&other_overflows, 1);
+    atomic_store(&later.other_overflows, 1);
     launch(&pair.dispatch, all_tokens, &outcome);
     expect(&outcome, EPD_CAPACITY_OVERFLOW);
-    atomic_store(&other_overflows, 0);
+    atomic_store(&later.other_overflows, 0);
     launch(&pair.combine, all_tokens, &outcome);
     expect(&outcome, EPD_INVALID_ARGUMENT);
     for (uint32_t rank = 0; rank < N_RANKS; rank++)
-        expect_bytes(&outcome, rank, 0, sends[rank] + comes[rank], ROW_BYTES);
+        expect_bytes(&outcome, rank, 0, later.sends[rank] + later.comes[rank], ROW_BYTES);
     launch_expect(&pair.dispatch, all_tokens, EPD_OK);
     launch_expect(&pair.combine, all_tokens, EPD_OK);
     pair_fini(&pair);
