@@ -463,7 +463,8 @@ EPD_API enum epd_status epd_plan_step(struct epd_plan *plan, void *stream, const
 
 /* CUDA backend: records the launch's flag operations into the graph that the stream is capturing; nothing is sent. */
 EPD_API enum epd_status epd_plan_capture(struct epd_plan *plan, void *stream);
-/* CUDA backend: announces n_launches replays of a captured launch, ahead of them. */
+/* CUDA backend: announces n_launches replays of a captured launch, 1 to 65536, ahead of them. After an error, those of
+ * epd_plan_launch, none of them is announced. */
 EPD_API enum epd_status epd_plan_arm(struct epd_plan *plan, uint32_t n_launches);
 
 /* The last failed launch of a plan. */

@@ -310,10 +310,18 @@ enum epd_status epd_plan_arm(struct epd_plan *plan, uint32_t n_launches)
 {
     struct epd_error *error;
 
-    if (group_enter(plan ? plan->group : NULL, "plan", &error) ||
-        plan->group->ops->arm(plan, n_launches, error))
+    if (group_enter(plan ? plan->group : NULL, "plan", &error))
         return error->status;
-    return plan_send(plan, n_launches, error);
+    if (n_launches == 0 || n_launches > EPD_MAX_REPEATS)
+        return error_set(error, EPD_INVALID_ARGUMENT, "plan %llu: %u launches to arm, want 1..%u",
+                         (unsigned long long)plan->reply.plan_id, n_launches, EPD_MAX_REPEATS);
+    if (plan->group->ops->arm(plan, n_launches, error))
+        return error->status;
+    if (plan_send(plan, n_launches, error)) {
+        atomic_fetch_sub(&plan->n_launched, n_launches); /* nobody would end them */
+        return error->status;
+    }
+    return EPD_OK;
 }
 
 /* ---- ends of launches ---- */

@@ -134,7 +134,7 @@ class Plan:
             check(self._api, self._api.epd_plan_capture(pointer, stream))
 
     def arm(self, n_launches: int = 1) -> None:
-        """Announces replays of a captured launch. One datagram for all of them."""
+        """Announces replays of a captured launch, at most 65536. One datagram for all of them."""
         with self._handle as pointer:
             check(self._api, self._api.epd_plan_arm(pointer, n_launches))
 

@@ -449,6 +449,46 @@ START_TEST(flags_that_no_stream_takes_are_given_up_after_a_second)
 }
 END_TEST
 
+static void script_one_plan(struct fake *daemon)
+{
+    fake_session(daemon);
+    fake_expect(daemon, MESSAGE_PLAN_CREATE);
+    fake_answer_plan(daemon, FLAG);
+    script_must(fake_peer_closed(daemon));
+}
+
+/* Counts as the CUDA backend does; then the connection ends. */
+static enum epd_status arm_and_lose(struct epd_plan *plan, uint32_t n_launches, struct epd_error *error)
+{
+    (void)error;
+    atomic_fetch_add(&plan->n_launched, n_launches);
+    connection_stop(plan->group->connection);
+    return EPD_OK;
+}
+
+/* A wait, or the end of the plan, would wait for ever for launches that nobody knows of. */
+START_TEST(replays_that_were_not_announced_are_not_in_flight)
+{
+    struct stream_ops ops;
+
+    start(script_one_plan);
+    struct epd_plan *plan = create_barrier(group);
+    ops = *group->ops;
+    ops.arm = arm_and_lose;
+    pthread_mutex_lock(&client->lock);
+    group->ops = &ops;
+    pthread_mutex_unlock(&client->lock);
+    ck_assert_int_eq(epd_plan_arm(plan, 65537), EPD_INVALID_ARGUMENT);
+    ck_assert_str_eq(epd_error_text(), "plan 101: 65537 launches to arm, want 1..65536");
+    ck_assert_int_eq(epd_plan_arm(plan, 0), EPD_INVALID_ARGUMENT);
+    ck_assert_uint_eq(atomic_load(&plan->n_launched), 0);
+    ck_assert_int_eq(epd_plan_arm(plan, 3), EPD_DISCONNECTED);
+    ck_assert_uint_eq(atomic_load(&plan->n_launched), 0);
+    epd_close(client);
+    client = NULL;
+}
+END_TEST
+
 static void script_plan_refused(struct fake *daemon)
 {
     fake_session(daemon);
@@ -528,6 +568,7 @@ int main(void)
     tcase_add_test(cases, one_thread_launches_and_another_waits_until_the_daemon_dies);
     tcase_add_test(cases, check_beside_a_wait_disturbs_it_not_and_each_failure_is_told_once);
     tcase_add_test(cases, flags_that_no_stream_takes_are_given_up_after_a_second);
+    tcase_add_test(cases, replays_that_were_not_announced_are_not_in_flight);
     tcase_add_test(cases, plan_that_is_refused_binds_nothing);
     tcase_add_test(cases, plan_with_the_context_of_another_group_is_refused);
     suite_add_tcase(suite, cases);
