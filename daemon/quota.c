@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 static const char *const names[] = {
@@ -50,10 +51,13 @@ static uint64_t uid_limit(const struct config *config, enum quota_kind kind)
     return kind == QUOTA_HEAP_BYTES ? config->heap_per_uid : 0;
 }
 
-/* Without a limit a sum still has to be a number: what clients ask for adds up before any of it is made. */
+/* Without a limit a sum still has to be a number: what clients ask for adds up before any of it is made. What is there is
+ * counted beside it without being asked for, and is less than the rest of the numbers. */
+#define MAX_SUM (UINT64_MAX - (1ull << 60))
+
 static uint64_t bound(uint64_t limit)
 {
-    return limit ? limit : UINT64_MAX;
+    return limit && limit < MAX_SUM ? limit : MAX_SUM;
 }
 
 static int fits(uint64_t used, uint64_t amount, uint64_t limit)
@@ -131,6 +135,18 @@ void quota_close(struct accounts *accounts, struct quota *quota)
     quota->account = NULL;
 }
 
+/* whose: "this session". */
+static enum epd_status over_limit(struct epd_error *error, const char *whose, enum quota_kind kind,
+                                  uint64_t held, uint64_t amount, uint64_t limit)
+{
+    if (!amount)
+        return error_set(error, EPD_QUOTA, "%s of %s: %" PRIu64 " held, at most %" PRIu64, names[kind], whose,
+                         held, bound(limit));
+    return error_set(error, EPD_QUOTA,
+                     "%s of %s: %" PRIu64 " held, %" PRIu64 " more wanted, at most %" PRIu64, names[kind],
+                     whose, held, amount, bound(limit));
+}
+
 /* Whether so much more would do. */
 static enum epd_status check_room(struct accounts *accounts, const struct config *config,
                                   const struct quota *quota, enum quota_kind kind, uint64_t amount,
@@ -141,15 +157,13 @@ static enum epd_status check_room(struct accounts *accounts, const struct config
     const uint64_t own = session_limit(config, kind), shared = uid_limit(config, kind);
     if (!fits(quota->used[kind], amount, own)) {
         accounts->n_hits[kind]++;
-        return error_set(error, EPD_QUOTA,
-                         "%s of this session: %" PRIu64 " held, %" PRIu64 " more wanted, at most %" PRIu64,
-                         names[kind], quota->used[kind], amount, bound(own));
+        return over_limit(error, "this session", kind, quota->used[kind], amount, own);
     }
     if (!fits(account->used[kind], amount, shared)) {
         accounts->n_hits[kind]++;
-        return error_set(error, EPD_QUOTA,
-                         "%s of uid %u: %" PRIu64 " held, %" PRIu64 " more wanted, at most %" PRIu64,
-                         names[kind], account->uid, account->used[kind], amount, bound(shared));
+        char uid[24];
+        (void)snprintf(uid, sizeof(uid), "uid %u", account->uid);
+        return over_limit(error, uid, kind, account->used[kind], amount, shared);
     }
     return EPD_OK;
 }

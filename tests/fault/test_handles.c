@@ -3,12 +3,14 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "proto/codec.h"
+#include "tests/fault/control.h"
 #include "tests/fault/suite.h"
 #include "tests/fault/undisturbed.h"
 #include "tests/fault/wire.h"
@@ -354,6 +356,42 @@ START_TEST(sizes_whose_sum_overflows_are_refused_one_by_one)
 }
 END_TEST
 
+/* While such sizes are asked for a plan is made, and what it holds is counted beside them, whether or not it may be. */
+START_TEST(what_a_plan_holds_is_counted_beside_sizes_that_nobody_has)
+{
+    struct message_binding bindings[] = {
+        {.role = EPD_ROLE_X, .offset = 65536, .dtype = EPD_F32, .n_dims = 2, .shape = {8, 32}},
+        {.role = EPD_ROLE_TOPK_IDX, .dtype = EPD_I64, .n_dims = 2, .shape = {8, 2}},
+        {.role = EPD_ROLE_RECV_X, .offset = 4096, .dtype = EPD_F32, .n_dims = 2, .shape = {64, 32}},
+        {.role = EPD_ROLE_M_SPLITS, .offset = 2048, .dtype = EPD_I64, .n_dims = 1, .shape = {4}}};
+    wire_open(&wire, here.daemon.socket_path);
+    const uint64_t group = wire_join_alone(&wire, "beside");
+    struct message buffer = wire_alloc_message(group, 72 * 1024), huge = wire_alloc_message(group, INT64_MAX);
+    ck_assert_msg(wire_call(&wire, &buffer, -1) == EPD_OK, "%s", wire.why);
+    json_t *clients = control_ask(here.daemon.control_path, CONTROL_CLIENTS, NULL);
+    const long long held = control_sum(clients, "sessions", "heap_bytes");
+    json_decref(clients);
+    struct message rest = wire_alloc_message(group, INT64_MAX - (uint64_t)held);
+    for (int i = 0; i < 4; i++)
+        bindings[i].buffer_id = wire.reply.reply_buffer.buffer_id;
+    struct message plan = {
+        .kind = MESSAGE_PLAN_CREATE,
+        .plan_create = {.group_id = group, .op = EPD_OP_DISPATCH, .n_bindings = 4, .bindings = bindings}};
+    const pid_t worker = daemon_worker(&here.daemon);
+    ck_assert_int_eq(kill(worker, SIGSTOP), 0); /* so that it reads all of them at once */
+    ck_assert_int_eq(wire_send(&wire, &plan, -1), 0);
+    ck_assert_int_eq(wire_send(&wire, &huge, -1), 0);
+    ck_assert_int_eq(wire_send(&wire, &rest, -1), 0);
+    ck_assert_int_eq(kill(worker, SIGCONT), 0);
+    for (int n = 0; n < 3; n++)
+        ck_assert_int_eq(wire_receive(&wire, WIRE_DEADLINE_MS), WIRE_MESSAGE);
+    struct message small = wire_alloc_message(group, 4096);
+    ck_assert_msg(wire_call(&wire, &small, -1) == EPD_OK, "%s", wire.why);
+    ck_assert_int_eq(daemon_worker(&here.daemon), worker);
+    wire_close(&wire);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -367,6 +405,7 @@ int main(void)
         a_buffer_lives_as_long_as_a_plan_of_another_group_is_bound_to_it,
         a_page_full_of_garbage_harms_only_its_owner,
         sizes_whose_sum_overflows_are_refused_one_by_one,
+        what_a_plan_holds_is_counted_beside_sizes_that_nobody_has,
     };
     return suite_run("handles", tests, SUITE_COUNT(tests), start, stop);
 }

@@ -96,6 +96,7 @@ END_TEST
 
 START_TEST(without_a_limit_a_sum_is_still_a_number)
 {
+    const uint64_t max_sum = UINT64_MAX - (1ull << 60);
     struct accounts accounts;
     struct config config;
     struct quota a, b;
@@ -103,10 +104,16 @@ START_TEST(without_a_limit_a_sum_is_still_a_number)
     quota_init(&accounts);
     ck_assert_int_eq(quota_open(&accounts, &config, 5, &a, &error), EPD_OK);
     ck_assert_int_eq(quota_open(&accounts, &config, 5, &b, &error), EPD_OK);
-    ck_assert_int_eq(quota_take(&accounts, &config, &a, QUOTA_HEAP_BYTES, UINT64_MAX - 1, &error), EPD_OK);
+    ck_assert_int_eq(quota_take(&accounts, &config, &a, QUOTA_HEAP_BYTES, max_sum - 1, &error), EPD_OK);
     ck_assert_int_eq(quota_take(&accounts, &config, &a, QUOTA_HEAP_BYTES, 2, &error), EPD_QUOTA);
     ck_assert_int_eq(quota_take(&accounts, &config, &b, QUOTA_HEAP_BYTES, 2, &error), EPD_QUOTA);
-    quota_give(&a, QUOTA_HEAP_BYTES, UINT64_MAX - 1);
+    quota_count(&b, QUOTA_HEAP_BYTES, 4096); /* it is there already */
+    ck_assert_int_eq(quota_check(&accounts, &config, &b, QUOTA_HEAP_BYTES, &error), EPD_QUOTA);
+    ck_assert_str_eq(error.text,
+                     "heap_bytes of uid 5: 17293822569102708734 held, at most 17293822569102704639");
+    quota_give(&a, QUOTA_HEAP_BYTES, max_sum - 1);
+    ck_assert_int_eq(quota_check(&accounts, &config, &b, QUOTA_HEAP_BYTES, &error), EPD_OK);
+    quota_give(&b, QUOTA_HEAP_BYTES, 4096);
     quota_close(&accounts, &a);
     quota_close(&accounts, &b);
 }
