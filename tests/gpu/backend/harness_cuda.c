@@ -81,6 +81,8 @@ static void copy(const struct client *client, void *to, const void *from)
         result = cudaSetDevice(attributes.device);
     if (result == cudaSuccess)
         result = cudaMemcpy(to, from, client->used, cudaMemcpyDefault);
+    if (result == cudaSuccess) /* from pageable memory it may be on its way */
+        result = cudaStreamSynchronize(cudaStreamLegacy);
     ck_assert_msg(result == cudaSuccess, "%s", cudaGetErrorString(result));
 }
 

@@ -18,6 +18,12 @@ _Noreturn void process_fail(const char *file, int line, const char *condition)
     exit(1);
 }
 
+void process_upload(void *to, const void *from, size_t bytes)
+{
+    MUST(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice) == cudaSuccess &&
+         cudaStreamSynchronize(cudaStreamLegacy) == cudaSuccess);
+}
+
 pid_t process_start(const char *const *argv)
 {
     pid_t pid = fork();

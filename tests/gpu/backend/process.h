@@ -20,6 +20,10 @@
 /* Prints libepd's and CUDA's last words, exits 1. */
 _Noreturn void process_fail(const char *file, int line, const char *condition);
 
+/* To the current GPU. It has arrived: cudaMemcpy of pageable memory may return before that, and no stream stands between it and
+ * what another process then launches. */
+void process_upload(void *to, const void *from, size_t bytes);
+
 /* argv ends with NULL; argv[0] is executed. */
 pid_t process_start(const char *const *argv);
 /* The exit code; -1 if a signal ended it. */

@@ -116,8 +116,7 @@ static void push(const struct tensor *t)
         halves[i] = to_bf16(t->host[i]);
     if (t->epd.dtype == EPD_BF16)
         data = halves;
-    MUST(cudaMemcpy(epd_buffer_data(t->epd.buffer), data, t->n * element_bytes(t->epd.dtype),
-                    cudaMemcpyHostToDevice) == cudaSuccess);
+    process_upload(epd_buffer_data(t->epd.buffer), data, t->n * element_bytes(t->epd.dtype));
     free(halves);
 }
 
@@ -154,7 +153,7 @@ static struct tensor tensor(struct client *c, enum epd_role role, enum epd_dtype
 static struct epd_tensor splits(struct client *c)
 {
     struct epd_buffer *made = buffer(c, sizeof m_splits);
-    MUST(cudaMemcpy(epd_buffer_data(made), m_splits, sizeof m_splits, cudaMemcpyHostToDevice) == cudaSuccess);
+    process_upload(epd_buffer_data(made), m_splits, sizeof m_splits);
     return (struct epd_tensor){
         .role = EPD_ROLE_M_SPLITS, .buffer = made, .dtype = EPD_I64, .n_dims = 1, .shape = {L}};
 }

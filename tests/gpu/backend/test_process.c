@@ -63,7 +63,7 @@ static void route(const struct tensors *t, unsigned rank, int bad)
     }
     if (bad)
         idx[11 * K] = E;
-    MUST(cudaMemcpy(t->idx, idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess);
+    process_upload(t->idx, idx, sizeof idx);
 }
 
 static struct tensors make_tensors(struct epd_group *group, unsigned rank)
@@ -137,7 +137,7 @@ static void run_graph(const struct tensors *t, struct epd_plan *plans[2], cudaSt
     cudaGraph_t graph;
     cudaGraphExec_t replay;
     fill(x, 99, rank);
-    MUST(cudaMemcpy(t->x, x, sizeof x, cudaMemcpyHostToDevice) == cudaSuccess);
+    process_upload(t->x, x, sizeof x);
     MUST(cudaMemset(t->out, 0xff, sizeof out) == cudaSuccess);
     MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
     MUST(epd_plan_launch(plans[0], stream) == EPD_INVALID_ARGUMENT); /* and nobody hears of it */

@@ -44,8 +44,8 @@ static void fill(struct client *c)
         idx[t * K] = (int)((t + c->rank) % E);
         idx[t * K + 1] = (int)((t + c->rank + 1 + t / E % (E - 1)) % E);
     }
-    MUST(cudaMemcpy(c->x, x, sizeof x, cudaMemcpyHostToDevice) == cudaSuccess);
-    MUST(cudaMemcpy(c->idx, idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess);
+    process_upload(c->x, x, sizeof x);
+    process_upload(c->idx, idx, sizeof idx);
 }
 
 /* Combine without experts between adds a token to itself. */

@@ -98,7 +98,7 @@ static void fill_bf16(struct layer *layer, int i, size_t n, uint32_t seed, float
     MUST(host != NULL);
     for (size_t at = 0; at < n; at++)
         host[at] = bf16_of(uniform(&state, scale));
-    MUST(cudaMemcpy(layer->data[i], host, n * sizeof *host, cudaMemcpyHostToDevice) == cudaSuccess);
+    process_upload(layer->data[i], host, n * sizeof *host);
     free(host);
 }
 
@@ -121,8 +121,8 @@ static void fill_routing(struct layer *layer, uint32_t seed)
         }
     for (int t = 3; t < NODE_T; t += 97)
         idx[t * NODE_K + 1] = -1;
-    MUST(cudaMemcpy(layer->data[IDX], idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess);
-    MUST(cudaMemcpy(layer->data[WEIGHTS], weights, sizeof weights, cudaMemcpyHostToDevice) == cudaSuccess);
+    process_upload(layer->data[IDX], idx, sizeof idx);
+    process_upload(layer->data[WEIGHTS], weights, sizeof weights);
 }
 
 static void fill_all(struct layer *layer)
@@ -270,8 +270,7 @@ static void check_bad_step(struct layer *layer)
     const int32_t bad = NODE_E + 3;
     fill_routing(layer, 5);
     if (layer->options->rank == layer->options->world_size - 1)
-        MUST(cudaMemcpy((int32_t *)layer->data[IDX] + 11 * NODE_K, &bad, sizeof bad,
-                        cudaMemcpyHostToDevice) == cudaSuccess);
+        process_upload((int32_t *)layer->data[IDX] + 11 * NODE_K, &bad, sizeof bad);
     MUST(run(layer, layer->forward) == EPD_BAD_ROUTING);
     char name[32];
     (void)snprintf(name, sizeof name, "rank %u", layer->options->world_size - 1);

@@ -156,6 +156,12 @@ void gpu_rank_close(struct gpu_rank *rank)
 
 /* ---- steps ---- */
 
+void gpu_put(void *to, const void *from, size_t bytes)
+{
+    GPU_MUST(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice) == cudaSuccess &&
+             cudaStreamSynchronize(cudaStreamLegacy) == cudaSuccess);
+}
+
 void gpu_rank_route(struct gpu_rank *rank, int bad_token)
 {
     int idx[GPU_T * GPU_K];
@@ -165,9 +171,7 @@ void gpu_rank_route(struct gpu_rank *rank, int bad_token)
     }
     if (bad_token >= 0)
         idx[bad_token * GPU_K] = GPU_E;
-    /* A small copy may still be on its way when it returns. */
-    GPU_MUST(cudaMemcpy(rank->idx, idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess &&
-             cudaStreamSynchronize(cudaStreamLegacy) == cudaSuccess);
+    gpu_put(rank->idx, idx, sizeof idx);
 }
 
 static int value_of(const struct gpu_rank *rank, unsigned i)

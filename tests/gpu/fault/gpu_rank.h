@@ -64,6 +64,9 @@ enum epd_status gpu_rank_step(struct gpu_rank *rank);
 /* Steps and counts on the board. */
 enum epd_status gpu_rank_counted_step(struct gpu_rank *rank);
 
+/* Copies to the current GPU and returns when it has arrived: a small copy from pageable memory is on its way when cudaMemcpy
+ * returns, and no stream stands between it and the launch. */
+void gpu_put(void *to, const void *from, size_t bytes);
 /* bf16 of a small whole number. */
 unsigned short gpu_bf16(int value);
 /* Launches a kernel that faults: the context is lost. */

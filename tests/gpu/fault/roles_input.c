@@ -21,7 +21,7 @@ static void expect_bad_routing(struct gpu_rank *rank, int bad_token)
 static void write_idx(struct gpu_rank *rank, int first, int second)
 {
     const int pair[2] = {first, second};
-    GPU_MUST(cudaMemcpy(rank->idx, pair, sizeof pair, cudaMemcpyHostToDevice) == cudaSuccess);
+    gpu_put(rank->idx, pair, sizeof pair);
 }
 
 /* Out of range, far out of range, negative, twice: named by rank and token, and the next step is right. */
@@ -89,7 +89,7 @@ static void run_full(struct gpu_rank *rank)
             idx[token * GPU_K] = 0;
             idx[token * GPU_K + 1] = rank->world == 1 ? 1 : GPU_E / (int)rank->world;
         }
-        GPU_MUST(cudaMemcpy(rank->idx, idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess);
+        gpu_put(rank->idx, idx, sizeof idx);
         const enum epd_status status = gpu_rank_step(rank);
         GPU_MUST(status == (short_by ? EPD_CAPACITY_OVERFLOW : EPD_OK));
         if (short_by) {
@@ -111,7 +111,7 @@ static void run_empty(struct gpu_rank *rank)
     int64_t splits[GPU_E];
     gpu_rank_open(rank);
     memset(idx, 0xff, sizeof idx);
-    GPU_MUST(cudaMemcpy(rank->idx, idx, sizeof idx, cudaMemcpyHostToDevice) == cudaSuccess);
+    gpu_put(rank->idx, idx, sizeof idx);
     GPU_MUST(gpu_rank_launch(rank) == EPD_OK && cudaStreamSynchronize(rank->stream) == cudaSuccess);
     GPU_MUST(epd_plan_wait(rank->dispatch, 0) == EPD_OK && epd_plan_wait(rank->combine, 0) == EPD_OK);
     for (int i = 0; i < GPU_T * GPU_H; i++)
@@ -169,8 +169,7 @@ static void run_nan(struct gpu_rank *rank)
     GPU_MUST(gpu_rank_launch(rank) == EPD_OK); /* the same step as the rank's own, with one bad value */
     GPU_MUST(gpu_rank_wait(rank) == EPD_OK);
     const unsigned short nan = 0x7fc0;
-    GPU_MUST(cudaMemcpy((unsigned short *)rank->x + nan_token * GPU_H, &nan, sizeof nan,
-                        cudaMemcpyHostToDevice) == cudaSuccess);
+    gpu_put((unsigned short *)rank->x + nan_token * GPU_H, &nan, sizeof nan);
     GPU_MUST(epd_plan_launch(rank->dispatch, rank->stream) == EPD_OK);
     GPU_MUST(epd_plan_launch(rank->combine, rank->stream) == EPD_OK);
     GPU_MUST(cudaStreamSynchronize(rank->stream) == cudaSuccess);
@@ -243,7 +242,7 @@ static void run_splits(struct gpu_rank *rank)
     static unsigned short out[2 * GEMM_ROWS * GEMM_N];
     for (size_t i = 0; i <= sizeof bad / sizeof bad[0]; i++) {
         const int is_good = i == sizeof bad / sizeof bad[0];
-        GPU_MUST(cudaMemcpy(s, is_good ? good : bad[i], sizeof good, cudaMemcpyHostToDevice) == cudaSuccess);
+        gpu_put(s, is_good ? good : bad[i], sizeof good);
         GPU_MUST(epd_plan_launch(plan, rank->stream) == EPD_OK &&
                  cudaStreamSynchronize(rank->stream) == cudaSuccess);
         GPU_MUST(epd_plan_wait(plan, 0) == (is_good ? EPD_OK : EPD_BAD_SPLITS));

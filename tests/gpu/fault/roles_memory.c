@@ -92,13 +92,6 @@ static int token_of_row(int row)
     return -1;
 }
 
-/* A small copy from pageable memory is on its way when cudaMemcpy returns, and no stream stands between it and the launch. */
-static void put(void *to, const void *from, size_t bytes)
-{
-    GPU_MUST(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice) == cudaSuccess &&
-             cudaStreamSynchronize(cudaStreamLegacy) == cudaSuccess);
-}
-
 /* Says where the first difference is, how many there are, and how the rows were counted. */
 static void check_rows(const char *where, const unsigned short *rows, const unsigned short *x,
                        const long long *splits)
@@ -132,11 +125,11 @@ static void step_on(struct wire *wire, uint64_t group_id, uint64_t x_id, void *t
         x[i] = gpu_bf16(1 + i % 199);
     for (int i = 0; i < RAW_T * RAW_K; i++)
         idx[i] = (i / RAW_K + i % RAW_K) % RAW_E;
-    put(tokens, x, sizeof x);
+    gpu_put(tokens, x, sizeof x);
     const uint64_t idx_id = own_raw(wire, group_id, sizeof idx, &idx_data),
                    recv_id = own_raw(wire, group_id, 64 * RAW_H * 2, &recv),
                    splits_id = own_raw(wire, group_id, RAW_E * 8, &splits);
-    put(idx_data, idx, sizeof idx);
+    gpu_put(idx_data, idx, sizeof idx);
     struct message_binding bindings[] = {
         {.role = EPD_ROLE_X, .buffer_id = x_id, .dtype = EPD_BF16, .n_dims = 2, .shape = {RAW_T, RAW_H}},
         {.role = EPD_ROLE_TOPK_IDX,
