@@ -1,5 +1,5 @@
-/* What a rail, and who swaps with it, has on its GPU: a stream with the memory of its first swap, an account of the channels that it takes, and
- * the mark that it connects. Where NCCL's rails touch CUDA: all of it is here, so that their course (transport_nccl.c)
+/* What a rail, and who swaps with it, has on its GPU: a stream with the memory of its first swap, an account of the channels
+ * that it takes, and the mark that it connects. Where NCCL's rails touch CUDA: all of it is here, so that their course (transport_nccl.c)
  * runs in tests without a GPU (tests/unit/ep/test_nccl.c, test_rails.c). On GPUs tests/gpu/fabric/test_rail.c shows it.
  *
  * Lane thread, but cuda_rail_use and cuda_rail_settled, which any thread may call. */

@@ -1,5 +1,6 @@
 /* Groups over two nodes: messages of a fixed size; and ranks that fail in the midst of a step, behind every swap of every
- * op, several ranks to a lane. Nobody may wait for anybody: the step ends at once on all nodes, names the rank, and the next one goes well. */
+ * op, several ranks to a lane. Nobody may wait for anybody: the step ends at once on all nodes, names the rank, and the next
+ * one goes well. */
 #include <stdlib.h>
 #include <string.h>
 
