@@ -92,6 +92,7 @@ static void give_up(struct coordinator *coordinator, struct span *span, uint32_t
     else if (span && span_has_node(span, node) && span->local_ids[node] == message->group)
         leave(coordinator, span, node, message);
 }
+
 void span_unjoin(struct coordinator *coordinator, struct span *span, uint32_t node)
 {
     span->nodes &= ~(1ull << node);

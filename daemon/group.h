@@ -66,10 +66,9 @@ struct group {
     struct team *team;                          /* owned; NULL while joining */
     struct group_span *span;                    /* owned; NULL if all ranks are of this node */
     struct member *members[EPD_MAX_WORLD_SIZE]; /* by rank; NULL: not joined, gone, or of another node */
-    uint64_t
-        left_bytes; /* that plans of ranks which have left hold still; their uid's until the group is gone */
-    struct account
-        *account; /* borrowed: what `queues` and `left_bytes` count against; NULL while nobody has joined */
+    /* Borrowed: what `queues` and `left_bytes` count against; NULL while nobody has joined. */
+    struct account *account;
+    uint64_t left_bytes; /* that plans of ranks that have left hold; their uid's until the group is gone */
     uint32_t queues[EPD_MAX_DEVICES]; /* that it takes of each device; its uid's until it is gone */
 
     struct list joint_plans;

@@ -105,9 +105,8 @@ static void on_before_sleep(uv_prepare_t *prepare)
     struct worker *worker = prepare->data;
     if (worker->fails)
         worker_stop(worker, CLOSE_RESTART, WORKER_EXIT_FATAL);
-    if (!list_empty(
-            &worker
-                 ->closing)) /* who was told by a lane how a step has ended, and left, ended after that step */
+    /* Who was told by a lane how a step has ended, and left, ended after that step. */
+    if (!list_empty(&worker->closing))
         (void)node_poll(worker->node);
     session_end_closed(worker);
     if (worker->state == WORKER_STOPPING && all_gone(worker))
