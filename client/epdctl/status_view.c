@@ -30,16 +30,19 @@ void status_view_headline(const json_t *document, FILE *out)
     fputc('\n', out);
 }
 
-/* What the supervisor answers while no worker runs. */
+/* What the supervisor answers while no worker serves: one that hangs, ends or starts is there all the same. */
 static void print_no_worker(const json_t *status, FILE *out)
 {
     char text[QUANTITY_BYTES];
-    fprintf(out, "epd %s: no worker is running (%s)\n", field_text(status, "version", "-"),
-            field_text(status, "worker", "-"));
-    fprintf(out, "  last exit      %s\n", field_text(status, "last_exit", "-"));
-    fprintf(out, "  failures       %s in a row\n", quantity_count(text, field_number(status, "failures")));
-    fprintf(out, "  next start in  %s\n",
-            quantity_duration(text, field_number(status, "restart_in_ms") * 1e6));
+    const char *worker = field_text(status, "worker", "-");
+    fprintf(out, "epd %s: no worker serves (%s)\n", field_text(status, "version", "-"), worker);
+    if (field_number(status, "hangs") > 0)
+        fprintf(out, "  ended for hangs %s\n", quantity_count(text, field_number(status, "hangs")));
+    fprintf(out, "  last exit       %s\n", field_text(status, "last_exit", "-"));
+    fprintf(out, "  failures        %s in a row\n", quantity_count(text, field_number(status, "failures")));
+    if (strcmp(worker, "waiting") == 0)
+        fprintf(out, "  next start in   %s\n",
+                quantity_duration(text, field_number(status, "restart_in_ms") * 1e6));
 }
 
 static void print_line(FILE *out, const json_t *object, const char *label, const char *key)

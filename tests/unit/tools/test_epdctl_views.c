@@ -352,9 +352,25 @@ START_TEST(status_without_a_worker_says_when_the_next_starts)
                              " 'restart_in_ms': 400, 'failures': 3}");
     output_open(&output);
     status_view(document, 0, output.file);
-    ASSERT_SAYS(&output, "no worker is running (waiting)");
+    ASSERT_SAYS(&output, "no worker serves (waiting)");
     ASSERT_SAYS(&output, "signal 9");
     ASSERT_SAYS(&output, "400 ms");
+    output_close(&output);
+    json_decref(document);
+}
+END_TEST
+
+/* It is there, and nobody knows yet when the next one starts. */
+START_TEST(status_of_a_worker_that_hangs_names_no_next_start)
+{
+    struct output output;
+    json_t *document = parse("{'version': '0.1.0', 'pid': 0, 'worker': 'stuck', 'last_exit': '', 'hangs': 2,"
+                             " 'restart_in_ms': 0, 'failures': 0}");
+    output_open(&output);
+    status_view(document, 0, output.file);
+    ASSERT_SAYS(&output, "no worker serves (stuck)");
+    ASSERT_SAYS(&output, "ended for hangs 2\n");
+    ck_assert_msg(!strstr(output.text, "next start"), "a start that nobody plans:\n%s", output.text);
     output_close(&output);
     json_decref(document);
 }
@@ -454,6 +470,7 @@ static Suite *views_suite(void)
     tcase_add_test(tcase, fabric_shows_nodes_rails_and_agreements);
     tcase_add_test(tcase, fabric_shows_which_nodes_a_group_has);
     tcase_add_test(tcase, status_without_a_worker_says_when_the_next_starts);
+    tcase_add_test(tcase, status_of_a_worker_that_hangs_names_no_next_start);
     suite_add_tcase(suite, tcase);
     return suite;
 }
