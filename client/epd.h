@@ -435,7 +435,8 @@ EPD_API enum epd_status epd_plan_set_tokens(struct epd_plan *plan, uint32_t n_to
  * last launch was not waited for.
  * Errors of the call itself: EPD_DISCONNECTED, EPD_RESTARTED, EPD_EVICTED, EPD_BUSY, and EPD_TIMEOUT if the daemon reads nothing
  * for 20 s, EPD_INVALID_ARGUMENT if the stream is capturing a graph, EPD_CUDA if there is no such stream; after them nothing is in
- * flight. Errors of the step come from epd_plan_wait. */
+ * flight. EPD_CUDA also if the driver refuses what has been announced already: the daemon ends that launch as one whose client does
+ * not come, and the plan takes no further ones. Errors of the step come from epd_plan_wait. */
 EPD_API enum epd_status epd_plan_launch(struct epd_plan *plan, void *stream);
 /* Waits until every launch of the plan so far has ended; returns the first failure among them since the last wait (details:
  * epd_plan_failure). timeout_ms 0: no limit of its own (the daemon's deadlines end every step); EPD_TIMEOUT if it passes, and the

@@ -32,6 +32,7 @@ struct epd_plan {
     atomic_uint state;        /* enum plan_state */
     atomic_ullong n_launched; /* CUDA: since it was bound */
     uint64_t n_released;      /* CUDA: of these, after a loss; watcher thread */
+    atomic_uint untaken;      /* CUDA: since it was bound, a launch was sent that its stream did not take */
     atomic_uint waiting;      /* a thread is in epd_plan_wait */
     uint64_t ended_before,
         failed_before;      /* page counters when the launch in flight began, or was last asked for */

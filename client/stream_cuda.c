@@ -277,6 +277,7 @@ static enum epd_status cuda_bind(struct epd_plan *plan, struct epd_error *error)
     words->words = device_page + (line - start);
     plan->stream_words = words;
     atomic_store(&plan->n_launched, 0);
+    atomic_store(&plan->untaken, 0);
     plan->n_released = 0;
     return EPD_OK;
 
@@ -341,6 +342,10 @@ static void count_launches(struct epd_plan *plan, uint32_t n)
 static enum epd_status cuda_begin(struct epd_plan *plan, void *stream, struct epd_error *error)
 {
     CUstreamCaptureStatus capture;
+    if (atomic_load(&plan->untaken))
+        return error_set(error, EPD_CUDA,
+                         "plan %llu: its stream did not take an earlier launch; make the plan again",
+                         (unsigned long long)plan->reply.plan_id);
     if (driver_result(driver()->cuStreamIsCapturing(stream, &capture), "stream: launch", error))
         return error->status;
     if (capture != CU_STREAM_CAPTURE_STATUS_NONE)
@@ -356,9 +361,14 @@ static void cuda_cancel(struct epd_plan *plan, void *stream)
     atomic_fetch_sub(&plan->n_launched, 1);
 }
 
+/* In vain, the daemon ends the launch as that of a client that does not come, and its done, which nobody takes, would end the
+ * wait of the next one. */
 static enum epd_status cuda_commit(struct epd_plan *plan, void *stream, struct epd_error *error)
 {
-    return hand_over(plan, stream, error);
+    const enum epd_status status = hand_over(plan, stream, error);
+    if (status)
+        atomic_store(&plan->untaken, 1);
+    return status;
 }
 
 static uint64_t now_ns(void)
