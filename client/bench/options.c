@@ -58,12 +58,11 @@ static const struct row rows[] = {
     {"socket", OPTION_SOCKET, 1, 0, 0, "PATH", "use the daemon that listens there; start none"},
     {"ranks", OPTION_RANKS, 1, 1, JOB_MAX_RANKS, "N", "rank processes (host: 4, CUDA: one per GPU)"},
     {"nodes", OPTION_NODES, 1, 1, JOB_MAX_NODES, "N",
-     "daemons on this machine that are a fabric, with the ranks and their groups spread over them; CUDA: "
-     "each "
-     "has an even share of the GPUs, NCCL goes over the loopback (1)"},
+     "daemons on this machine that are a fabric, with the ranks and their groups spread over them; "
+     "CUDA: each has an even share of the GPUs, NCCL goes over the loopback (1)"},
     {"crossing", OPTION_CROSSING, 1, 0, 0, "NAME",
-     "with --nodes: messages as long as what crosses (eager), or as all tokens would need (static) (the backend's "
-     "choice)"},
+     "with --nodes: messages as long as what crosses (eager), or as all tokens would need (static) "
+     "(the backend's choice)"},
     {"case", OPTION_CASE, 1, 0, 0, "LIST",
      "sizes: dsv3, qwen235b, qwen30b, mixtral, decode128, tiny, with commas between (tiny)"},
     {"tokens", OPTION_TOKENS, 1, 1, 1u << 24, "N", "tokens of a rank, instead of the case's"},

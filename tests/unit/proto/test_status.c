@@ -55,7 +55,8 @@ START_TEST(error_set_cuts_long_texts_and_keeps_them_on_one_line)
     ck_assert_int_eq(error_set(&error, EPD_CUDA, "%s", lines), EPD_CUDA);
     ck_assert_uint_eq(strlen(error.text), EPD_ERROR_TEXT_BYTES - 1);
     ck_assert_uint_eq(strspn(error.text, " "), EPD_ERROR_TEXT_BYTES - 4);
-    ck_assert_str_eq(error.text + EPD_ERROR_TEXT_BYTES - 4, "..."); /* who reads it knows that there was more */
+    /* Who reads it knows that there was more. */
+    ck_assert_str_eq(error.text + EPD_ERROR_TEXT_BYTES - 4, "...");
 }
 END_TEST
 
