@@ -425,6 +425,14 @@ static uint64_t release_one_for_ever(struct epd_plan *plan)
     return 1;
 }
 
+/* The thread of the connection reads it, too. */
+static void use(const struct stream_ops *ops)
+{
+    pthread_mutex_lock(&client->lock);
+    group->ops = ops;
+    pthread_mutex_unlock(&client->lock);
+}
+
 /* Not the second times what a short nap takes longer than it was asked for. */
 START_TEST(flags_that_no_stream_takes_are_given_up_after_a_second)
 {
@@ -434,9 +442,7 @@ START_TEST(flags_that_no_stream_takes_are_given_up_after_a_second)
     struct epd_plan *plan = create_barrier(group);
     ops = *group->ops;
     ops.release = release_one_for_ever;
-    pthread_mutex_lock(&client->lock);
-    group->ops = &ops;
-    pthread_mutex_unlock(&client->lock);
+    use(&ops);
     ck_assert_int_eq(epd_plan_launch(plan, NULL), EPD_OK);
     while (epd_plan_check(plan) == EPD_OK)
         usleep(1000);
@@ -475,9 +481,7 @@ START_TEST(replays_that_were_not_announced_are_not_in_flight)
     struct epd_plan *plan = create_barrier(group);
     ops = *group->ops;
     ops.arm = arm_and_lose;
-    pthread_mutex_lock(&client->lock);
-    group->ops = &ops;
-    pthread_mutex_unlock(&client->lock);
+    use(&ops);
     ck_assert_int_eq(epd_plan_arm(plan, 65537), EPD_INVALID_ARGUMENT);
     ck_assert_str_eq(epd_error_text(), "plan 101: 65537 launches to arm, want 1..65536");
     ck_assert_int_eq(epd_plan_arm(plan, 0), EPD_INVALID_ARGUMENT);
